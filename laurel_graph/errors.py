@@ -1,0 +1,75 @@
+"""The errors of laurel-graph: one small tree under :class:`LaurelError`.
+
+Every message says what was expected, what was found (with the node, shape or dtype where there is one) and what to
+do next. The command line prints the message alone, without a traceback, and exits with :attr:`LaurelError.exit_code`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LaurelError(Exception):
+    """Base of every error that a user can cause or mend.
+
+    Attributes:
+        exit_code: what the command line exits with: 1 when the answer is "no", 2 when the input is wrong.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(LaurelError):
+    """A field of :class:`laurel_graph.LaurelConfig` has a value outside its domain."""
+
+
+class ModelError(LaurelError):
+    """A model could not be read, traced or understood (missing, truncated, not ONNX, untraceable)."""
+
+
+class OutputError(LaurelError):
+    """An output cannot be written (unwritable folder, the same file as the input, a directory)."""
+
+
+class NoResidualError(LaurelError):
+    """No residual connection was found or selected; the message lists the nearest misses."""
+
+    exit_code = 1
+
+
+class SelectorError(LaurelError):
+    """A site selector matched nothing; the message lists near names."""
+
+
+class RewriteError(LaurelError):
+    """A residual connection was found but cannot be rewritten as asked."""
+
+
+class AdapterError(LaurelError):
+    """An adapter does not fit its model: missing, extra or wrong-shaped tensors, another base graph."""
+
+
+class UnsupportedOperatorError(LaurelError):
+    """An operator of an ONNX graph has no differentiable counterpart."""
+
+
+class VerificationError(LaurelError):
+    """Two models that should compute the same do not."""
+
+    exit_code = 1
+
+
+class KernelLibraryError(LaurelError):
+    """The library of fused kernels is asked for but is not there, or does not load."""
+
+
+class DependencyError(LaurelError):
+    """An optional package is needed; the message says which extra installs it."""
+
+
+def near(name: str, known: Iterable[str], limit: int = 5) -> str:
+    """Returns ``" Near names: a, b."`` for the known names closest to *name*, or an empty string."""
+    known = list(known)
+    matches = get_close_matches(name, known, n=limit, cutoff=0.4) or known[:limit]
+    return f" Near names: {', '.join(matches)}." if matches else ""

@@ -1,0 +1,1 @@
+extern "C" int laurel_probe() { return 1; }

@@ -1,0 +1,171 @@
+"""Names and signatures of the operators of ``ai.laurel``, and where a model file keeps what belongs to a site.
+
+A function body cannot branch on an attribute or on a missing input, so everything that changes the body is part of the
+operator's name::
+
+    Laurel[_RW][_LR][_PA<k>|_PAL<k>][_Bias][_1d|_2d|_3d][_Relu|_LayerNorm|_RMSNorm]
+
+``PA<k>`` takes k earlier activations as they are, ``PAL<k>`` through low-rank maps. ``1d``, ``2d``, ``3d`` mean
+channels on axis 1 followed by that many spatial axes (NCHW is ``2d``); without them D is the last axis. ``Bias`` adds a
+vector (D,) to f. The last part is applied to the residual's output. Inputs, in order (absent parts leave no gap)::
+
+    x, f, alpha, beta, A, B, gamma, previous_A, previous_B, bias, scale, offset, previous_1 ... previous_k
+
+``x``, ``f`` and ``previous_*`` share one shape; ``alpha``, ``beta`` are () or (D,); ``A`` (D, r); ``B`` (r, D);
+``gamma`` (k,); ``previous_A`` (k, D, r); ``previous_B`` (k, r, D); ``bias``, ``scale``, ``offset`` (D,). ``scale`` and
+``offset`` belong to LayerNorm, ``scale`` alone to RMSNorm; both have the float attribute ``epsilon`` and a second,
+optional output: the residual before the norm. Element types: float32, float16, bfloat16 (and float64 in bodies), one
+for all inputs and outputs; 16-bit types are accumulated in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import MAX_PREVIOUS, SiteSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+DOMAIN = "ai.laurel"
+VERSION = 1
+PREFIX = "laurel"
+"""First part of every initializer, parameter and metadata name of ours."""
+
+METADATA_FORMAT = "laurel.format"
+METADATA_CONFIG = "laurel.config"
+METADATA_SITES = "laurel.sites"
+METADATA_UNDO = "laurel.undo"
+
+EPILOGUES = ("", "Relu", "LayerNorm", "RMSNorm")
+LAYOUTS = ("", "1d", "2d", "3d")
+
+_NAME = re.compile(
+    r"Laurel(?P<rw>_RW)?(?P<lr>_LR)?(?:_PA(?P<low>L?)(?P<k>[1-9]))?(?P<bias>_Bias)?"
+    r"(?:_(?P<layout>[123]d))?(?:_(?P<epilogue>Relu|LayerNorm|RMSNorm))?"
+)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of the set.
+
+    Attributes:
+        rw: has α and β.
+        lr: has A and B.
+        previous: k, 0 without PA.
+        low_rank_previous: earlier activations pass low-rank maps.
+        bias: a vector is added to f.
+        layout: "" (last axis), "1d", "2d" or "3d" (axis 1).
+        epilogue: "", "Relu" (channel layouts), "LayerNorm" or "RMSNorm" (last axis).
+    """
+
+    rw: bool = False
+    lr: bool = False
+    previous: int = 0
+    low_rank_previous: bool = False
+    bias: bool = False
+    layout: str = ""
+    epilogue: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.rw or self.lr or self.previous):
+            raise ValueError("an operator of ai.laurel has at least one of RW, LR, PA")
+        if not 0 <= self.previous <= MAX_PREVIOUS or self.layout not in LAYOUTS or self.epilogue not in EPILOGUES:
+            raise ValueError(f"no operator of ai.laurel: {self}")
+        if self.epilogue and (self.epilogue == "Relu") != bool(self.layout):
+            raise ValueError(f"{self.epilogue} does not go with layout {self.layout or 'last axis'!r}")
+        if self.bias and self.layout:
+            raise ValueError("a bias on f goes with the last axis alone; convolutions carry their own")
+
+    @property
+    def name(self) -> str:
+        """The operator's type name."""
+        parts = ["Laurel"]
+        parts += ["RW"] * self.rw + ["LR"] * self.lr
+        if self.previous:
+            parts.append(f"PA{'L' * self.low_rank_previous}{self.previous}")
+        parts += ["Bias"] * self.bias + [part for part in (self.layout, self.epilogue) if part]
+        return "_".join(parts)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The input names in order."""
+        names = ["x", "f"]
+        names += ["alpha", "beta"] * self.rw + ["A", "B"] * self.lr + ["gamma"] * bool(self.previous)
+        names += ["previous_A", "previous_B"] * (bool(self.previous) and self.low_rank_previous) + ["bias"] * self.bias
+        names += {"LayerNorm": ["scale", "offset"], "RMSNorm": ["scale"]}.get(self.epilogue, [])
+        return (*names, *(f"previous_{j + 1}" for j in range(self.previous)))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The output names in order."""
+        return ("y", "sum") if self.epilogue in ("LayerNorm", "RMSNorm") else ("y",)
+
+    @property
+    def axis(self) -> int:
+        """The feature axis, 1 or -1."""
+        return 1 if self.layout else -1
+
+    @classmethod
+    def parse(cls, name: str) -> Operator | None:
+        """Returns the operator of that type name, or ``None`` if there is none."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        try:
+            return cls(
+                rw=bool(match["rw"]),
+                lr=bool(match["lr"]),
+                previous=int(match["k"] or 0),
+                low_rank_previous=bool(match["low"]),
+                bias=bool(match["bias"]),
+                layout=match["layout"] or "",
+                epilogue=match["epilogue"] or "",
+            )
+        except ValueError:
+            return None
+
+    @classmethod
+    def of(cls, spec: SiteSpec) -> Operator:
+        """Returns the plain operator (no bias, no epilogue) that computes the residual of *spec*.
+
+        Raises:
+            ValueError: channels on axis 1 with more than three spatial axes.
+        """
+        layout = f"{spec.ndim - 2}d" if spec.axis == 1 and spec.ndim > 2 else ""
+        return cls(
+            rw=spec.has_rw,
+            lr=spec.has_lr,
+            previous=spec.previous,
+            low_rank_previous=spec.has_low_rank_pa,
+            layout=layout,
+        )
+
+
+def tensor_name(site: str, name: str) -> str:
+    """Returns the initializer (and torch parameter) name of a site's tensor: ``laurel.<site>.<name>``."""
+    return f"{PREFIX}.{site}.{name}"
+
+
+def read_metadata(model: onnx.ModelProto, key: str) -> str | None:
+    """Returns the model's metadata property *key*, or ``None``."""
+    return next((prop.value for prop in model.metadata_props if prop.key == key), None)
+
+
+def read_specs(model: onnx.ModelProto) -> dict[str, SiteSpec]:
+    """Returns site name to spec for a transformed model; empty for any other model.
+
+    Raises:
+        ConfigError: the metadata was written by a newer version or is damaged.
+    """
+    text = read_metadata(model, METADATA_SITES)
+    return {spec.site: spec for spec in map(SiteSpec.from_dict, json.loads(text))} if text else {}
+
+
+def laurel_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns the nodes of domain ``ai.laurel`` of one graph (not of its subgraphs), in graph order."""
+    return [node for node in graph.node if node.domain == DOMAIN]
