@@ -1,1 +1,99 @@
-"""x"""
+"""laurel-graph: rewrite the residual connections of trained networks into LAuReL, fine-tune them, serve them.
+
+    import laurel_graph as lg
+
+    found = lg.inspect(model, example_inputs)  # nn.Module, GraphModule, ExportedProgram, or an .onnx path
+    result = lg.transform("model.onnx", lg.LaurelConfig(variant="rw+lr"), output="model.laurel.onnx")
+    module = lg.import_onnx("model.laurel.onnx")  # differentiable; only the LAuReL parameters train
+    lg.deploy("tuned.onnx", "served.onnx")
+    session = lg.session("served.onnx")
+
+Public names are loaded when first used: importing this package imports neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapters import apply_adapter, load_adapter, save_adapter
+    from .config import LaurelConfig, SiteOverride, SiteSpec
+    from .errors import LaurelError
+    from .importer import import_onnx
+    from .module import LaurelResidual, parameter_groups, trainable_parameters
+    from .passes.deploy import deploy_file as deploy
+    from .passes.export import export_onnx
+    from .passes.pipeline import inspect, remove, transform
+    from .passes.verify import verify
+    from .residual import Detection, Rejected, Residual
+    from .runtime import library_path, session, session_options
+
+_HOMES = {
+    "LaurelConfig": "config",
+    "SiteOverride": "config",
+    "SiteSpec": "config",
+    "LaurelError": "errors",
+    "Detection": "residual",
+    "Rejected": "residual",
+    "Residual": "residual",
+    "LaurelResidual": "module",
+    "parameter_groups": "module",
+    "trainable_parameters": "module",
+    "apply_adapter": "adapters",
+    "load_adapter": "adapters",
+    "save_adapter": "adapters",
+    "import_onnx": "importer",
+    "library_path": "runtime",
+    "session": "runtime",
+    "session_options": "runtime",
+    "deploy": "passes.deploy:deploy_file",
+    "export_onnx": "passes.export",
+    "inspect": "passes.pipeline",
+    "remove": "passes.pipeline",
+    "transform": "passes.pipeline",
+    "verify": "passes.verify",
+}
+"""Public name to the module that holds it, and after a colon its name there when that differs."""
+
+__version__ = _version("laurel-graph")
+__all__ = [
+    "Detection",
+    "LaurelConfig",
+    "LaurelError",
+    "LaurelResidual",
+    "Rejected",
+    "Residual",
+    "SiteOverride",
+    "SiteSpec",
+    "__version__",
+    "apply_adapter",
+    "deploy",
+    "export_onnx",
+    "import_onnx",
+    "inspect",
+    "library_path",
+    "load_adapter",
+    "parameter_groups",
+    "remove",
+    "save_adapter",
+    "session",
+    "session_options",
+    "trainable_parameters",
+    "transform",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, _, inner = _HOMES[name].partition(":")
+    value = getattr(import_module(f".{home}", __name__), inner or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

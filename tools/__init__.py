@@ -1,1 +1,1 @@
-B=1
+"""The ``laurel`` command line and the measuring programs."""
