@@ -1,0 +1,298 @@
+"""Function bodies of ``ai.laurel`` in plain ONNX, so that a rewritten file runs on any runtime without our library.
+
+A body uses the model's own opset, from 7 on, and no operator that is younger. Weights are brought into shape by
+``Transpose``, ``Reshape`` and ``Gather`` of initializers, which a runtime folds away at load. Channel layouts multiply
+by 1x1 convolutions, so that everything stays in the runtime's own convolution layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from ..errors import ModelError
+from .schema import DOMAIN, VERSION, Operator
+
+IR_VERSION = 8
+"""The first ONNX IR version with functions in a model."""
+
+MIN_OPSET = 7
+"""The first opset whose ``Add`` and ``Mul`` broadcast as the bodies need it."""
+
+ELEMENT_TYPES: dict[str, int] = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "float64": TensorProto.DOUBLE,
+}
+"""ONNX element type of every dtype that the operators take."""
+
+_DTYPES = {number: name for name, number in ELEMENT_TYPES.items()}
+
+
+class _Body:
+    """Collects the nodes of one function body; every method returns the name of the value that it adds."""
+
+    def __init__(self, op: Operator, opset: int, dtype: str) -> None:
+        self.op, self.opset, self.dtype = op, opset, dtype
+        self.nodes: list[NodeProto] = []
+
+    def add(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
+        output = output or f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def constant(self, value: object, dtype: type = np.int64) -> str:
+        return self.add("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
+
+    def input(self, name: str) -> str:
+        """An input in the type of the arithmetic, which is float32 for the 16-bit types."""
+        return self.add("Cast", name, to=TensorProto.FLOAT) if self.accumulates else name
+
+    def write(self, value: str, output: str) -> str:
+        """Hands the value of the last node out as *output*, in the type of the inputs; returns its name from now on."""
+        if not self.accumulates:
+            self.nodes[-1].output[0] = output
+            return output
+        if self.opset >= 15:
+            self.add("CastLike", value, "x", output=output)
+        else:
+            self.add("Cast", value, output=output, to=ELEMENT_TYPES[self.dtype])
+        return value
+
+    @property
+    def accumulates(self) -> bool:
+        return self.dtype in ("float16", "bfloat16")
+
+    @property
+    def spatial(self) -> int:
+        return int(self.op.layout[:1] or 0)
+
+    def along_features(self, vector: str) -> str:
+        """A scalar or a (D,) vector in a shape that broadcasts along the feature axis."""
+        return self.add("Reshape", vector, self.constant([-1] + [1] * self.spatial)) if self.spatial else vector
+
+    def times(self, x: str, matrix: str) -> str:
+        """x times a matrix (in, out) along the feature axis."""
+        if not self.spatial:
+            return self.add("MatMul", x, matrix)
+        kernel = self.add("Transpose", matrix, perm=[1, 0])
+        return self.add("Conv", x, self.add("Reshape", kernel, self.constant([0, 0] + [1] * self.spatial)))
+
+    def residual(self) -> str:
+        """α·(f + bias) + β·(x + (xA)B + Σ γ_j·h_j(previous_j))."""
+        op = self.op
+        x, f = self.input("x"), self.input("f")
+        carried = x
+        if op.lr:
+            low = self.times(self.times(x, self.input("A")), self.input("B"))
+            carried = self.add("Add", carried, low)
+        if op.previous:
+            gamma = self.input("gamma")
+            maps = [self.input(name) for name in ("previous_A", "previous_B")] if op.low_rank_previous else []
+            for j in range(op.previous):
+                index = self.constant(j)
+                p = self.input(f"previous_{j + 1}")
+                for stack in maps:
+                    p = self.times(p, self.add("Gather", stack, index))
+                carried = self.add("Add", carried, self.add("Mul", p, self.add("Gather", gamma, index)))
+        if op.bias:
+            f = self.add("Add", f, self.input("bias"))
+        if op.rw:
+            f = self.add("Mul", f, self.along_features(self.input("alpha")))
+            carried = self.add("Mul", carried, self.along_features(self.input("beta")))
+        return self.add("Add", f, carried)
+
+    def layer_norm(self, value: str) -> str:
+        scale, offset = self.input("scale"), self.input("offset")
+        if self.opset >= 17:
+            normed = self.add("LayerNormalization", value, scale, offset, axis=-1)
+            self.nodes[-1].attribute.append(_reference("epsilon", "epsilon"))
+            return normed
+        centred = self.add("Sub", value, self.mean(value))
+        return self.add("Add", self.add("Mul", self.over_deviation(centred), scale), offset)
+
+    def rms_norm(self, value: str) -> str:
+        return self.add("Mul", self.over_deviation(value), self.input("scale"))
+
+    def over_deviation(self, value: str) -> str:
+        """value / sqrt(mean(value²) + epsilon)."""
+        variance = self.mean(self.add("Mul", value, value))
+        return self.add("Div", value, self.add("Sqrt", self.plus_epsilon(variance)))
+
+    def plus_epsilon(self, value: str) -> str:
+        if self.opset >= 12:
+            epsilon = self.add("Constant")
+            self.nodes[-1].attribute.append(_reference("value_float", "epsilon"))
+            return self.add("Add", value, self.widen(epsilon))
+        # Before opset 12 no constant can hold an attribute of the function; the slope of LeakyRelu can: -1 gives -ε.
+        negative = self.add("LeakyRelu", self.constant(-1, np.float32))
+        self.nodes[-1].attribute.append(_reference("alpha", "epsilon"))
+        return self.add("Sub", value, self.widen(negative))
+
+    def widen(self, value: str) -> str:
+        return self.add("Cast", value, to=TensorProto.DOUBLE) if self.dtype == "float64" else value
+
+    def mean(self, value: str) -> str:
+        if self.opset >= 18:
+            return self.add("ReduceMean", value, self.constant([-1]), keepdims=1)
+        return self.add("ReduceMean", value, axes=[-1], keepdims=1)
+
+
+def _reference(name: str, attribute: str) -> AttributeProto:
+    """A float attribute *name* of a node that takes the function's attribute *attribute*."""
+    return AttributeProto(name=name, type=AttributeProto.FLOAT, ref_attr_name=attribute)
+
+
+def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
+    """Returns the function body of *op* for a model of that opset.
+
+    The inputs and outputs are those of :mod:`laurel_graph.opset.schema`, of any shapes that it allows, zero rows and
+    symbolic dims included. At the start (α = β = 1, B = 0, γ = 0) the body gives the bits of ``x + f``.
+
+    Args:
+        op: the operator.
+        opset: the model's version of the default domain.
+        dtype: the element type that it will meet. ``float16`` and ``bfloat16`` are computed in float32 (from opset 15
+            on that body takes float32 too); the body for ``float32`` computes in the type of its inputs.
+
+    Raises:
+        ModelError: the opset is older than 7.
+    """
+    if opset < MIN_OPSET:
+        raise ModelError(
+            f"opset {opset} is too old for {DOMAIN}: expected {MIN_OPSET} or newer; "
+            "convert the model with onnx.version_converter first."
+        )
+    body = _Body(op, opset, dtype)
+    value = body.residual()
+    if "sum" in op.outputs:
+        value = body.write(value, "sum")
+    if op.epilogue == "Relu":
+        value = body.add("Relu", value)
+    elif op.epilogue == "LayerNorm":
+        value = body.layer_norm(value)
+    elif op.epilogue == "RMSNorm":
+        value = body.rms_norm(value)
+    body.write(value, "y")
+    attributes = ["epsilon"] if "sum" in op.outputs else []
+    return helper.make_function(
+        DOMAIN,
+        op.name,
+        op.inputs,
+        op.outputs,
+        body.nodes,
+        [helper.make_opsetid("", opset)],
+        attributes,
+        doc_string=_formula(op),
+    )
+
+
+def _formula(op: Operator) -> str:
+    carried = ["x"] + ["(xA)B"] * op.lr
+    for j in range(1, op.previous + 1):
+        h = f"(previous_{j} previous_A[{j - 1}]) previous_B[{j - 1}]" if op.low_rank_previous else f"previous_{j}"
+        carried.append(f"gamma[{j - 1}] {h}")
+    f = "(f + bias)" if op.bias else "f"
+    text = f"alpha {f} + beta ({' + '.join(carried)})" if op.rw else " + ".join([f, *carried])
+    where = "on axis 1" if op.layout else "on the last axis"
+    return f"{op.epilogue}({text}), features {where}" if op.epilogue else f"{text}, features {where}"
+
+
+def default_opset(model: ModelProto) -> int:
+    """Returns the model's version of the default domain.
+
+    Raises:
+        ModelError: the model imports no version of it.
+    """
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    raise ModelError("the model imports no opset of the default domain (ai.onnx); expected one opset_import entry.")
+
+
+def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yields *graph* and every graph inside its nodes (bodies of If, Loop, Scan), outer before inner."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from graphs_of(inner)
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """Yields the graphs that *node* holds as attributes."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def attach(model: ModelProto) -> None:
+    """Puts the function bodies of exactly those ``ai.laurel`` operators into *model* that its nodes use.
+
+    Bodies that are there already are written anew, those that no node uses any more go. The domain's opset import is
+    added and the IR version raised to 8 where needed; nothing else changes.
+
+    Raises:
+        ModelError: a node of the domain is none of its operators, or the model's opset is older than 7.
+    """
+    used: dict[str, set[str]] = {}
+    types = _element_types(model)
+    for graph in graphs_of(model.graph):
+        for node in graph.node:
+            if node.domain == DOMAIN:
+                found = next((types[name] for name in (*node.input[2:], *node.input[:2]) if name in types), "float32")
+                used.setdefault(node.op_type, set()).add(found)
+    detach(model)
+    if not used:
+        return
+    opset = default_opset(model)
+    for name in sorted(used):
+        op = Operator.parse(name)
+        if op is None:
+            raise ModelError(
+                f"{DOMAIN} has no operator {name!r} in version {VERSION}; a newer laurel-graph may have written the model."
+            )
+        model.functions.append(function(op, opset, _body_dtype(used[name], opset)))
+    if not any(entry.domain == DOMAIN for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    model.ir_version = max(model.ir_version, IR_VERSION)
+
+
+def detach(model: ModelProto) -> None:
+    """Takes the function bodies of ``ai.laurel`` out of *model*, and its opset import when no node uses the domain."""
+    kept = [function for function in model.functions if function.domain != DOMAIN]
+    if len(kept) < len(model.functions):
+        del model.functions[:]
+        model.functions.extend(kept)
+    if any(node.domain == DOMAIN for graph in graphs_of(model.graph) for node in graph.node):
+        return
+    for index, entry in reversed(list(enumerate(model.opset_import))):
+        if entry.domain == DOMAIN:
+            del model.opset_import[index]
+
+
+def _body_dtype(dtypes: set[str], opset: int) -> str:
+    """The dtype to build the one body for, when nodes of these dtypes share it."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    narrow = sorted(dtypes & {"float16", "bfloat16"})
+    return narrow[0] if narrow and opset >= 15 and "float64" not in dtypes else "float32"
+
+
+def _element_types(model: ModelProto) -> dict[str, str]:
+    """Value name to dtype, as far as the model says."""
+    types: dict[str, int] = {}
+    for graph in graphs_of(model.graph):
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            types[info.name] = info.type.tensor_type.elem_type
+        for tensor in graph.initializer:
+            types[tensor.name] = tensor.data_type
+        for node in graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.name == "value":
+                    types[node.output[0]] = attribute.t.data_type
+    return {name: _DTYPES[number] for name, number in types.items() if number in _DTYPES}
