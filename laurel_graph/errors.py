@@ -54,6 +54,16 @@ class UnsupportedOperatorError(LaurelError):
     """An operator of an ONNX graph has no differentiable counterpart."""
 
 
+class DataError(LaurelError):
+    """Training data cannot be read, or its names, shapes or types do not fit the model or the loss."""
+
+
+class TrainingError(LaurelError):
+    """Training cannot go on: a value is not finite, the loss diverges, or nothing receives a gradient."""
+
+    exit_code = 1
+
+
 class VerificationError(LaurelError):
     """Two models that should compute the same do not."""
 
