@@ -8,6 +8,7 @@ by 1x1 convolutions, so that everything stays in the runtime's own convolution l
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -39,7 +40,7 @@ class _Body:
         self.op, self.opset, self.dtype = op, opset, dtype
         self.nodes: list[NodeProto] = []
 
-    def add(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
+    def add(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         output = output or f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
@@ -78,6 +79,10 @@ class _Body:
         """x times a matrix (in, out) along the feature axis."""
         if not self.spatial:
             return self.add("MatMul", x, matrix)
+        if self.dtype == "float64":  # ONNX Runtime has no convolution of doubles
+            last = [*range(2, self.spatial + 2)]
+            rows = self.add("MatMul", self.add("Transpose", x, perm=[0, *last, 1]), matrix)
+            return self.add("Transpose", rows, perm=[0, self.spatial + 1, *range(1, self.spatial + 1)])
         kernel = self.add("Transpose", matrix, perm=[1, 0])
         return self.add("Conv", x, self.add("Reshape", kernel, self.constant([0, 0] + [1] * self.spatial)))
 
@@ -254,7 +259,7 @@ def attach(model: ModelProto) -> None:
         op = Operator.parse(name)
         if op is None:
             raise ModelError(
-                f"{DOMAIN} has no operator {name!r} in version {VERSION}; a newer laurel-graph may have written the model."
+                f"{DOMAIN} has no operator {name!r} in version {VERSION}; a newer laurel-graph may have written it."
             )
         model.functions.append(function(op, opset, _body_dtype(used[name], opset)))
     if not any(entry.domain == DOMAIN for entry in model.opset_import):
