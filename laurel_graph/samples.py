@@ -1,0 +1,103 @@
+"""Seeded inputs for an ONNX model that nobody gave data for: what verify, deploy and bench run on by default."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .errors import ModelError
+
+BATCH = 1
+SEQUENCE = 16
+SIGNAL = 512
+IMAGE = 224
+INDEX_BOUND = 2
+"""Sizes of unknown dims, and the bound of integer inputs that no lookup table bounds."""
+
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
+_PASS = {"Cast", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Concat"}
+
+
+def sample_inputs(
+    model: onnx.ModelProto, *, batch: int = BATCH, seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Returns one array for each required input of *model*.
+
+    Floats are standard normal, masks are ones, integers stay below the smallest table that they index.
+
+    Args:
+        model: the model; its weights may be external.
+        batch: size of an unknown first dim.
+        seed: seed of the draw.
+        sizes: sizes of symbolic dims by name; an unknown dim is otherwise 16, or 512 in a float signal ``(N, T)``, or
+            224 in an image ``(N, C, H, W)``.
+
+    Raises:
+        ModelError: an input is no tensor, its shape is unknown, or *sizes* names a dim that the model does not have.
+    """
+    rng = np.random.default_rng(seed)
+    held = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in held]
+    known = dict(sizes or {})
+    symbols = {dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim if dim.dim_param}
+    if unknown := sorted(set(known) - symbols):
+        raise ModelError(f"no input has a dim named {unknown[0]!r}; its symbolic dims are {sorted(symbols) or 'none'}.")
+    return {value.name: _draw(value, model.graph, rng, batch, known) for value in inputs}
+
+
+def _draw(
+    value: onnx.ValueInfoProto, graph: onnx.GraphProto, rng: np.random.Generator, batch: int, known: dict[str, int]
+) -> NDArray[Any]:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        raise ModelError(
+            f"input {value.name!r} has no tensor shape to draw a sample for; pass the data to run on instead."
+        )
+    floating = tensor.elem_type in _FLOATS
+    unknown = {2: SIGNAL, 4: IMAGE}.get(len(tensor.shape.dim), SEQUENCE) if floating else SEQUENCE
+    shape = tuple(_size(dim, unknown if axis else batch, known) for axis, dim in enumerate(tensor.shape.dim))
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        return np.full(shape, "", dtype=object)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    if dtype == np.bool_ or "mask" in value.name.lower():
+        return np.ones(shape, dtype)
+    if np.issubdtype(dtype, np.integer):
+        return rng.integers(0, _index_bound(graph, value.name), shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension, unknown: int, known: dict[str, int]) -> int:
+    """Returns the size of one dim; what a symbol was first given is remembered in *known*."""
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return int(dim.dim_value)
+    symbol = dim.dim_param
+    if symbol in known:
+        return known[symbol]
+    terms = re.findall(r"[^\s+]+", symbol) if "+" in symbol else []
+    if terms and all(term.isdigit() or term in known for term in terms):
+        return sum(int(term) if term.isdigit() else known[term] for term in terms)
+    if symbol:
+        known[symbol] = unknown
+    return unknown
+
+
+def _index_bound(graph: onnx.GraphProto, name: str) -> int:
+    """Returns the size of the smallest constant table that *name* indexes, directly or through reshapes and casts."""
+    rows = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    rows.update((t.values.name, tuple(t.dims)) for t in graph.sparse_initializer)
+    followed, bounds = {name}, []
+    for node in graph.node:  # topological order: one sweep follows every chain
+        if node.op_type in _PASS and node.input and followed & set(node.input):
+            followed.update(node.output)
+        elif node.op_type == "Gather" and node.input[1] in followed and node.input[0] in rows:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            bounds.append(rows[node.input[0]][axis])
+        elif node.op_type == "EmbedLayerNormalization" and followed & set(node.input[:2]):
+            tables = [t for i, t in zip(node.input[:2], node.input[2:5:2], strict=True) if i in followed and t in rows]
+            bounds.extend(rows[table][0] for table in tables)
+    return min(bounds, default=INDEX_BOUND)

@@ -1,0 +1,218 @@
+"""The passes in a row: what ``lg.inspect``, ``lg.transform`` and ``lg.remove`` run, for torch modules and ONNX alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laurel_graph.config import LaurelConfig
+from laurel_graph.errors import ModelError, OutputError
+from laurel_graph.residual import Detection, SitePlan
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import fx, nn
+    from torch.export import ExportedProgram
+
+    Model = str | Path | onnx.ModelProto | nn.Module | ExportedProgram
+
+
+@dataclass(frozen=True)
+class TransformReport:
+    """What a transformation did.
+
+    Attributes:
+        detection: every join with its verdict.
+        plans: what was put in, one plan per rewritten site.
+        skipped: ``(site, reason)`` of the residual connections left alone.
+        base_parameters: number of parameters of the model before.
+    """
+
+    detection: Detection
+    plans: tuple[SitePlan, ...]
+    skipped: tuple[tuple[str, str], ...]
+    base_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of new, trainable parameters."""
+        return sum(plan.spec.parameter_count() for plan in self.plans)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form of ``laurel transform --json``."""
+        return {
+            "sites": [{**plan.spec.to_dict(), "parameters": plan.spec.parameter_count()} for plan in self.plans],
+            "skipped": [{"site": site, "reason": reason} for site, reason in self.skipped],
+            "parameters": self.parameters,
+            "base_parameters": self.base_parameters,
+            "notes": list(self.detection.notes),
+        }
+
+
+@dataclass(frozen=True)
+class TransformResult:
+    """A transformed model and what was done to it.
+
+    Attributes:
+        model: a ``torch.fx.GraphModule``, the path of the ONNX file written, or a ``ModelProto`` if no output was named.
+        report: what was done.
+    """
+
+    model: Any
+    report: TransformReport
+
+
+def inspect(model: Model, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Detection:
+    """Finds every residual connection of *model* and changes nothing.
+
+    Args:
+        model: an ``.onnx`` path, a ``ModelProto``, an ``nn.Module``, a ``GraphModule`` or an ``ExportedProgram``.
+        args: example inputs of a torch module: one tensor or a tuple of positional inputs.
+        kwargs: example keyword inputs of a torch module.
+
+    Returns:
+        The verdict on every add.
+
+    Raises:
+        ModelError: the model cannot be read or traced.
+    """
+    from laurel_graph.passes.detect import detect
+
+    if _is_onnx(model):
+        from laurel_graph.passes.onnx_frontend import view_of
+
+        proto, name = _read(model)
+        return replace(detect(view_of(proto)), model=name)
+    from laurel_graph.passes.fx_frontend import capture
+
+    captured = capture(model, _as_tuple(args), dict(kwargs or {}))
+    found = detect(captured.view)
+    return replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
+
+
+def transform(
+    model: Model,
+    config: LaurelConfig | None = None,
+    args: Any = (),
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    adapter_inputs: bool = False,
+) -> TransformResult:
+    """Replaces the residual connections of *model* by LAuReL residuals that compute the same bits at the start.
+
+    A torch module is traced on a copy and frozen but for the new parameters; an ONNX file is read and never written.
+
+    Args:
+        model: as for :func:`inspect`.
+        config: what to put in; by default ``LaurelConfig()``.
+        args: example inputs of a torch module.
+        kwargs: example keyword inputs of a torch module.
+        output: where to write the transformed ONNX file; required for weights in external files to be found.
+        adapter_inputs: make the LAuReL tensors of an ONNX graph overridable inputs, so that ORT can switch adapters
+            per request.
+
+    Raises:
+        ModelError: the model cannot be read or traced.
+        NoResidualError: nothing to rewrite was found; lists the nearest misses.
+        SelectorError: a site selector matched nothing.
+        ConfigError: a rank does not fit a site.
+        OutputError: *output* cannot be written, or is the input.
+    """
+    from laurel_graph.passes.detect import detect
+    from laurel_graph.passes.select import select
+
+    config = config or LaurelConfig()
+    if _is_onnx(model):
+        from laurel_graph import onnx_file
+        from laurel_graph.passes.insert_onnx import insert
+        from laurel_graph.passes.onnx_frontend import view_of
+
+        source = Path(model) if isinstance(model, (str, Path)) else None
+        if output is not None:
+            onnx_file.check_output(output, source)
+        proto, name = _read(model)
+        if source is None:
+            copy = type(proto)()
+            copy.CopyFrom(proto)
+            proto = copy
+        detection = replace(detect(view_of(proto)), model=name)
+        selection = select(detection, config)
+        base = onnx_file.count_parameters(proto)
+        insert(proto, selection.plans, config, adapter_inputs=adapter_inputs)
+        report = TransformReport(detection, selection.plans, selection.skipped, base)
+        if output is None:
+            return TransformResult(proto, report)
+        onnx_file.write(proto, output, source=source)
+        return TransformResult(Path(output), report)
+    if output is not None:
+        raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
+    if adapter_inputs:
+        raise ModelError("adapter_inputs= is for ONNX models; a torch module loads adapters with load_adapter.")
+    from laurel_graph.module import freeze_base
+    from laurel_graph.passes.fx_frontend import capture
+    from laurel_graph.passes.insert_fx import insert as insert_fx
+
+    captured = capture(model, _as_tuple(args), dict(kwargs or {}))
+    found = detect(captured.view)
+    detection = replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
+    selection = select(detection, config)
+    base = sum(parameter.numel() for parameter in captured.module.parameters())
+    insert_fx(captured.module, selection.plans)
+    freeze_base(captured.module)
+    return TransformResult(captured.module, TransformReport(detection, selection.plans, selection.skipped, base))
+
+
+def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | Path | None = None) -> Any:
+    """Gives the original graph back, exactly as it was before :func:`transform`.
+
+    Args:
+        model: a transformed ``.onnx`` path, ``ModelProto`` or ``GraphModule``.
+        output: where to write the original ONNX file.
+
+    Returns:
+        The path written, a new ``ModelProto``, or the same ``GraphModule``.
+
+    Raises:
+        ModelError: the model was not transformed by laurel-graph, or cannot be read.
+        OutputError: *output* cannot be written, or is the input.
+    """
+    if not _is_onnx(model):
+        from laurel_graph.passes.insert_fx import remove as remove_fx
+
+        return remove_fx(model)
+    from laurel_graph import onnx_file
+    from laurel_graph.passes.insert_onnx import remove as remove_onnx
+
+    source = Path(model) if isinstance(model, (str, Path)) else None
+    if output is not None:
+        onnx_file.check_output(output, source)
+    proto, _ = _read(model)
+    if source is None:
+        copy = type(proto)()
+        copy.CopyFrom(proto)
+        proto = copy
+    remove_onnx(proto)
+    if output is None:
+        return proto
+    onnx_file.write(proto, output, source=source)
+    return Path(output)
+
+
+def _is_onnx(model: object) -> bool:
+    """Tells ONNX input by type, without importing onnx for torch models."""
+    return isinstance(model, (str, Path)) or type(model).__name__ == "ModelProto"
+
+
+def _read(model: Any) -> tuple[onnx.ModelProto, str]:
+    from laurel_graph import onnx_file
+
+    if isinstance(model, (str, Path)):
+        return onnx_file.read(model), str(model)
+    return model, model.graph.name or "ModelProto"
+
+
+def _as_tuple(args: Any) -> tuple[Any, ...]:
+    return tuple(args) if isinstance(args, (tuple, list)) else (args,)
