@@ -1,4 +1,4 @@
-"""The passes in a row: what ``lg.inspect``, ``lg.transform`` and ``lg.remove`` run, for torch modules and ONNX alike."""
+"""The passes in a row: what ``lg.inspect``, ``lg.transform`` and ``lg.remove`` run, on torch modules and ONNX."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class TransformResult:
     """A transformed model and what was done to it.
 
     Attributes:
-        model: a ``torch.fx.GraphModule``, the path of the ONNX file written, or a ``ModelProto`` if no output was named.
+        model: a ``torch.fx.GraphModule``, the path of the ONNX file written, or a ``ModelProto`` where no output was
+            named.
         report: what was done.
     """
 

@@ -1,0 +1,295 @@
+"""The ``laurel`` command line: one function a command, each a thin door to a pass.
+
+Exit codes: 0 done; 1 the answer is no (nothing found, not equal); 2 wrong input. Every heavy import stands in the
+command that needs it, so that ``laurel --help`` answers at once and ONNX-only commands never import torch.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from laurel_graph.errors import ConfigError, LaurelError, ModelError
+from laurel_graph.tools.console import note, print_json, print_table, progress, say
+
+if TYPE_CHECKING:
+    from laurel_graph.config import SiteOverride
+
+app = typer.Typer(
+    help="Rewrite residual connections into LAuReL, fine-tune them, serve them on ONNX Runtime.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Argument(help="An .onnx file, or package.module:callable returning (module, inputs).")]
+OnnxModel = Annotated[Path, typer.Argument(help="An .onnx file.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the result; never the input file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Size = Annotated[list[str] | None, typer.Option("--size", help="Size of a symbolic dim, NAME=N; may be repeated.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        import laurel_graph
+
+        say(laurel_graph.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def inspect(model: Model, json: Json = False) -> None:
+    """List every join of MODEL: used, or the reason why not. Changes nothing."""
+    from laurel_graph.passes.pipeline import inspect as run
+
+    with progress(f"inspecting {model}"):
+        target, args, kwargs = _load(model)
+        found = run(target, args, kwargs)
+    if json:
+        print_json({**found.to_dict(), "model": model})
+    else:
+        rows = [
+            (r.site, r.kind, r.skip, " + ".join(r.branches), r.join, _dims(r.shape), r.stream, r.index, _remark(r))
+            for r in found.residuals
+        ]
+        columns = ("site", "kind", "skip", "branch", "join", "shape", "stream", "index", "remark")
+        if rows:
+            print_table(f"{len(rows)} residual connections in {model}", columns, rows)
+        if found.rejected:
+            say("")
+            reasons = [(r.join, r.reason, r.detail) for r in found.rejected]
+            print_table(f"{len(reasons)} other joins", ("join", "reason", "detail"), reasons)
+        kinds = [residual.kind for residual in found.residuals]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "no residual connection"
+        say(f"\n{counts}; {len(found.rejected)} other joins; {found.nodes} nodes")
+        for line in found.notes:
+            note(f"note: {line}")
+    if not found.residuals:
+        raise typer.Exit(1)
+
+
+@app.command()
+def transform(
+    model: Model,
+    output: Output,
+    variant: Annotated[str, typer.Option(help="rw, lr, pa, or several joined by +.")] = "rw+lr",
+    rank: Annotated[int | None, typer.Option(help="r; by default 16 (channels) or 32 (tokens), at most D/4.")] = None,
+    sites: Annotated[list[str] | None, typer.Option(help="Site name or glob to rewrite; may be repeated.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Kind to rewrite: identity, projection; both.")] = None,
+    init: Annotated[str | None, typer.Option(help="How A starts: xavier or orthogonal; by the layout.")] = None,
+    weights: Annotated[str, typer.Option(help="How α and β are bounded: softmax, sigmoid or free.")] = "softmax",
+    per_channel: Annotated[bool, typer.Option("--per-channel", help="One α and β per channel.")] = False,
+    previous: Annotated[int, typer.Option(help="k of PA: how many earlier activations enter, 1 to 8.")] = 3,
+    previous_map: Annotated[str, typer.Option(help="h of PA: identity or low-rank.")] = "identity",
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="GLOB=off, GLOB=VARIANT, GLOB=RANK or GLOB=VARIANT:RANK; may be repeated, the last wins."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the Xavier initialisation.")] = 0,
+    config: Annotated[Path | None, typer.Option(help="A LaurelConfig as JSON, instead of the flags above.")] = None,
+    adapter_inputs: Annotated[
+        bool, typer.Option("--adapter-inputs", help="Make the new tensors overridable inputs, for ORT adapters.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Replace the residual connections of MODEL by LAuReL residuals; same outputs at the start."""
+    from laurel_graph import onnx_file
+    from laurel_graph.config import LaurelConfig
+    from laurel_graph.passes.pipeline import transform as run
+
+    if config is not None:
+        chosen = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
+    else:
+        chosen = LaurelConfig(
+            variant=variant,
+            rank=rank,
+            weights=weights,
+            per_channel=per_channel,
+            init=init,
+            previous=previous,
+            previous_map=previous_map,
+            include=tuple(include or ("identity", "projection")),
+            sites=tuple(sites or ("*",)),
+            overrides=dict(map(_parse_override, override or ())),
+            seed=seed,
+        )
+    with progress(f"transforming {model}"):
+        target, args, kwargs = _load(model)
+        if isinstance(target, Path):
+            result = run(target, chosen, output=output, adapter_inputs=adapter_inputs)
+        else:
+            from laurel_graph.passes.export import export_onnx
+
+            onnx_file.check_output(output)
+            result = run(target, chosen, args, kwargs=kwargs, adapter_inputs=adapter_inputs)
+            export_onnx(result.model, args, output, kwargs=kwargs)
+    report = result.report
+    if json:
+        print_json({"model": model, "output": output, **report.to_dict()})
+        return
+    rows = [
+        (s.site, s.variant, s.width, s.rank or "", s.previous or "", s.parameter_count())
+        for s in (plan.spec for plan in report.plans)
+    ]
+    print_table(f"{len(rows)} sites rewritten", ("site", "variant", "width", "rank", "previous", "parameters"), rows)
+    for site, reason in report.skipped:
+        say(f"left alone: {site}: {reason}")
+    percent = f" ({100 * report.parameters / report.base_parameters:.3g} %)" if report.base_parameters else ""
+    say(f"{report.parameters:,} new parameters on {report.base_parameters:,}{percent}; wrote {output}")
+    for line in report.detection.notes:
+        note(f"note: {line}")
+
+
+@app.command()
+def apply(model: OnnxModel, adapter: Path, output: Output, json: Json = False) -> None:
+    """Put the saved ADAPTER (.safetensors) into the transformed MODEL."""
+    from laurel_graph.adapters import apply_adapter
+
+    with progress(f"applying {adapter}"):
+        apply_adapter(model, adapter, output)
+    _wrote(json, {"model": model, "adapter": adapter, "output": output})
+
+
+@app.command()
+def remove(model: OnnxModel, output: Output, json: Json = False) -> None:
+    """Write the original graph of a transformed MODEL back, bit for bit."""
+    from laurel_graph.passes.pipeline import remove as run
+
+    with progress(f"removing LAuReL from {model}"):
+        run(model, output)
+    _wrote(json, {"model": model, "output": output})
+
+
+@app.command()
+def verify(
+    model_a: OnnxModel,
+    model_b: OnnxModel,
+    data: Annotated[Path | None, typer.Option(help="An .npz with one array per input; else seeded samples.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest difference over the output's scale.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size of a drawn sample; may be repeated.")] = None,
+    size: Size = None,
+    seed: Annotated[int, typer.Option(help="Seed of drawn samples.")] = 0,
+    optimize: Annotated[bool, typer.Option(help="Run with ONNX Runtime's graph optimisations.")] = True,
+    json: Json = False,
+) -> None:
+    """Compare the outputs of two models: max abs and rel difference per output."""
+    from laurel_graph.passes.verify import verify as run
+
+    with progress(f"comparing {model_a} with {model_b}"):
+        report = run(
+            model_a,
+            model_b,
+            data,
+            tolerance=tolerance,
+            batches=batch or (1, 7),
+            seed=seed,
+            sizes=_parse_sizes(size),
+            optimize=optimize,
+        )
+    if json:
+        print_json(report.to_dict())
+    else:
+        rows = [
+            (o.output, o.dtype, _dims(o.shape), f"{o.max_abs:.3g}", f"{o.max_rel:.3g}", o.same_bits, o.equal)
+            for o in report.outputs
+        ]
+        columns = ("output", "type", "shape", "max abs", "max rel", "same bits", "equal")
+        print_table(f"{report.samples} samples", columns, rows)
+    if not report.equal:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Print versions, the kernel library, providers, and what is missing."""
+    from laurel_graph.tools.doctor import examine
+
+    found = examine()
+    if json:
+        print_json(found)
+        return
+    for section, lines in found.items():
+        say(section)
+        for name, value in lines.items():
+            say(f"  {name:<22} {value}")
+
+
+def _load(model: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Returns (path or torch module, positional inputs, keyword inputs) for a MODEL argument."""
+    from laurel_graph.tools.callables import is_reference, load_callable
+
+    if not is_reference(model):
+        return Path(model), (), {}
+    made = load_callable(model, "MODEL")()
+    if not (isinstance(made, tuple) and len(made) == 2 and hasattr(made[0], "forward")):
+        raise ModelError(f"{model} returned {type(made).__name__}: expected (torch.nn.Module, example inputs).")
+    module, inputs = made
+    if isinstance(inputs, dict):
+        return module, (), inputs
+    return module, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
+
+
+def _read_text(path: Path, expected: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): expected {expected}.") from error
+
+
+def _parse_override(text: str) -> tuple[str, SiteOverride]:
+    from laurel_graph.config import SiteOverride
+
+    glob, equals, value = text.rpartition("=")
+    variant, _, rank = ("", "", value) if value.isdigit() else value.partition(":")
+    if not equals or not glob or (rank and not rank.isdigit()):
+        raise ConfigError(f"--override {text!r}: expected GLOB=off, GLOB=VARIANT, GLOB=RANK or GLOB=VARIANT:RANK.")
+    if variant == "off":
+        return glob, SiteOverride(off=True)
+    return glob, SiteOverride(variant=variant or None, rank=int(rank) if rank else None)
+
+
+def _parse_sizes(sizes: list[str] | None) -> dict[str, int]:
+    parsed = {}
+    for text in sizes or ():
+        name, _, value = text.partition("=")
+        if not name or not value.isdigit() or int(value) == 0:
+            raise ConfigError(f"--size {text!r}: expected NAME=N with N at least 1.")
+        parsed[name] = int(value)
+    return parsed
+
+
+def _dims(shape: tuple[int | str | None, ...] | None) -> str:
+    return "?" if shape is None else "x".join("?" if dim is None else str(dim) for dim in shape)
+
+
+def _remark(residual: Any) -> str:
+    parts = [residual.source, residual.shared and f"shares {residual.shared}", residual.blocked]
+    return "; ".join(part for part in parts if part)
+
+
+def _wrote(json: bool, what: dict[str, Any]) -> None:
+    if json:
+        print_json(what)
+    else:
+        say(f"wrote {what['output']}")
+
+
+def main() -> None:
+    """Entry point of ``laurel``: a user's mistake is one line on stderr, never a traceback."""
+    warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
+    try:
+        app(prog_name="laurel")
+    except LaurelError as error:
+        note(f"laurel: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        note("laurel: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)

@@ -1,0 +1,75 @@
+"""What the command line prints where: results on stdout, progress and errors on stderr, JSON alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+def print_json(data: Any) -> None:
+    """Prints one JSON object on stdout; values JSON does not know (infinity, paths) are written as text or null."""
+    sys.stdout.write(json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table on stdout; numbers are right-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [[cell if isinstance(cell, str) else format_cell(cell) for cell in row] for row in rows]
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for i, name in enumerate(columns):
+        numeric = bool(rows) and all(row[i][:1] in "-0123456789" for row in rows if row[i])
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, highlight=False).print(table)
+
+
+def format_cell(value: object) -> str:
+    """Returns a number in four significant digits, a boolean as yes or no, ``None`` as nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def say(text: str) -> None:
+    """Prints one line on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """Prints one line on stderr."""
+    sys.stderr.write(text + "\n")
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Shows *text* on stderr while the block runs; a plain line where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        note(f"{text} ...")
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield

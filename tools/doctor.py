@@ -1,0 +1,90 @@
+"""What is installed here, whether the fused kernels run, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any
+
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnx-graphsurgeon", "networkx", "numpy", "safetensors")
+EXTRAS = ("finetune", "report")
+
+
+def examine() -> dict[str, dict[str, Any]]:
+    """Returns what ``laurel doctor`` prints: section to name to value."""
+    return {
+        "versions": {"laurel-graph": version("laurel-graph"), "python": platform.python_version()}
+        | {name: _version(name) for name in PACKAGES},
+        "machine": {
+            "platform": platform.platform(),
+            "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        },
+        "kernels": _kernels(),
+        "extras": {extra: _extra(extra) for extra in EXTRAS},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _extra(extra: str) -> str:
+    """Returns "installed", or what is missing and how to install it."""
+    marker = f'extra == "{extra}"'
+    needed = [line.split(";")[0].strip() for line in requires("laurel-graph") or () if marker in line.replace("'", '"')]
+    names = [line.split("[")[0].split(">")[0].split("=")[0].split("<")[0].strip() for line in needed]
+    missing = [name for name in names if _version(name) == "missing"]
+    if not missing:
+        return "installed"
+    return f"missing {', '.join(missing)}; pip install 'laurel-graph[{extra}]'"
+
+
+def _kernels() -> dict[str, Any]:
+    """Tells whether a file with ``ai.laurel`` nodes runs on the fused kernels or on the function bodies here."""
+    import onnxruntime
+
+    from laurel_graph import runtime
+
+    found: dict[str, Any] = {"providers": ", ".join(onnxruntime.get_available_providers())}
+    path = runtime.library_path()
+    found["library"] = str(path) if path else "missing: no C++ compiler when laurel-graph was installed"
+    found["in use"] = f"fused kernels ({runtime.isa()})" if runners() else "function bodies"
+    return found
+
+
+def runners() -> bool:
+    """Returns whether a one-node model runs on the fused kernel: tried, not guessed."""
+    import numpy as np
+    import onnx
+    from onnx import helper
+
+    from laurel_graph import runtime
+    from laurel_graph.opset.schema import DOMAIN, VERSION
+
+    if runtime.library_path() is None:
+        return False
+    shape = {name: [2, 4] for name in ("x", "f", "y")} | {name: [] for name in ("alpha", "beta")}
+    values = {n: helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, dims) for n, dims in shape.items()}
+    node = helper.make_node("Laurel_RW", ["x", "f", "alpha", "beta"], ["y"], domain=DOMAIN)
+    graph = helper.make_graph([node], "probe", [values[n] for n in ("x", "f", "alpha", "beta")], [values["y"]])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, VERSION)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    try:  # without a function body this loads on the kernel alone
+        options = runtime.session_options()
+        session = onnxruntime_session(model, options)
+        x = np.ones((2, 4), np.float32)
+        (y,) = session.run(None, {"x": x, "f": x, "alpha": np.float32(1), "beta": np.float32(2)})
+    except Exception:  # ORT's own exception classes: whatever the reason, the kernel does not run
+        return False
+    return bool((y == 3).all())
+
+
+def onnxruntime_session(model: Any, options: Any) -> Any:
+    """Returns an ORT session on the CPU for a model in memory."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
