@@ -14,7 +14,6 @@ Public names are loaded when first used: importing this package imports neither 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from .passes.verify import verify
     from .residual import Detection, Rejected, Residual
     from .runtime import library_path, session, session_options
+
+    __version__: str
 
 _HOMES = {
     "LaurelConfig": "config",
@@ -57,7 +58,6 @@ _HOMES = {
 }
 """Public name to the module that holds it, and after a colon its name there when that differs."""
 
-__version__ = _version("laurel-graph")
 __all__ = [
     "Detection",
     "LaurelConfig",
@@ -87,6 +87,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("laurel-graph")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home, _, inner = _HOMES[name].partition(":")
