@@ -1,0 +1,73 @@
+"""The house: arrows run one way, and the package is light to import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import laurel_graph
+
+ROOT = Path(__file__).resolve().parents[1]
+FORBIDDEN = {
+    "laurel_graph": ("laurel_graph.passes", "laurel_graph.tools"),
+    "passes": ("laurel_graph.tools",),
+    "tools": (),
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of the modules that a file of laurel_graph imports at run time."""
+    found = set()
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
+            module = (base + (node.module or "")).rstrip(".")
+            found.add(module)
+            found.update(f"{module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_imports_run_one_way_when_read_from_the_sources(folder):
+    wrong = [
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in (ROOT / folder).rglob("*.py")
+        if path != ROOT / "laurel_graph" / "__init__.py"
+        for name in imports_of(path)
+        if name.startswith(FORBIDDEN[folder])
+    ]
+    assert wrong == []
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys; print(' '.join(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_import_loads_no_heavy_package_when_nothing_is_used():
+    loaded = loaded_after("import laurel_graph; laurel_graph.LaurelConfig()")
+    assert not loaded & {"torch", "onnx", "onnxruntime", "numpy", "networkx", "matplotlib", "typer"}
+
+
+def test_onnx_commands_load_no_torch_when_they_run():
+    loaded = loaded_after(
+        "from laurel_graph.tools import cli\n"
+        "from laurel_graph.passes import detect, fold, fuse, insert_onnx, onnx_frontend, pipeline, select, verify"
+    )
+    assert not loaded & {"torch", "matplotlib"}
+
+
+@pytest.mark.parametrize("name", [name for name in laurel_graph.__all__ if name != "__version__"])
+def test_public_name_is_documented_when_loaded(name):
+    assert getattr(laurel_graph, name).__doc__
+
+
+def test_unknown_name_is_an_attribute_error_when_asked_for():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = laurel_graph.nothing
