@@ -7,13 +7,13 @@ by 1x1 convolutions, so that everything stays in the runtime's own convolution l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
+from ..onnx_graph import default_opset, graphs_of
 from .schema import DOMAIN, VERSION, Operator
 
 IR_VERSION = 8
@@ -204,35 +204,6 @@ def _formula(op: Operator) -> str:
     text = f"alpha {f} + beta ({' + '.join(carried)})" if op.rw else " + ".join([f, *carried])
     where = "on axis 1" if op.layout else "on the last axis"
     return f"{op.epilogue}({text}), features {where}" if op.epilogue else f"{text}, features {where}"
-
-
-def default_opset(model: ModelProto) -> int:
-    """Returns the model's version of the default domain.
-
-    Raises:
-        ModelError: the model imports no version of it.
-    """
-    for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            return int(entry.version)
-    raise ModelError("the model imports no opset of the default domain (ai.onnx); expected one opset_import entry.")
-
-
-def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
-    """Yields *graph* and every graph inside its nodes (bodies of If, Loop, Scan), outer before inner."""
-    yield graph
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from graphs_of(inner)
-
-
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Yields the graphs that *node* holds as attributes."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
 
 
 def attach(model: ModelProto) -> None:

@@ -1,0 +1,190 @@
+"""Values of the tensors in an ONNX model, by name: read, replaced, made.
+
+Weights are not always initializers: exporters also write them as Constant nodes, sparse, or into external files.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import AttributeProto, ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
+
+from .errors import ModelError, near
+from .onnx_graph import graphs_of
+
+Array = NDArray[Any]
+
+_SAMPLE = 4096
+"""How many bytes at either end of a tensor :func:`sample_bytes` takes."""
+
+
+def tensor_array(model: ModelProto, name: str, base_dir: str | Path = "") -> Array:
+    """Returns the value of an initializer (dense or sparse) or of a Constant node's output; bfloat16 as float32.
+
+    Args:
+        model: the model; it is not changed.
+        name: the tensor's name, in the graph or any subgraph.
+        base_dir: folder of the model's file, for external data.
+
+    Raises:
+        ModelError: no tensor has that name, or its external data is missing.
+    """
+    found = _find(model, name)
+    if isinstance(found, TensorProto):
+        return _array(found, base_dir)
+    if isinstance(found, SparseTensorProto):
+        return _densified(found, base_dir)
+    if isinstance(found, AttributeProto) and found.name in _NUMBERS:
+        field, dtype = _NUMBERS[found.name]
+        return np.array(getattr(found, field), dtype)
+    raise _no_tensor(model, name)
+
+
+_NUMBERS = {
+    "value_float": ("f", np.float32),
+    "value_floats": ("floats", np.float32),
+    "value_int": ("i", np.int64),
+    "value_ints": ("ints", np.int64),
+}
+"""Attributes of Constant that are no tensors: the field that holds them and their type."""
+
+
+def _densified(sparse: SparseTensorProto, base_dir: str | Path) -> Array:
+    values, indices = _array(sparse.values, base_dir), _array(sparse.indices, base_dir)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        dense.reshape(-1)[indices] = values
+    else:
+        dense[tuple(indices.T)] = values
+    return dense
+
+
+def set_tensor(model: ModelProto, name: str, array: Array) -> None:
+    """Puts a new value into an initializer or a Constant node, in place; its name, shape and dtype stay.
+
+    Values are rounded to the tensor's dtype (to nearest even). A tensor in an external file moves into the model, so
+    that the file stays as it is.
+
+    Raises:
+        ModelError: no tensor has that name, it is sparse, or *array* has another shape.
+    """
+    found = _find(model, name)
+    if found is None or isinstance(found, SparseTensorProto):
+        raise _no_tensor(model, name)
+    shape = tuple(found.dims) if isinstance(found, TensorProto) else np.shape(tensor_array(model, name))
+    if np.shape(array) != shape:
+        raise ModelError(f"tensor {name!r} has the shape {shape}, found a value of shape {np.shape(array)}.")
+    if isinstance(found, AttributeProto):
+        field, dtype = _NUMBERS[found.name]
+        value = np.asarray(array).astype(dtype).tolist()
+        if shape:
+            getattr(found, field)[:] = value
+        else:
+            setattr(found, field, value)
+        return
+    raw = _raw_bytes(np.asarray(array), found.data_type)
+    external = found.data_location == TensorProto.EXTERNAL
+    if not external and raw == _raw_bytes(_array(found, ""), found.data_type):
+        return
+    for stored in _STORAGE:
+        found.ClearField(stored)
+    found.raw_data = raw
+
+
+_STORAGE = (
+    *("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"),
+    *("external_data", "data_location"),
+)
+"""Where a TensorProto may hold its values."""
+
+
+def make_tensor(name: str, array: Array, data_type: int) -> TensorProto:
+    """Returns a tensor of ONNX element type *data_type* (bfloat16 included) with the rounded values of *array*."""
+    return TensorProto(
+        name=name, dims=np.shape(array), data_type=data_type, raw_data=_raw_bytes(np.asarray(array), data_type)
+    )
+
+
+def _no_tensor(model: ModelProto, name: str) -> ModelError:
+    names = [tensor.name for graph in graphs_of(model.graph) for tensor in graph.initializer]
+    return ModelError(f"the model has no initializer or constant {name!r}.{near(name, names)}")
+
+
+def _find(model: ModelProto, name: str) -> Any:
+    """The tensor, sparse tensor or number attribute of a Constant that gives the value *name*, or ``None``."""
+    for graph in graphs_of(model.graph):
+        for tensor in graph.initializer:
+            if tensor.name == name:
+                return tensor
+        for sparse in graph.sparse_initializer:
+            if sparse.values.name == name:
+                return sparse
+        for node in graph.node:
+            if node.op_type == "Constant" and name in node.output and node.attribute:
+                value = node.attribute[0]
+                return {"value": value.t, "sparse_value": value.sparse_tensor}.get(value.name, value)
+    return None
+
+
+def _array(tensor: TensorProto, base_dir: str | Path) -> Array:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        location, offset, length = external_reference(tensor)
+        inline = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        try:
+            with (Path(base_dir) / location).open("rb") as file:
+                file.seek(offset)
+                inline.raw_data = file.read(-1 if length is None else length)
+        except OSError as error:
+            raise ModelError(
+                f"the external data of tensor {tensor.name!r} cannot be read: {location!r} in {base_dir or '.'}: "
+                f"{error.strerror or error}."
+            ) from None
+        tensor = inline
+    if tensor.data_type == TensorProto.BFLOAT16:
+        bits = np.frombuffer(tensor.raw_data, "<u2") if tensor.HasField("raw_data") else np.array(tensor.int32_data)
+        return (bits.astype(np.uint32) << 16).view(np.float32).reshape(tuple(tensor.dims))
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def _raw_bytes(array: Array, data_type: int) -> bytes:
+    """The values of *array* as little-endian bytes of that element type."""
+    if data_type == TensorProto.BFLOAT16:
+        return round_to_bfloat16(array).view(np.uint32).__rshift__(16).astype("<u2").tobytes()
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
+    return array.astype(dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def round_to_bfloat16(array: Array) -> Array:
+    """Returns float32 values rounded to nearest even to what bfloat16 can hold; NaN stays NaN."""
+    values = np.array(array, np.float32, order="C")
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(values), np.float32(np.nan), rounded.view(np.float32))
+
+
+def external_reference(tensor: TensorProto) -> tuple[str, int, int | None]:
+    """Location, offset and length (``None``: to the end) of an external tensor."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    length = entries.get("length")
+    return entries.get("location", ""), int(entries.get("offset") or 0), int(length) if length else None
+
+
+def sample_bytes(tensor: TensorProto, base_dir: str | Path) -> bytes:
+    """The first and last bytes of a tensor's value."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        location, offset, length = external_reference(tensor)
+        try:
+            with (Path(base_dir) / location).open("rb") as file:
+                end = offset + length if length is not None else file.seek(0, os.SEEK_END)
+                file.seek(offset)
+                first = file.read(min(_SAMPLE, end - offset))
+                file.seek(max(offset, end - _SAMPLE))
+                return first + file.read(min(_SAMPLE, end - offset))
+        except OSError as error:
+            raise ModelError(f"external data {location!r} cannot be read: {error.strerror or error}.") from None
+    raw = tensor.raw_data if tensor.HasField("raw_data") else _array(tensor, "").tobytes()
+    return raw[:_SAMPLE] + raw[-_SAMPLE:]
