@@ -1,0 +1,46 @@
+"""Functions of the user's own that an option names as ``package.module:function``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from laurel_graph.errors import ConfigError, near
+
+
+def is_reference(text: str) -> bool:
+    """Returns whether *text* looks like ``package.module:function`` and is no existing file."""
+    module, colon, name = text.rpartition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), name)) and not Path(text).exists()
+
+
+def load_callable(reference: str, option: str) -> Callable[..., Any]:
+    """Returns the function that *reference* names; the current folder is searched too.
+
+    Args:
+        reference: ``package.module:function``.
+        option: the option it was given to, for the message.
+
+    Raises:
+        ConfigError: the module cannot be imported, or has no such function.
+    """
+    module_name, _, name = reference.rpartition(":")
+    added = str(Path.cwd()) not in sys.path
+    if added:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({error}).") from error
+    finally:
+        if added:
+            sys.path.remove(str(Path.cwd()))
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        hint = near(name, known)
+        raise ConfigError(f"{option} = {reference!r}: module {module_name!r} has no function {name!r}.{hint}")
+    return function  # type: ignore[no-any-return]
