@@ -1,0 +1,289 @@
+"""The torch module of one residual connection, and which parameters of a rewritten model train.
+
+    x' = α·Σf + β·(x + (xA)B + Σ_{j<k} γ_j·h_j(x_{i-1-j}))
+
+The mathematics is that of :mod:`laurel_graph.formula`; at the start the module returns the same bits as the adds it
+stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .autograd import Form, laurel_sum
+from .config import SiteSpec
+from .formula import initial_parameters
+
+
+class LaurelResidual(nn.Module):
+    """The LAuReL residual of one site in the place of ``x + f``.
+
+    Its parameters are those of :meth:`SiteSpec.parameter_shapes` under their own names: ``w`` or ``alpha`` and
+    ``beta``, ``A``, ``B``, ``gamma``, ``previous_A``, ``previous_B``.
+
+    Args:
+        spec: what the site gets.
+        device: where the parameters live.
+        dtype: their element type; ``None`` takes :attr:`SiteSpec.dtype`.
+    """
+
+    w: Tensor
+    alpha: Tensor
+    beta: Tensor
+    A: Tensor
+    B: Tensor
+    gamma: Tensor
+    previous_A: Tensor
+    previous_B: Tensor
+
+    def __init__(
+        self, spec: SiteSpec, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        dtype = dtype or getattr(torch, spec.dtype)
+        for name, array in initial_parameters(spec).items():
+            self.register_parameter(name, nn.Parameter(torch.from_numpy(array).to(device=device, dtype=dtype)))
+
+    def forward(
+        self, x: Tensor, *values: Tensor, outer: bool = False, skip_scale: float = 1.0, branch_scale: float = 1.0
+    ) -> Tensor:
+        """Returns x' in the shape and (promoted) element type of the join.
+
+        16-bit inputs are accumulated in float32 and rounded once per add.
+
+        Args:
+            x: the skip, ``(..., D)`` or ``(N, D, *spatial)`` after :attr:`SiteSpec.axis`.
+            values: the branches, inner to outer, then the :attr:`SiteSpec.previous` earlier activations, nearest
+                first; all of x's shape.
+            outer: the call stands for an outer add of an n-ary join: x + α·f, with the site's α and nothing else.
+            skip_scale: factor of x and of the earlier activations (a join ``torch.add(f, x, alpha=...)``).
+            branch_scale: factor of the branches (a join ``torch.add(x, f, alpha=...)``).
+
+        Raises:
+            ValueError: too few values.
+        """
+        if isinstance(x, fx.Proxy):  # symbolic tracing keeps the module whole
+            kwargs: dict[str, Any] = {"outer": True} if outer else {}
+            kwargs |= {"skip_scale": skip_scale} if skip_scale != 1.0 else {}
+            kwargs |= {"branch_scale": branch_scale} if branch_scale != 1.0 else {}
+            path = x.tracer.path_of_module(self)
+            proxy: Any = x.tracer.create_proxy("call_module", path, (x, *values), kwargs)
+            return proxy
+        links = 0 if outer else self.spec.previous
+        branches, previous = values[: len(values) - links], values[len(values) - links :]
+        if not branches:
+            raise ValueError(
+                f"site {self.spec.site!r}: expected a branch and {links} earlier activations, "
+                f"found {len(values)} tensors"
+            )
+        layout = _Layout(x, branches[0], self.spec.axis)
+        dtype = x.dtype
+        for j, f in enumerate(branches):
+            dtype = torch.promote_types(dtype, f.dtype)
+            work = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+            first = j == 0 and not outer
+            x = self._join(
+                Form(2, (), layout.channels, dtype, work),
+                layout.view(x) if j == 0 else x,
+                layout.view(f),
+                [layout.view(p) for p in previous] if first else None,
+                skip_scale if j == 0 else 1.0,
+                branch_scale,
+            )
+        return layout.restore(x)
+
+    def _join(
+        self,
+        form: Form,
+        x: Tensor,
+        f: Tensor,
+        previous: Sequence[Tensor] | None,
+        skip_scale: float,
+        branch_scale: float,
+    ) -> Tensor:
+        """Returns the join of x and one branch f; without *previous* an outer one, x + α·f.
+
+        The scales are those of ``torch.add(..., alpha=...)`` and give its bits, rounding as it does.
+        """
+        spec, work = self.spec, form.work
+        alpha, beta = self._weights(form)
+        if previous is None:
+            return self._add(form, (None, x), (alpha, f), skip_scale, branch_scale)
+        terms: list[tuple[Tensor | None, Tensor]] = [(beta, x)]
+        extra: list[Tensor] = []
+        lows, downs, ups = [], [], []
+        if spec.has_lr:
+            lows, downs, ups = [0], [self.A.to(work)], [self.B.to(work)]
+        gammas = self.gamma.to(work).unbind() if spec.has_pa else ()
+        if spec.has_low_rank_pa:
+            extra = list(previous)
+            downs += self.previous_A.to(work).unbind()
+            ups += [gamma * b for gamma, b in zip(gammas, self.previous_B.to(work).unbind(), strict=True)]
+        else:
+            terms += [
+                (gamma.view(1) if beta is None else gamma * beta, p) for gamma, p in zip(gammas, previous, strict=True)
+            ]
+        scaled = skip_scale != 1.0 or branch_scale != 1.0
+        if not scaled:
+            terms.insert(1, (alpha, f))
+        lows += range(len(terms), len(terms) + len(extra))
+        up = None
+        if ups:
+            up = ups[0] if len(ups) == 1 else torch.cat(ups)
+            if beta is not None:
+                up = up * beta.view(1, -1)
+        skip = Form(len(terms), tuple(lows), form.channels, work if scaled else form.dtype, work)
+        y = laurel_sum(skip, [s for s, _ in terms], [*(t for _, t in terms), *extra], downs, up)
+        return self._add(form, (None, y), (alpha, f), skip_scale, branch_scale) if scaled else y
+
+    @staticmethod
+    def _add(
+        form: Form,
+        skip: tuple[Tensor | None, Tensor],
+        branch: tuple[Tensor | None, Tensor],
+        skip_scale: float,
+        branch_scale: float,
+    ) -> Tensor:
+        """Returns the sum of two terms, either of them scaled as ``torch.add(..., alpha=...)`` does."""
+        if skip_scale == branch_scale == 1.0:
+            return laurel_sum(form, [skip[0], branch[0]], [skip[1], branch[1]], [], None)
+        x, f = ((t if s is None else t * s).to(form.dtype) for s, t in (skip, branch))
+        if branch_scale == 1.0:
+            return torch.add(f, x, alpha=skip_scale)
+        return torch.add(x if skip_scale == 1.0 else x * skip_scale, f, alpha=branch_scale)
+
+    def _weights(self, form: Form) -> tuple[Tensor | None, Tensor | None]:
+        """Returns α and β in a shape that broadcasts against x, or ``None`` for a variant without RW."""
+        if not self.spec.has_rw:
+            return None, None
+        tail = (-1, 1) if form.channels and self.spec.per_channel else (-1,)
+        alpha, beta = self._resolved_weights()
+        return alpha.to(form.work).view(tail), beta.to(form.work).view(tail)
+
+    def _resolved_weights(self) -> tuple[Tensor, Tensor]:
+        """Returns α and β, ``()`` or ``(D,)``, rounded to the element type of the parameters."""
+        if self.spec.weights == "free":
+            return self.alpha, self.beta
+        w = self.w if self.w.dtype == torch.float64 else self.w.float()
+        pair = 2 * (w.sigmoid() if self.spec.weights == "sigmoid" else w.softmax(0))
+        alpha, beta = pair.to(self.w.dtype).unbind()
+        return alpha, beta
+
+    def resolved(self) -> dict[str, Tensor]:
+        """Returns the tensors that the operator of this site takes (:meth:`SiteSpec.tensor_shapes`), with gradients."""
+        tensors: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
+        if self.spec.has_rw:
+            tensors["alpha"], tensors["beta"] = self._resolved_weights()
+        return {name: tensors[name] for name in self.spec.tensor_shapes()}
+
+    def extra_repr(self) -> str:
+        """The variant and sizes, as ``print(model)`` shows them."""
+        spec = self.spec
+        parts = [spec.variant, f"D={spec.width}", f"axis={spec.axis}"]
+        parts += [f"r={spec.rank}"] * bool(spec.rank)
+        if spec.has_rw:
+            parts.append(f"weights={spec.weights}" + " per channel" * spec.per_channel)
+        if spec.has_pa:
+            parts.append(f"k={spec.previous} {spec.previous_map}")
+        return ", ".join(parts)
+
+
+class _Layout:
+    """How the tensors of one join lie in memory during its arithmetic, so that nothing is copied in the usual cases.
+
+    Dims are taken in the order in which ``x + f`` would store them (channels-last and transposed tensors included), so
+    that the result has the strides of the add it stands for. D is then either the last axis, ``(..., D)``, or
+    everything is ``(N, D, positions)``.
+
+    Attributes:
+        channels: whether it is ``(N, D, positions)``.
+    """
+
+    def __init__(self, x: Tensor, f: Tensor, axis: int) -> None:
+        order = list(range(x.ndim))
+        if not (x.is_contiguous() and f.is_contiguous()):
+            of_x, of_f = (torch.empty_strided(t.shape, t.stride(), device="meta") for t in (x, f))
+            strides = torch.add(of_x, of_f).stride()
+            order.sort(key=lambda dim: -strides[dim])
+        self._order = None if order == list(range(x.ndim)) else order
+        self._before = order.index(axis % x.ndim)
+        self._shape = tuple(x.shape[dim] for dim in order)
+        self.channels = self._before < x.ndim - 1
+
+    def view(self, t: Tensor) -> Tensor:
+        """Returns *t*, of the join's shape, in this layout."""
+        t = (t if self._order is None else t.permute(self._order)).contiguous()
+        if not self.channels:
+            return t
+        t = t.flatten(self._before + 1)
+        return t.flatten(0, self._before - 1) if self._before else t.unsqueeze(0)
+
+    def restore(self, y: Tensor) -> Tensor:
+        """Returns *y*, in this layout, in the join's shape."""
+        y = y.view(self._shape)
+        if self._order is None:
+            return y
+        return y.permute([self._order.index(dim) for dim in range(y.ndim)])
+
+
+def laurel_modules(module: nn.Module) -> dict[str, LaurelResidual]:
+    """Returns site to module for every LAuReL residual inside *module*, in registration order."""
+    return {m.spec.site: m for m in module.modules() if isinstance(m, LaurelResidual)}
+
+
+def freeze_base(module: nn.Module) -> None:
+    """Freezes every parameter of *module* except those of its LAuReL residuals, which are set to train."""
+    module.requires_grad_(False)
+    for laurel in laurel_modules(module).values():
+        laurel.requires_grad_(True)
+
+
+class TrainableParameters(dict[str, nn.Parameter]):
+    """The parameters of a model that train, by name.
+
+    Attributes:
+        total: number of elements of all parameters of the model, frozen ones included.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__((name, p) for name, p in module.named_parameters() if p.requires_grad)
+        self.total = sum(p.numel() for p in module.parameters())
+
+    @property
+    def count(self) -> int:
+        """Number of elements that train."""
+        return sum(p.numel() for p in self.values())
+
+    @property
+    def summary(self) -> str:
+        """One line: tensors, elements and their share of the whole."""
+        share = 100 * self.count / self.total if self.total else math.nan
+        return f"{self.count:,} of {self.total:,} parameters train ({share:.3g} %), in {len(self)} tensors"
+
+    def __str__(self) -> str:
+        return self.summary
+
+
+def trainable_parameters(module: nn.Module) -> TrainableParameters:
+    """Returns the parameters of *module* that require gradients, by name; ``.summary`` is one line about them."""
+    return TrainableParameters(module)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Returns the optimizer's groups: LAuReL parameters without weight decay, others that train (a head) with it.
+
+    Decay would pull w, γ, A and B back to the start, where the model is the original.
+    """
+    laurel = {id(p) for m in laurel_modules(module).values() for p in m.parameters()}
+    ours: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for p in trainable_parameters(module).values():
+        (ours if id(p) in laurel else others).append(p)
+    groups = [{"params": ours, "weight_decay": 0.0}, {"params": others, "weight_decay": weight_decay}]
+    return [group for group in groups if group["params"]]
