@@ -1,0 +1,212 @@
+"""Gets a graph out of whatever the user has: nn.Module, GraphModule or ExportedProgram.
+
+An nn.Module goes through ``torch.fx.symbolic_trace`` when that works, because the traced module keeps its layers and
+so ``train()`` and ``eval()``; otherwise through ``torch.export`` (non-strict).
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from laurel_graph.errors import ModelError
+
+from .fx_view import fx_view, is_in_place, operator_name
+
+if TYPE_CHECKING:
+    from laurel_graph.view import GraphView
+
+FROZEN_NOTE = (
+    "traced with torch.export: dropout and batch norm stay as they were at tracing time; train() and eval() do not "
+    "switch them."
+)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A traced model.
+
+    Attributes:
+        module: what is rewritten and trained; names in *view* are those of its nodes.
+        view: the neutral view of it.
+        notes: sentences for the user.
+    """
+
+    module: fx.GraphModule
+    view: GraphView
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+class LaurelTracer(fx.Tracer):
+    """A tracer that leaves LAuReL residuals whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Tells whether *m* stays one node."""
+        return type(m).__module__ == "laurel_graph.module" or super().is_leaf_module(m, module_qualified_name)
+
+
+def capture(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Captured:
+    """Traces *model* and returns its graph and the view of it.
+
+    Args:
+        model: ``nn.Module``, ``fx.GraphModule`` or ``torch.export.ExportedProgram``.
+        args: example inputs, positional; needed wherever ``torch.export`` is, and for shapes.
+        kwargs: example inputs by name.
+
+    Raises:
+        ModelError: no route works; names the line where each one failed and what to try next.
+    """
+    args, kwargs = tuple(args), dict(kwargs or {})
+    if isinstance(model, torch.export.ExportedProgram):
+        return _captured(_unlifted(model), "ExportedProgram", [FROZEN_NOTE])
+    if isinstance(model, fx.GraphModule):
+        notes = _add_shapes(model, args, kwargs)
+        return _captured(model, type(model).__name__, notes)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"expected an nn.Module, a GraphModule or an ExportedProgram, found {type(model).__name__}. "
+            "For an ONNX file give its path."
+        )
+    name = type(model).__name__
+    try:
+        traced = _symbolic(model)
+        notes = _add_shapes(traced, args, kwargs, strict=True)
+        return _captured(traced, name, notes)
+    except Exception as error:  # tracing runs the user's code: anything can come out of it
+        symbolic = _where(error)
+    if not args and not kwargs:
+        raise ModelError(
+            f"{name} cannot be traced by torch.fx.symbolic_trace ({symbolic}). Give example inputs, so that "
+            "torch.export can try."
+        )
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model, args, kwargs, strict=False)
+        module = _unlifted(program)
+    except Exception as error:  # likewise
+        raise ModelError(
+            f"{name} could not be traced. torch.fx.symbolic_trace stopped at {symbolic}; torch.export stopped at "
+            f"{_where(error)}. Mend that line (no control flow on values, no items of tensors), or export the model "
+            "to ONNX and give the file."
+        ) from error
+    return _captured(module, name, [f"torch.fx.symbolic_trace stopped at {symbolic}.", FROZEN_NOTE])
+
+
+def _captured(module: fx.GraphModule, name: str, notes: Sequence[str]) -> Captured:
+    functional_adds(module)
+    view = fx_view(module, name)
+    view.notes.extend(notes)
+    return Captured(module, view, tuple(view.notes))
+
+
+def _symbolic(model: nn.Module) -> fx.GraphModule:
+    tracer = LaurelTracer()
+    tracer.record_stack_traces = True
+    graph = tracer.trace(model)
+    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    module = program.module()
+    if not isinstance(module, fx.GraphModule):
+        raise ModelError(f"expected the exported program to hold one graph, found {type(module).__name__}.")
+    return module
+
+
+def _add_shapes(
+    module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], strict: bool = False
+) -> list[str]:
+    """Runs the graph on fake tensors and notes every value's shape; without example inputs it only says so."""
+    if any("val" in node.meta for node in module.graph.nodes if node.op.startswith("call")):
+        return []
+    if not args and not kwargs:
+        return ["no example inputs: shapes are unknown."]
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    training = {name: layer.training for name, layer in module.named_modules()}
+    try:
+        values = _in_placeholder_order(module, args, kwargs)
+        module.eval()
+        with torch.no_grad():
+            FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*values)
+    except Exception as error:  # the traced code runs here
+        if strict:
+            raise
+        return [f"shapes are unknown: running the graph stopped at {_where(error)}."]
+    finally:
+        for name, layer in module.named_modules():
+            layer.training = training[name]
+    return []
+
+
+def _in_placeholder_order(module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    values: list[Any] = []
+    remaining = list(args)
+    left = dict(kwargs)
+    for node in module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if remaining:
+            values.append(remaining.pop(0))
+        elif str(node.target) in left:
+            values.append(left.pop(str(node.target)))
+        elif node.args:
+            values.append(node.args[0])
+        else:
+            raise ModelError(f"no example input for {node.target!r}; given: {len(args)} positional, {sorted(kwargs)}.")
+    if remaining or left:
+        raise ModelError(f"the traced graph does not take {len(remaining)} positional inputs and {sorted(left)}.")
+    return values
+
+
+def functional_adds(module: fx.GraphModule) -> None:
+    """Writes ``aten.add_`` as ``aten.add`` where nothing but the sum is seen afterwards; values stay the same bits."""
+    order = {node: place for place, node in enumerate(module.graph.nodes)}
+    views = {
+        node
+        for node in order
+        if node.op in ("call_function", "call_method") and node.all_input_nodes and _shares_memory(node)
+    }
+    changed = False
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not torch.ops.aten.add_.Tensor:
+            continue
+        target = node.args[0]
+        if (
+            target.op not in ("call_function", "call_module")
+            or target in views
+            or any(u in views for u in target.users)
+        ):
+            continue
+        node.target = torch.ops.aten.add.Tensor
+        target.replace_all_uses_with(node, delete_user_cb=lambda user, at=node: order[user] > order[at])
+        changed = True
+    if changed:
+        module.recompile()
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Tells whether the result of *node* may be the memory of its operand."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return any(argument.alias_info is not None for argument in target._schema.arguments) or operator_name(
+            target
+        ) in ("reshape", "contiguous", "to", "flatten")
+    return not is_in_place(node)
+
+
+def _where(error: BaseException) -> str:
+    """Returns ``file.py:line (code): message`` of the innermost frame outside torch."""
+    inside = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((inside, __file__))]
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if not frames:
+        return f"{type(error).__name__}: {message}"
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line}): {message}"

@@ -1,0 +1,593 @@
+"""Translates an ONNX model into the neutral :class:`~laurel_graph.view.GraphView`.
+
+Covers opsets 9 and up, both PyTorch exporters, ONNX Runtime's fused and quantised operators, subgraphs of If, Loop and
+Scan, and model-local functions. Adds hidden in fused operators (Sum, SkipLayerNormalization, FusedConv, Gemm with a
+full-size C) come apart here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import ChainMap
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+from laurel_graph.errors import ModelError
+from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
+from laurel_graph.view import GraphView, Role, Shape, Vertex, source_line
+
+from .onnx_shapes import bodies, constant_tensor, dtype_name, tensor_types
+
+NCHWC_DOMAIN = "com.microsoft.nchwc"
+SUPPORTED_OPSET = 9
+
+_ROLES: dict[Role, str] = {
+    Role.META: (
+        "Shape Size ConstantOfShape NonZero Range Greater GreaterOrEqual Less LessOrEqual Equal Not And Or Xor "
+        "ArgMax ArgMin IsNaN IsInf EyeLike RandomNormalLike RandomUniformLike SequenceLength"
+    ),
+    Role.PASS: (
+        "Identity Dropout Cast CastLike QuantizeLinear DequantizeLinear DynamicQuantizeLinear MemcpyToHost "
+        "MemcpyFromHost Optional OptionalGetElement SequenceAt BitCast TrainableDropout"
+    ),
+    Role.RESHAPE: "Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile SpaceToDepth",
+    Role.UPSAMPLE: "Resize Upsample DepthToSpace ConvTranspose MaxUnpool GridSample",
+    Role.SCATTER: "ScatterND ScatterElements Scatter TensorScatter",
+    Role.REDUCE: (
+        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceLogSumExp ReduceSumSquare ReduceProd "
+        "ReduceLogSum"
+    ),
+    Role.MATH: "Pow Sqrt Reciprocal Neg Abs Floor Ceil Round Sign Exp Log Sin Cos",
+    Role.ACTIVATION: (
+        "Relu LeakyRelu PRelu Elu Selu Celu Sigmoid Tanh Softplus Softsign HardSigmoid HardSwish Mish Gelu Clip Erf "
+        "ThresholdedRelu Swish QuickGelu FastGelu BiasGelu QLinearSigmoid QLinearLeakyRelu Max Min HardMax Shrink "
+        "BiasSplitGelu"
+    ),
+    Role.SOFTMAX: "Softmax LogSoftmax QLinearSoftmax BiasSoftmax",
+    Role.NORM: (
+        "BatchNormalization LayerNormalization SimplifiedLayerNormalization RMSNormalization GroupNormalization "
+        "InstanceNormalization LpNormalization LRN MeanVarianceNormalization GroupNorm"
+    ),
+    Role.POOL: (
+        "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool QLinearAveragePool "
+        "QLinearGlobalAveragePool"
+    ),
+    Role.CONV: "Conv FusedConv QLinearConv ConvInteger NhwcConv NhwcFusedConv QLinearConvTranspose DeformConv",
+    Role.LINEAR: (
+        "MatMul Gemm Einsum FusedMatMul FusedGemm MatMulInteger QLinearMatMul QGemm MatMulNBits MatMulBnb4 MatMulFpQ4 "
+        "MatMulIntegerToFloat DynamicQuantizeMatMul GemmFloat8 FusedMatMulActivation TransposeMatMul"
+    ),
+    Role.WEIGHTED: (
+        "LSTM GRU RNN Attention QAttention PackedAttention DecoderAttention LongformerAttention DynamicQuantizeLSTM "
+        "MoE QMoE"
+    ),
+    Role.MIX: (
+        "DFT STFT Rfft Irfft MultiHeadAttention GroupQueryAttention PackedMultiHeadAttention SparseAttention "
+        "DecoderMaskedMultiHeadAttention PagedAttention LinearAttention FlexAttention"
+    ),
+    Role.CONCAT: "Concat",
+    Role.ADD: "Add Sum QLinearAdd BiasAdd",
+    Role.SUB: "Sub",
+    Role.MUL: "Mul Div QLinearMul",
+    Role.SLICE: "Slice Split Gather Pad GatherND GatherElements Compress TopK CenterCropPad SplitToSequence",
+}
+ROLE_OF = {op: role for role, ops in _ROLES.items() for op in ops.split()}
+
+_OPERANDS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul"), (0, 3)),
+    **dict.fromkeys(
+        (
+            "Conv",
+            "FusedConv",
+            "ConvInteger",
+            "NhwcConv",
+            "NhwcFusedConv",
+            "ConvTranspose",
+            "MatMulInteger",
+            "MatMulNBits",
+            "MatMulBnb4",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+            "Gemm",
+            "FusedGemm",
+            "DeformConv",
+        ),
+        (0, 1),
+    ),
+    **dict.fromkeys(("ScatterND", "ScatterElements", "Scatter"), (0, 2)),
+    **dict.fromkeys(
+        (
+            "Reshape",
+            "Expand",
+            "Tile",
+            "Resize",
+            "Upsample",
+            "Slice",
+            "Split",
+            "Pad",
+            "Unsqueeze",
+            "Squeeze",
+            "Clip",
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "DynamicQuantizeLinear",
+            "Dropout",
+            "ReduceMean",
+            "ReduceSum",
+            "TopK",
+            "ReduceMax",
+            "ReduceMin",
+            "ReduceL2",
+            "QLinearSigmoid",
+            "QLinearLeakyRelu",
+            "QLinearGlobalAveragePool",
+            "QLinearAveragePool",
+            "QLinearSoftmax",
+            "CastLike",
+            "BatchNormalization",
+            "LayerNormalization",
+            "SimplifiedLayerNormalization",
+            "RMSNormalization",
+            "GroupNormalization",
+            "InstanceNormalization",
+            "GroupNorm",
+            "SequenceAt",
+            "Compress",
+            "CenterCropPad",
+            "Pow",
+            "PRelu",
+            "BiasGelu",
+            "FastGelu",
+            "DFT",
+            "TrainableDropout",
+        ),
+        (0,),
+    ),
+    "BiasAdd": (0, 2),
+    "Where": (1, 2),
+    "LSTM": (0, 5, 6),
+    "GRU": (0, 5),
+    "RNN": (0, 5),
+    "DynamicQuantizeLSTM": (0, 5, 6),
+}
+"""Which inputs are operands; the others (zero points, axes, sizes, running statistics) only shape the result."""
+
+_SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm")
+_QUANTISED_ADVICE = (
+    "it adds quantised integers (QLinearAdd); rewrite the float model, or its QDQ form, and quantise the result"
+)
+_FUSED_ADVICE = "the add is fused into {op}; rewrite the file as it was before ONNX Runtime optimised it"
+
+
+def view_of(model: onnx.ModelProto, name: str = "") -> GraphView:
+    """Returns the finished view of *model*; *name* is what messages call it.
+
+    A missing producer becomes an input and a note. Shapes are inferred where possible and unknown otherwise.
+
+    Raises:
+        ModelError: a cycle of names, an opset below 9, or a file in ONNX Runtime's own NCHWc layout.
+    """
+    opset = next((imported.version for imported in model.opset_import if imported.domain in ("", "ai.onnx")), None)
+    if opset is not None and 0 < opset < SUPPORTED_OPSET:
+        raise ModelError(
+            f"{name or 'the model'} has opset {opset}; expected {SUPPORTED_OPSET} or newer. "
+            f"Convert it first: onnx.version_converter.convert_version(model, {SUPPORTED_OPSET})."
+        )
+    types, note = tensor_types(model)
+    builder = _Builder(GraphView(model=name or model.graph.name or "ONNX model"), types, model)
+    builder.notes([note] if note else [])
+    return builder.build()
+
+
+class _Builder:
+    def __init__(
+        self, view: GraphView, types: dict[str, tuple[Shape | None, str | None]], model: onnx.ModelProto
+    ) -> None:
+        self.view, self.types, self.model = view, types, model
+        self.functions = {(f.domain, f.name): f for f in model.functions if f.domain != DOMAIN}
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.body = ""
+        self.prefix = ""
+        self.depth = 0
+
+    def notes(self, notes: Sequence[str]) -> None:
+        self.view.notes.extend(note for note in notes if note not in self.view.notes)
+
+    def build(self) -> GraphView:
+        names: MutableMapping[str, int] = {}
+        graph = self.model.graph
+        self.inputs(graph, names)
+        self.graph(graph.node, names)
+        for output in graph.output:
+            if output.name in names or output.name in self.constants:
+                self.view.outputs.append(self.lookup(output.name, names))
+            else:
+                self.notes([f"output {output.name!r} has no producer."])
+        return self.view.finish()
+
+    def inputs(self, graph: onnx.GraphProto, names: MutableMapping[str, int]) -> None:
+        self.constants.update((tensor.name, tensor) for tensor in graph.initializer)
+        self.constants.update((tensor.values.name, tensor.values) for tensor in graph.sparse_initializer)
+        held = {tensor.name for tensor in graph.initializer}
+        for value in graph.input:
+            if value.name not in held:
+                names[value.name] = self.put(Role.INPUT, "input", value.name, ())
+
+    def put(self, role: Role, op: str, value: str, inputs: Sequence[int], **more: Any) -> int:
+        shape, dtype = self.types.get(value, (None, None)) if not self.prefix else (None, None)
+        more.setdefault("shape", shape)
+        more.setdefault("dtype", dtype)
+        return self.view.add(
+            Vertex(more.pop("key", self.prefix + value), self.prefix + value, op, role, tuple(inputs), **more)
+        )
+
+    def lookup(self, name: str, names: MutableMapping[str, int]) -> int:
+        if (index := names.get(name)) is not None:
+            return index
+        if (tensor := self.constants.get(name)) is not None:
+            index = self.put(
+                Role.CONSTANT, "initializer", name, (), shape=tuple(tensor.dims), dtype=dtype_name(tensor.data_type)
+            )
+        else:
+            self.notes([f"value {name!r} has no producer; taken as an input."])
+            index = self.put(Role.INPUT, "missing", name, ())
+        names[name] = index
+        return index
+
+    def ints(self, name: str) -> list[int] | None:
+        """Returns the integers of a constant, ``None`` if it is computed or far away."""
+        tensor = self.constants.get(name)
+        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.dims) > 1:
+            return None
+        try:
+            return [int(v) for v in numpy_helper.to_array(tensor).reshape(-1)]
+        except (TypeError, ValueError):
+            return None
+
+    def graph(self, nodes: Sequence[onnx.NodeProto], names: MutableMapping[str, int]) -> None:
+        for node in _in_order(nodes, self.view.model):
+            self.view.nodes += 1
+            self.node(node, names)
+
+    def node(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        op = node.op_type
+        if node.domain == NCHWC_DOMAIN:
+            raise ModelError(
+                f"node {node.name!r} is {op} of ONNX Runtime's own NCHWc layout, which holds for one machine alone. "
+                "Use the file as it was before ONNX Runtime optimised it (at most ORT_ENABLE_EXTENDED)."
+            )
+        outputs = [name for name in node.output if name]
+        if op == "Constant" and not node.domain:
+            tensor = constant_tensor(node)
+            shape, dtype = (tuple(tensor.dims), dtype_name(tensor.data_type)) if tensor is not None else (None, None)
+            for name in outputs:
+                if tensor is not None:
+                    self.constants[name] = tensor
+                names[name] = self.put(Role.CONSTANT, op, name, (), shape=shape, dtype=dtype)
+            return
+        if not outputs:
+            return
+        self.more = {"key": self.prefix + outputs[0], "name": node.name, "blocked": self.body, **_origin(node)}
+        if node.domain == DOMAIN:
+            self.laurel(node, names)
+        elif (function := self.functions.get((node.domain, op))) is not None and self.depth < 8:
+            self.call(node, function, names)
+        elif any(True for _ in bodies(node)):
+            self.subgraphs(node, names)
+        elif op in _SKIP_NORMS:
+            self.skip_norm(node, names)
+        else:
+            special = _SPECIAL.get(op)
+            (special or _Builder.plain)(self, node, names)
+
+    def operands(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> list[int]:
+        chosen = _OPERANDS.get(node.op_type)
+        given = node.input if chosen is None else [node.input[i] for i in chosen if i < len(node.input)]
+        return [self.lookup(name, names) for name in given if name]
+
+    def plain(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        op = node.op_type
+        role = ROLE_OF.get(op, Role.OTHER)
+        if op == "Attention" and not node.domain:
+            role = Role.MIX
+        inputs = self.operands(node, names)
+        more = dict(self.more)
+        if role is Role.WEIGHTED or op == "ConvTranspose":
+            more["weighted"] = True
+        if role in (Role.CONV, Role.LINEAR, Role.WEIGHTED):
+            more["width"] = self.width(node)
+        if role is Role.CONV:
+            more["axis"] = -1 if op.startswith("Nhwc") else 1
+        elif role is Role.CONCAT:
+            more["axis"] = _attribute(node, "axis", 0)
+        elif op == "Transpose":
+            more["permutation"] = tuple(_attribute(node, "perm", ())) or None
+        elif op == "QLinearAdd":
+            more.update(quantised=True, blocked=more["blocked"] or _QUANTISED_ADVICE)
+        elif op == "DFT":
+            more["shape"] = None
+        elif role is Role.POOL:
+            strides = _attribute(node, "strides", ())
+            kernel = _attribute(node, "kernel_shape", ())
+            more["mixes"] = any(k > 1 for k in kernel) and all(s == 1 for s in strides)
+        for place, name in enumerate(node.output):
+            if name:
+                meta = op in ("DynamicQuantizeLinear", "Dropout", "MaxPool") and place
+                names[name] = self.put(Role.META if meta else role, op, name, inputs, **more)
+
+    def width(self, node: onnx.NodeProto) -> int | None:
+        """Output channels of a convolution or matrix product with a constant weight."""
+        op = node.op_type
+        place = 3 if op in ("QLinearConv", "QLinearMatMul", "QGemm") else 1
+        if op == "MatMulNBits":
+            return int(_attribute(node, "N", 0)) or None
+        if len(node.input) <= place:
+            return None
+        shape = self.types.get(node.input[place], (None, None))[0]
+        if (tensor := self.constants.get(node.input[place])) is not None:
+            shape = tuple(tensor.dims)
+        if not shape:
+            return None
+        if ROLE_OF[op] is Role.CONV:
+            width = shape[-1] if op.startswith("Nhwc") else shape[0]
+        else:
+            width = shape[-2 if len(shape) > 1 and _attribute(node, "transB", 0) else -1]
+        if op == "Attention" and isinstance(width, int):
+            width //= 3
+        return width if isinstance(width, int) else None
+
+    def fused_conv(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """Conv, then + Z, then activation."""
+        more, value = self.more, node.output[0]
+        last = self.put(
+            Role.CONV, node.op_type, value, self.operands(node, names), **more, width=self.width(node), axis=1
+        )
+        if len(node.input) > 3 and node.input[3]:
+            more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
+            last = self.put(Role.ADD, node.op_type, value, [last, self.lookup(node.input[3], names)], **more)
+        if _attribute(node, "activation", b""):
+            last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
+        names[value] = last
+
+    def gemm(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """A·B, then + C where C is no constant, then activation."""
+        more, value = self.more, node.output[0]
+        last = self.put(Role.LINEAR, node.op_type, value, self.operands(node, names), **more, width=self.width(node))
+        if len(node.input) > 2 and node.input[2]:
+            addend = self.lookup(node.input[2], names)
+            if self.view.vertices[addend].role is not Role.CONSTANT:
+                more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
+                last = self.put(Role.ADD, node.op_type, value, [last, addend], **more)
+        if _attribute(node, "activation", b""):
+            last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
+        names[value] = last
+
+    def skip_norm(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """x + skip (+ bias), then the norm; the fourth output is the sum."""
+        more, values = self.more, list(node.output)
+        total = values[3] if len(values) > 3 else ""
+        named = next(name for name in (total, *values) if name)
+        last = self.put(Role.ADD, node.op_type, named, [self.lookup(name, names) for name in node.input[:2]], **more)
+        bias = node.input[4] if len(node.input) > 4 else ""
+        if bias:
+            last = self.put(Role.ADD, "bias", named, [last, self.lookup(bias, names)], **more)
+        if total:
+            names[total] = last
+        if values[0]:
+            names[values[0]] = self.put(Role.NORM, node.op_type, values[0], [last], **more)
+        for name in values[1:3]:
+            if name:
+                names[name] = self.put(Role.META, node.op_type, name, [last], **more)
+
+    def slice(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """One vertex per output, with the window it takes where that is constant."""
+        source = self.operands(node, names)
+        rows = self.windows(node)
+        for name, (axis, window) in zip(node.output, rows, strict=False):
+            if name:
+                names[name] = self.put(Role.SLICE, node.op_type, name, source, **self.more, axis=axis, window=window)
+
+    def windows(self, node: onnx.NodeProto) -> list[tuple[int, tuple[int, int] | None]]:
+        shape = self.types.get(node.input[0], (None, None))[0]
+        if node.op_type == "Slice":
+            args = [self.ints(name) if name else None for name in node.input[1:5]] + [None] * 4
+            starts = _attribute(node, "starts", None) or args[0]
+            ends = _attribute(node, "ends", None) or args[1]
+            axes = _attribute(node, "axes", None) or args[2] or (list(range(len(starts))) if starts else None)
+            if not (starts and ends and axes) or len(axes) != 1 or (args[3] or [1]) != [1]:
+                return [(0, None)]
+            return [(axes[0], _window(starts[0], ends[0], _dim(shape, axes[0])))]
+        axis = _attribute(node, "axis", 0)
+        sizes = _attribute(node, "split", None) or (self.ints(node.input[1]) if len(node.input) > 1 else None)
+        whole = _dim(shape, axis)
+        if sizes is None and isinstance(whole, int):
+            part = -(-whole // len(node.output))
+            sizes = [min(part, whole - i * part) for i in range(len(node.output))]
+        if sizes is None:
+            return [(axis, None)] * len(node.output)
+        starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        return [(axis, (starts[i], starts[i + 1])) for i in range(len(sizes))]
+
+    def gather(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """A lookup in data is a slice; in a table it is an embedding."""
+        source = self.lookup(node.input[0], names)
+        table = self.view.vertices[source].role is Role.CONSTANT
+        inputs = [source, *(self.lookup(name, names) for name in node.input[1:])]
+        role = Role.OTHER if table else Role.SLICE
+        names[node.output[0]] = self.put(
+            role,
+            node.op_type,
+            node.output[0],
+            inputs if table else inputs[:1],
+            **self.more,
+            axis=_attribute(node, "axis", 0),
+        )
+
+    def laurel(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        operator = Operator.parse(node.op_type)
+        inputs = list(node.input)
+        named = dict(zip(operator.inputs, inputs, strict=False)) if operator is not None else {}
+        ours = next((name for name in inputs if name.startswith(f"{PREFIX}.")), "")
+        values = [
+            name
+            for place, name in enumerate(inputs)
+            if name and (place < 2 or name in names) and not name.startswith(f"{PREFIX}.")
+        ]
+        factor = self.constants.get(named.get("A", "")) or self.constants.get(named.get("previous_A", ""))
+        last = self.put(
+            Role.LAUREL,
+            node.op_type,
+            node.output[0],
+            [self.lookup(name, names) for name in values],
+            **self.more,
+            rank=factor.dims[-1] if factor is not None else 0,
+            site=ours.removeprefix(f"{PREFIX}.").rpartition(".")[0],
+            axis=operator.axis if operator is not None else -1,
+        )
+        if operator is not None and operator.epilogue:
+            role = Role.ACTIVATION if operator.epilogue == "Relu" else Role.NORM
+            names[node.output[0]] = self.put(role, operator.epilogue, node.output[0], [last], **self.more)
+        else:
+            names[node.output[0]] = last
+        for name in node.output[1:]:
+            if name:
+                names[name] = last
+
+    def call(self, node: onnx.NodeProto, function: onnx.FunctionProto, names: MutableMapping[str, int]) -> None:
+        """Writes the body of a model-local function out in place."""
+        inner: MutableMapping[str, int] = {
+            formal: self.lookup(name, names) for formal, name in zip(function.input, node.input, strict=False) if name
+        }
+        more, body, prefix = self.more, self.body, self.prefix
+        self.body = body or f"it stands inside the model-local function {function.name!r}; inline functions first"
+        self.prefix = f"{prefix}{node.output[0]}/"
+        self.depth += 1
+        self.graph(function.node, inner)
+        ends = [inner.get(formal) for formal in function.output]
+        self.body, self.prefix, self.depth, self.more = body, prefix, self.depth - 1, more
+        for end, name in zip(ends, node.output, strict=False):
+            if name:
+                names[name] = self.put(Role.PASS, node.op_type, name, [end] if end is not None else [], **more)
+
+    def subgraphs(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """If: either body's output. Loop, Scan: bodies read the carried values and slices of the scanned ones."""
+        more, outer_body = self.more, self.body
+        given = [self.lookup(name, names) if name else None for name in node.input]
+        self.body = outer_body or f"it stands inside the body of {node.op_type} node {node.name or node.output[0]!r}"
+        ends: list[list[int]] = [[] for _ in node.output]
+        carried = {"Loop": given[2:], "If": []}.get(node.op_type, given)
+        for body in bodies(node):
+            inner: MutableMapping[str, int] = ChainMap({}, names)  # type: ignore[arg-type]
+            self.constants.update((tensor.name, tensor) for tensor in body.initializer)
+            formals = list(body.input)
+            lead = len(formals) - len(carried)
+            for place, value in enumerate(formals):
+                start = carried[place - lead] if place >= lead else None
+                role = Role.META if start is None else Role.PASS if node.op_type == "Loop" else Role.SLICE
+                inner[value.name] = self.put(
+                    role, f"{node.op_type} input", value.name, [] if start is None else [start]
+                )
+            self.graph(body.node, inner)
+            results = [value.name for value in body.output][1 if node.op_type == "Loop" else 0 :]
+            for place, name in enumerate(results[: len(ends)]):
+                if name in inner or name in self.constants:
+                    ends[place].append(self.lookup(name, inner))
+        self.body, self.more = outer_body, more
+        for place, name in enumerate(node.output):
+            if name:
+                start = carried[place] if place < len(carried) else None
+                inputs = [*ends[place], *([start] if start is not None else [])]
+                names[name] = self.put(Role.OTHER, node.op_type, name, inputs, **more)
+
+
+_SPECIAL: dict[str, Callable[[_Builder, onnx.NodeProto, MutableMapping[str, int]], None]] = {
+    "FusedConv": _Builder.fused_conv,
+    "NhwcFusedConv": _Builder.fused_conv,
+    "Gemm": _Builder.gemm,
+    "FusedGemm": _Builder.gemm,
+    "Slice": _Builder.slice,
+    "Split": _Builder.slice,
+    "Gather": _Builder.gather,
+}
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return onnx.helper.get_attribute_value(attribute)
+    return default
+
+
+def _dim(shape: Shape | None, axis: int) -> int | None:
+    size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+    return size if isinstance(size, int) else None
+
+
+def _window(start: int, end: int, size: int | None) -> tuple[int, int] | None:
+    if size is None:
+        return (start, end) if start >= 0 and 0 <= end < 2**31 else None
+    start, end = (v + size if v < 0 else v for v in (start, end))
+    return max(0, min(start, size)), max(0, min(end, size))
+
+
+def _origin(node: onnx.NodeProto) -> dict[str, Any]:
+    """Module path and source line of a node, where an exporter wrote them down."""
+    scope: str | None = None
+    source = ""
+    for prop in node.metadata_props:
+        if prop.key == "pkg.torch.onnx.name_scopes":
+            with suppress(ValueError, SyntaxError, IndexError):
+                scope = str(ast.literal_eval(prop.value)[-2])
+        elif prop.key == "pkg.torch.onnx.stack_trace":
+            source = source_line(prop.value)
+    if scope is None and "/" in node.name:
+        scope = ""
+        for part in filter(None, node.name.split("/")[:-1]):
+            scope = part if part.startswith(f"{scope}.") or not scope else f"{scope}.{part}"
+    return {"scope": scope, "source": source}
+
+
+def _in_order(nodes: Sequence[onnx.NodeProto], model: str) -> Iterator[onnx.NodeProto]:
+    """Yields the nodes so that producers come first.
+
+    Raises:
+        ModelError: a cycle of names.
+    """
+    made: set[str] = set()
+    makers: dict[str, int] = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    reads = [[name for name in _reads(node) if name in makers] for node in nodes]
+    for node, needs in zip(nodes, reads, strict=True):
+        if not made.issuperset(needs):
+            break
+        made.update(node.output)
+    else:
+        yield from nodes
+        return
+    import networkx as nx
+
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(nodes)))
+    graph.add_edges_from((makers[name], i) for i, needs in enumerate(reads) for name in needs)
+    try:
+        order = list(nx.lexicographical_topological_sort(graph))
+    except nx.NetworkXUnfeasible:
+        cycle = [nodes[i].output[0] for i, _ in nx.find_cycle(graph)]
+        raise ModelError(
+            f"{model} has a cycle of names: {' -> '.join([*cycle[:6], cycle[0]])}. "
+            "A value must not depend on itself; check the names of these nodes."
+        ) from None
+    for i in order:
+        yield nodes[i]
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    yield from (name for name in node.input if name)
+    for body in bodies(node):
+        inside = {name for inner in body.node for name in inner.output} | {value.name for value in body.input}
+        for inner in body.node:
+            yield from (name for name in _reads(inner) if name not in inside)
+        yield from (value.name for value in body.output if value.name not in inside)

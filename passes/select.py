@@ -1,0 +1,107 @@
+"""Chooses the sites to rewrite and fixes what each one gets; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from laurel_graph.config import LaurelConfig
+from laurel_graph.errors import NoResidualError, SelectorError, near
+from laurel_graph.residual import Detection, Residual, SitePlan
+
+NEAREST_MISSES = 5
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What will be rewritten and what not.
+
+    Attributes:
+        plans: one per site, in topological order.
+        skipped: (site, reason) of every other residual connection.
+    """
+
+    plans: tuple[SitePlan, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def select(detection: Detection, config: LaurelConfig) -> Selection:
+    """Applies the kinds, globs and overrides of *config* to what was found.
+
+    PA links the skips of the earlier sites on the same stream with the same shape, nearest first; those sites need not
+    be rewritten themselves.
+
+    Raises:
+        NoResidualError: nothing was found, or nothing that was found can be rewritten as asked.
+        SelectorError: a glob of ``sites`` or ``overrides`` matches no site.
+        ConfigError: a rank is larger than its site's width.
+    """
+    found = [residual for residual in detection.residuals if residual.kind != "laurel"]
+    if not found:
+        raise NoResidualError(_nothing_found(detection))
+    sites = [residual.site for residual in found]
+    for what, globs in (("sites", config.sites), ("overrides", config.overrides)):
+        for glob in globs:
+            if not any(_matches(site, (glob,)) for site in sites):
+                raise SelectorError(
+                    f"{what} {glob!r} matches none of the {len(sites)} sites of {detection.model}.{near(glob, sites)}"
+                )
+    skips = {residual.site: residual.skip for residual in found}
+    plans: list[SitePlan] = []
+    skipped = [
+        (residual.site, "a LAuReL residual is already there")
+        for residual in detection.residuals
+        if residual.kind == "laurel"
+    ]
+    for residual in found:
+        plan = _plan(residual, config, skips)
+        if isinstance(plan, SitePlan):
+            plans.append(plan)
+        else:
+            skipped.append((residual.site, plan))
+    if not plans:
+        reasons = "; ".join(f"{site}: {reason}" for site, reason in skipped[:NEAREST_MISSES])
+        raise NoResidualError(
+            f"{detection.model} has {len(found)} residual connections, but none of them can be rewritten as asked: {reasons}."
+        )
+    return Selection(tuple(plans), tuple(skipped))
+
+
+def _matches(site: str, globs: Iterable[str]) -> bool:
+    return any(glob == site or fnmatchcase(site, glob) for glob in globs)
+
+
+def _plan(residual: Residual, config: LaurelConfig, skips: dict[str, str]) -> SitePlan | str:
+    if residual.kind not in config.include:
+        return f"its kind {residual.kind} is not included"
+    if not _matches(residual.site, config.sites):
+        return "not selected"
+    if config.override_for(residual.site).off:
+        return "switched off by an override"
+    if residual.blocked:
+        return residual.blocked
+    if residual.width is None:
+        return "the size of its feature axis is unknown"
+    earlier = tuple(skips[site] for site in residual.previous if site in skips)
+    rank = len(residual.shape) if residual.shape is not None else 4 if residual.axis == 1 else 3
+    spec = config.spec_for(
+        residual.site,
+        axis=residual.axis,
+        width=residual.width,
+        ndim=rank,
+        dtype=residual.dtype or "float32",
+        previous=len(earlier),
+    )
+    if spec is None:
+        return f"variant {config.variant} needs earlier activations and there are none on its stream"
+    return SitePlan(residual, spec, earlier[: spec.previous])
+
+
+def _nothing_found(detection: Detection) -> str:
+    if any(residual.kind == "laurel" for residual in detection.residuals):
+        return f"{detection.model}: every residual connection is a LAuReL residual already; nothing is left to rewrite."
+    misses = sorted((r for r in detection.rejected if r.near > 0), key=lambda r: -r.near)[:NEAREST_MISSES]
+    listed = "; ".join(f"{miss.join} ({miss.reason}: {miss.detail})" for miss in misses)
+    adds = f"{len(detection.rejected)} adds were looked at" if detection.rejected else "it holds no adds"
+    return f"{detection.model} has no residual connection; {adds}." + (f" Nearest: {listed}." if listed else "")
