@@ -1,0 +1,123 @@
+"""ONNX to a differentiable torch.fx GraphModule: frozen except for what is named trainable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import SelectorError, near
+from ..opset.schema import PREFIX, read_specs, tensor_name
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import fx
+
+    from ..config import SiteSpec
+
+META = "laurel_import"
+"""Key of ``module.meta`` under which an imported module keeps its :class:`ImportRecord`."""
+
+
+@dataclass
+class ImportRecord:
+    """What an imported module remembers of its file.
+
+    Attributes:
+        source: the file, or ``None`` if a model in memory was imported.
+        inputs: the ONNX input names, in the order of ``forward``.
+        outputs: the ONNX output names, in the order of what ``forward`` returns.
+        tensors: parameter and buffer path in the module to the name in the file.
+        specs: site to spec for a transformed model.
+    """
+
+    source: Path | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tensors: dict[str, str] = field(default_factory=dict)
+    specs: dict[str, SiteSpec] = field(default_factory=dict)
+
+
+class _Selector:
+    """Tells which tensors are trainable by name, and remembers which patterns matched."""
+
+    def __init__(self, trainable: str | Sequence[str] | None, specs: Mapping[str, SiteSpec]) -> None:
+        given = (trainable,) if isinstance(trainable, str) else trainable
+        self.patterns = None if given is None else tuple(given)
+        self._site_tensors = {tensor_name(site, name) for site, spec in specs.items() for name in spec.tensor_shapes()}
+        self._matched: set[str] = set()
+        self._seen: list[str] = []
+
+    def __call__(self, name: str) -> bool:
+        """Whether *name* is trainable; without patterns, whether it is a tensor of ours."""
+        self._seen.append(name)
+        if self.patterns is None:
+            return name.startswith(f"{PREFIX}.") and not name.endswith(".one")
+        hits = [pattern for pattern in self.patterns if pattern == name or fnmatchcase(name, pattern)]
+        self._matched.update(hits)
+        return bool(hits)
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether the initializer *name* becomes a parameter by itself, not through the module of its site."""
+        return self(name) and name not in self._site_tensors
+
+    def check(self) -> None:
+        """Raises SelectorError if a pattern matched nothing."""
+        for pattern in self.patterns or ():
+            if pattern not in self._matched:
+                raise SelectorError(f"trainable={pattern!r} matches no tensor of the model.{near(pattern, self._seen)}")
+
+
+def import_onnx(
+    path_or_model: str | Path | onnx.ModelProto,
+    trainable: str | Sequence[str] | None = None,
+    dropout: bool = False,
+) -> fx.GraphModule:
+    """Returns an ONNX model as a differentiable fx.GraphModule that computes what ONNX Runtime computes.
+
+    All tensors are frozen buffers under their ONNX names, except the trainable ones, which are parameters: those of
+    the LAuReL sites (``laurel.<site>.A`` ...) or, if *trainable* is given, exactly those it names. ``forward`` takes
+    the graph's inputs in order (by keyword under their names as Python identifiers) and returns the output, or a
+    tuple of several. Files of 16-bit floats are computed in float32 and return float32. Batch normalisation uses its
+    stored statistics.
+
+    Args:
+        path_or_model: an ``.onnx`` file or a model in memory.
+        trainable: names or globs of initializers to train; ``None`` for the LAuReL tensors.
+        dropout: Dropout nodes are active in training mode.
+
+    Raises:
+        ModelError: the file cannot be read or the graph is damaged.
+        SelectorError: a name or glob matches no tensor.
+        UnsupportedOperatorError: naming each node, its operator and opset, that has no exact differentiable
+            counterpart.
+    """
+    import onnx
+
+    from ..onnx_file import read
+    from .convert import Converter
+    from .laurel import LaurelSites
+    from .registry import default_registry
+
+    if isinstance(path_or_model, onnx.ModelProto):
+        source, model, base_dir = None, path_or_model, Path()
+    else:
+        source = Path(path_or_model)
+        model, base_dir = read(source), source.parent
+    specs = read_specs(model)
+    selector = _Selector(trainable, specs)
+    sites = LaurelSites(model, specs, selector, base_dir)
+    converter = Converter(model, default_registry(), base_dir, selector.is_parameter, dropout, sites.translate)
+    module = converter.run()
+    selector.check()
+    stored = {t.name for t in model.graph.initializer}
+    module.meta[META] = ImportRecord(
+        source=source,
+        inputs=tuple(i.name for i in model.graph.input if i.name not in stored),
+        outputs=tuple(o.name for o in model.graph.output),
+        tensors=converter.tensor_names,
+        specs=specs,
+    )
+    return module

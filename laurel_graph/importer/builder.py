@@ -1,0 +1,311 @@
+"""The values of an ONNX graph while it is translated, and the fx graph that grows from them.
+
+A :class:`Value` whose tensor is known at translation time stays a constant until something that is not constant uses
+it: chains of constants (weights written as ``ConstantOfShape``, folded masks, shape arithmetic) leave no trace. What
+is derived from shapes alone is *host* data: integers that stay on the CPU wherever the module is moved.
+"""
+
+from __future__ import annotations
+
+import keyword
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+FOLD_LIMIT = 1 << 22
+"""A constant result of more elements than this is folded only if it is not larger than what it is made of."""
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING = _Missing()
+"""The constant of a value that is not known before the module runs."""
+
+
+@dataclass(eq=False)
+class Value:
+    """One value of the ONNX graph.
+
+    Attributes:
+        name: a name for the buffer or node that will hold it.
+        const: the tensor (or list, or ``None`` for an empty optional) if known now, else :data:`MISSING`.
+        node: the fx node that computes it; for a constant, made when first needed.
+        host: integers derived from shapes: they stay on the CPU.
+        elem_type: the ONNX element type, or ``None`` if unknown.
+        shape: the static shape where the file tells it (ints, symbols, ``None``), or ``None``.
+    """
+
+    name: str
+    const: Any = MISSING
+    node: fx.Node | None = None
+    host: bool = False
+    elem_type: int | None = None
+    shape: tuple[int | str | None, ...] | None = None
+    host_node: fx.Node | None = None
+
+    @property
+    def is_const(self) -> bool:
+        """Whether the value is known at translation time."""
+        return self.const is not MISSING
+
+
+@dataclass(frozen=True)
+class Host:
+    """Marks an argument that is read as integers on the CPU (a shape, axes, a size), not as data."""
+
+    value: Value
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an fx node comes from: stored as ``node.meta["onnx"]``."""
+
+    name: str
+    op: str
+    domain: str
+    opset: int
+    outputs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        op = f"{self.domain}::{self.op}" if self.domain else self.op
+        return f"node {self.name or self.outputs[0]!r} ({op}, opset {self.opset})"
+
+
+class HostTensors(nn.Module):
+    """Buffers that stay where and what they are when the module around them is moved or converted."""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> HostTensors:
+        return self
+
+
+def identifier(name: str) -> str:
+    """Returns *name* as a Python identifier."""
+    name = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
+    return f"_{name}" if name[0].isdigit() or keyword.iskeyword(name) else name
+
+
+def to_device_of(host: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """Returns host integers on the device of the data that they meet."""
+    return host.to(data.device)
+
+
+def _constant_size(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    return sum(_constant_size(v) for v in value) if isinstance(value, (list, tuple)) else 0
+
+
+class Builder:
+    """Grows one fx graph and the module that holds its buffers, parameters and submodules.
+
+    Attributes:
+        root: the module that the graph's ``get_attr`` and ``call_module`` nodes refer to.
+        graph: the fx graph.
+        onnx_names: attribute path of each parameter and buffer to the initializer's name.
+    """
+
+    def __init__(self) -> None:
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.onnx_names: dict[str, str] = {}
+        self.origin: Origin | None = None
+        self._anchor: fx.Node | None = None
+
+    # ---- nodes ------------------------------------------------------------------------------------------------
+
+    def create(self, kind: str, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None,
+               name: str | None = None) -> fx.Node:  # fmt: skip
+        """Creates one fx node that remembers which ONNX node it comes from."""
+        node: fx.Node = self.graph.create_node(kind, target, args, kwargs or {}, name=name and identifier(name))
+        if self.origin is not None:
+            node.meta["onnx"] = self.origin
+        return node
+
+    def input(self, name: str, elem_type: int | None = None, shape: Any = None, host: bool = False) -> Value:
+        """Adds a placeholder."""
+        target = identifier(name)
+        taken = {node.target for node in self.graph.nodes if node.op == "placeholder"}
+        while target in taken or target == "self":
+            target += "_"
+        node = self.create("placeholder", target, name=target)
+        return Value(name, node=node, elem_type=elem_type, shape=shape, host=host)
+
+    def emit(self, fn: Callable[..., Any], *args: Any, fold: bool = True, name: str = "", **kwargs: Any) -> Value:
+        """Adds ``fn(*args, **kwargs)``; evaluates it now if every :class:`Value` in it is constant and *fold* is set.
+
+        Arguments may be values, :class:`Host`-marked values, fx nodes, plain Python data and (nested) sequences.
+        """
+        values = list(_values_in((args, tuple(kwargs.values()))))
+        if fold and all(v.is_const for v, _ in values):
+            with torch.no_grad():
+                known = fn(*_map(args, _constant), **{k: _map(v, _constant) for k, v in kwargs.items()})
+            size = _constant_size(known)
+            if size <= FOLD_LIMIT or size <= 2 * sum(_constant_size(v.const) for v, _ in values):
+                return Value(name, const=known)
+        data = [v for v, marked in values if not v.is_const and not marked]
+        open_values = data or [v for v, _ in values if not v.is_const]
+        host = bool(open_values) and all(v.host for v in open_values)
+        mover = None if host else next((v.node for v in data if not v.host), None)
+
+        def argument(v: Value | Host) -> Any:
+            if isinstance(v, Host) or (host and isinstance(v, Value)):
+                return self.node_of(v.value if isinstance(v, Host) else v, host=True)
+            if v.host and mover is not None:
+                return self.create("call_function", to_device_of, (self.node_of(v), mover))
+            return self.node_of(v)
+
+        node = self.create(
+            "call_function",
+            fn,
+            tuple(_map(a, argument) for a in args),
+            {k: _map(v, argument) for k, v in kwargs.items()},
+            name=name or None,
+        )
+        return Value(name, node=node, host=host)
+
+    def call(self, path: str, module: nn.Module, *args: Any, name: str = "") -> Value:
+        """Adds a call of *module*, which becomes the submodule at the dotted *path* unless it is there already."""
+        self._put_module(path, module)
+        values = tuple(_map(a, lambda v: self.node_of(v.value if isinstance(v, Host) else v)) for a in args)
+        return Value(name, node=self.create("call_module", path, values, name=name or None))
+
+    def unpack(self, value: Value, count: int) -> list[Value]:
+        """Returns the *count* parts of a value that is a tuple."""
+        if value.is_const:
+            return [Value(value.name, const=part) for part in value.const[:count]]
+        return [
+            Value(value.name, node=self.create("call_function", operator.getitem, (value.node, i)), host=value.host)
+            for i in range(count)
+        ]
+
+    @property
+    def anchor(self) -> fx.Node:
+        """A buffer of no elements whose type is the module's float type: ``.double()`` converts it along."""
+        anchor = self._anchor
+        if anchor is None:
+            self.root.register_buffer("float_type", torch.empty(0))
+            self._anchor = anchor = self.create("get_attr", "float_type")
+        return anchor
+
+    # ---- constants and parameters -----------------------------------------------------------------------------
+
+    def node_of(self, value: Value, host: bool = False) -> Any:
+        """Returns the fx node of *value*; a constant becomes a buffer (or a CPU-bound one for *host* use)."""
+        if not value.is_const:
+            return value.node
+        if not isinstance(value.const, torch.Tensor):
+            return _map(value.const, lambda v: v) if value.const is None else self._constant_list(value)
+        attribute = "host_node" if host else "node"
+        if getattr(value, attribute) is None:
+            setattr(value, attribute, self._buffer(value, host))
+        return getattr(value, attribute)
+
+    def _constant_list(self, value: Value) -> list[Any]:
+        return [self.node_of(Value(f"{value.name}_{i}", const=part)) for i, part in enumerate(value.const)]
+
+    def _buffer(self, value: Value, host: bool) -> fx.Node:
+        name = value.name or "constant"
+        tensor = value.const
+        if host:
+            if "host" not in self.root._modules:
+                self.root.add_module("host", HostTensors())
+            owner = self.root.get_submodule("host")
+            leaf = _free_name(owner, name.replace(".", "_"))
+            owner.register_buffer(leaf, tensor)
+            return self.create("get_attr", f"host.{leaf}", name=name)
+        path = self._put_tensor(name, lambda owner, leaf: owner.register_buffer(leaf, tensor))
+        return self.create("get_attr", path, name=path)
+
+    def parameter(self, name: str, tensor: torch.Tensor) -> Value:
+        """Adds *tensor* as a trainable parameter under its ONNX name."""
+        parameter = nn.Parameter(tensor.clone())
+        path = self._put_tensor(name, lambda owner, leaf: owner.register_parameter(leaf, parameter))
+        return Value(name, node=self.create("get_attr", path, name=path))
+
+    def _put_tensor(self, name: str, register: Callable[[nn.Module, str], None]) -> str:
+        """Registers a tensor under the dotted *name*, or the nearest free one, and returns its path."""
+        *parents, leaf = _split(name)
+        owner: nn.Module = self.root
+        path: list[str] = []
+        for i, part in enumerate(parents):
+            known = owner._modules.get(part)
+            if known is None and (hasattr(owner, part) or not part):
+                leaf = "_".join([*parents[i:], leaf])
+                break
+            if known is None:
+                known = nn.Module()
+                owner.add_module(part, known)
+            owner, path = known, [*path, part]
+        leaf = _free_name(owner, leaf)
+        register(owner, leaf)
+        full = ".".join([*path, leaf])
+        self.onnx_names[full] = name
+        return full
+
+    def _put_module(self, path: str, module: nn.Module) -> None:
+        *parents, leaf = path.split(".")
+        owner: nn.Module = self.root
+        for part in parents:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        if owner._modules.get(leaf) is not module:
+            owner.add_module(leaf, module)
+
+    def finish(self, outputs: Sequence[Value], name: str) -> fx.GraphModule:
+        """Adds the output node and returns the module, with what nothing uses removed."""
+        nodes = [self.node_of(v) for v in outputs]
+        self.origin = None
+        self.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
+        _eliminate_dead(self.graph)
+        module = fx.GraphModule(self.root, self.graph, class_name=name)
+        if "host" in module._modules:  # GraphModule copies attributes into plain modules
+            module._modules["host"] = self.root.get_submodule("host")
+        return module
+
+
+def _eliminate_dead(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node.op not in ("placeholder", "output") and not node.users:
+            graph.erase_node(node)
+
+
+def _split(name: str) -> list[str]:
+    parts = name.split(".")
+    return parts if all(parts) else [name.replace(".", "_")]
+
+
+def _free_name(owner: nn.Module, leaf: str) -> str:
+    while not leaf or hasattr(owner, leaf):
+        leaf += "_"
+    return leaf
+
+
+def _values_in(tree: Any) -> Any:
+    if isinstance(tree, Value):
+        yield tree, False
+    elif isinstance(tree, Host):
+        yield tree.value, True
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from _values_in(item)
+
+
+def _constant(value: Value | Host) -> Any:
+    return value.value.const if isinstance(value, Host) else value.const
+
+
+def _map(tree: Any, fn: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, (Value, Host)):
+        return fn(tree)
+    if isinstance(tree, (list, tuple)) and not hasattr(tree, "_fields"):
+        return type(tree)(_map(item, fn) for item in tree)
+    return tree

@@ -1,0 +1,397 @@
+"""From an ONNX graph to a torch.fx GraphModule: scopes, functions, subgraphs, and one node after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs
+from torch import fx
+
+from ..errors import LaurelError, ModelError, UnsupportedOperatorError
+from .builder import Builder, Origin, Value
+from .node import Node
+from .registry import NEWEST, Registry, since_version
+from .types import FLOATS, attribute_value, tensor_to_torch
+
+MAX_LISTED = 20
+"""How many refused nodes one error message lists."""
+
+LIGHT = 1024
+"""Tensors of more bytes than this do not take part in shape inference: only their types do."""
+
+
+@dataclass
+class Scope:
+    """The names that are visible to a node.
+
+    Attributes:
+        values: value name to value.
+        opsets: domain to operator set version.
+        parent: the scope around a subgraph.
+        references: attributes of the function call that a body's nodes refer to.
+        types: value name to its type as shape inference found it.
+    """
+
+    values: dict[str, Value] = field(default_factory=dict)
+    opsets: Mapping[str, int] = field(default_factory=dict)
+    parent: Scope | None = None
+    references: Mapping[str, AttributeProto] | None = None
+    types: Mapping[str, Any] = field(default_factory=dict)
+
+    def find(self, name: str) -> Value | None:
+        """Returns the value of that name here or in a scope around, or ``None``."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope.parent
+        return None
+
+
+class Converter:
+    """Translates one model.
+
+    Args:
+        model: the model; external data may still be outside.
+        registry: the operators known.
+        base_dir: the folder that external data is relative to.
+        trainable: tells whether an initializer or constant of that name becomes a parameter.
+        dropout: whether Dropout nodes are active in training mode.
+        laurel: translates a node of ``ai.laurel`` into calls of modules, or returns ``None`` to expand its body.
+    """
+
+    def __init__(self, model: ModelProto, registry: Registry, base_dir: Path, trainable: Callable[[str], bool],
+                 dropout: bool, laurel: Callable[[Node], Sequence[Value] | None]) -> None:  # fmt: skip
+        self.model = model
+        self.registry = registry
+        self.base_dir = base_dir
+        self.trainable = trainable
+        self.dropout = dropout
+        self.laurel = laurel
+        self.refused: list[str] = []
+        self.functions = {(_domain(f.domain), f.name, getattr(f, "overload", "")): f for f in model.functions}
+        self.tensor_names: dict[str, str] = {}
+
+    def run(self) -> fx.GraphModule:
+        """Returns the module.
+
+        Raises:
+            UnsupportedOperatorError: naming every node that has no differentiable counterpart.
+            ModelError: the graph is damaged.
+        """
+        graph = self.model.graph
+        opsets = {_domain(o.domain): o.version for o in self.model.opset_import}
+        newest = min(NEWEST, defs.onnx_opset_version())
+        if opsets.get("", 1) > newest:
+            raise UnsupportedOperatorError(
+                f"The model uses operator set {opsets['']}; the newest known here is {newest}. "
+                "Update onnx and laurel-graph, or export with an older operator set."
+            )
+        builder = Builder()
+        scope = Scope(opsets=opsets, types=_infer_types(self.model))
+        self._add_inputs(graph, builder, scope)
+        outputs = self.graph_nodes(graph, builder, scope)
+        if self.refused:
+            listed = "\n  ".join(self.refused[:MAX_LISTED])
+            more = f"\n  and {len(self.refused) - MAX_LISTED} more" if len(self.refused) > MAX_LISTED else ""
+            raise UnsupportedOperatorError(
+                f"{len(self.refused)} node(s) have no differentiable counterpart:\n  {listed}{more}"
+            )
+        self.tensor_names = builder.onnx_names
+        return builder.finish(outputs, "ImportedModel")
+
+    def _add_inputs(self, graph: GraphProto, builder: Builder, scope: Scope) -> None:
+        stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+        values = []
+        for info in graph.input:
+            if info.name in stored:
+                continue
+            elem_type, shape = _tensor_type(info.type)
+            value = builder.input(info.name, elem_type, shape)
+            values.append((info.name, value))
+        for name, value in values:
+            scope.values[name] = value
+            if value.elem_type in FLOATS:
+                converted = builder.emit(as_float, value, builder.anchor, name=name)
+                scope.values[name] = Value(name, node=converted.node, elem_type=value.elem_type, shape=value.shape)
+
+    def graph_nodes(self, graph: GraphProto, builder: Builder, scope: Scope) -> list[Value]:
+        """Translates a graph's initializers and nodes into *builder* and returns its output values."""
+        for tensor in graph.initializer:
+            scope.values[tensor.name] = self.tensor_value(tensor.name, tensor, builder)
+        for sparse in graph.sparse_initializer:
+            dense = Value(sparse.values.name, const=sparse_to_torch(sparse))
+            scope.values[sparse.values.name] = dense
+        for proto in graph.node:
+            self.translate(proto, builder, scope)
+        outputs = []
+        for info in graph.output:
+            value = scope.find(info.name)
+            if value is None:
+                raise ModelError(f"The graph's output {info.name!r} is not computed by any node.")
+            outputs.append(value)
+        return outputs
+
+    def tensor_value(self, name: str, tensor: TensorProto, builder: Builder) -> Value:
+        """Returns an initializer or constant as a value: a parameter if it is to be trained."""
+        try:
+            values = tensor_to_torch(tensor, self.base_dir)
+        except ValueError as error:
+            self.refused.append(f"tensor {name!r}: {error}; only numbers can be imported")
+            return Value(name, const=torch.zeros(tuple(tensor.dims)))
+        value = builder.parameter(name, values) if self.trainable(name) else Value(name, const=values)
+        value.elem_type, value.shape = tensor.data_type, tuple(tensor.dims)
+        return value
+
+    # ---- nodes ------------------------------------------------------------------------------------------------
+
+    def translate(self, proto: NodeProto, builder: Builder, scope: Scope) -> None:
+        """Translates one node and makes its outputs visible; notes it down if it is refused."""
+        domain = _domain(proto.domain)
+        opset = scope.opsets.get(domain, 1)
+        outputs = tuple(name for name in proto.output if name)
+        outer = builder.origin
+        origin = outer if scope.references is not None and outer else Origin(
+            proto.name, proto.op_type, domain, opset, outputs
+        )  # fmt: skip
+        builder.origin = origin
+        try:
+            results = self._dispatch(proto, domain, opset, origin, builder, scope)
+        except UnsupportedOperatorError as error:
+            self.refused.append(str(error))
+            results = [Value(name, node=builder.create("call_function", torch.zeros, (1,))) for name in proto.output]
+        except LaurelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{origin} cannot be translated: {type(error).__name__}: {error}") from error
+        finally:
+            builder.origin = outer
+        for name, value in zip(proto.output, results, strict=False):
+            if name:
+                scope.values[name] = self._described(name, value, scope)
+
+    def _described(self, name: str, value: Value, scope: Scope) -> Value:
+        """Returns *value* with its name and what shape inference says about it."""
+        elem_type, shape = scope.types.get(name, (None, None))
+        if value.is_const and value.node is None:
+            value.name = name
+        if value.elem_type is None:
+            value.elem_type = elem_type
+        if value.shape is None:
+            value.shape = tuple(value.const.shape) if isinstance(value.const, torch.Tensor) else shape
+        return value
+
+    def _dispatch(self, proto: NodeProto, domain: str, opset: int, origin: Origin, builder: Builder,
+                  scope: Scope) -> Sequence[Value]:  # fmt: skip
+        inputs = [self._input(name, origin, scope) for name in proto.input]
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        attributes = resolve_attributes(proto, scope.references)
+        parsed = {a.name: attribute_value(a) for a in attributes}
+        version = since_version(domain, proto.op_type, opset)
+        node = Node(proto, inputs, parsed, builder, self, scope, version, origin)
+        if domain == "ai.laurel" and (results := self.laurel(node)) is not None:
+            return results
+        overload = getattr(proto, "overload", "")
+        function = self.functions.get((domain, proto.op_type, overload))
+        if function is not None:
+            return self.expand(function, inputs, attributes, builder)
+        handler = self.registry.find(domain, proto.op_type, opset)
+        if handler is not None:
+            found = handler(node)
+            return [found] if isinstance(found, Value) else found
+        body = schema_body(proto, domain, opset, inputs)
+        if body is None:
+            node.refuse("this operator is not known, and its schema has no function body")
+        return self.expand(body, inputs, attributes, builder, {domain: opset})
+
+    def _input(self, name: str, origin: Origin, scope: Scope) -> Value | None:
+        if not name:
+            return None
+        value = scope.find(name)
+        if value is None:
+            raise ModelError(f"{origin} reads {name!r}, which nothing before it computes.")
+        if value.is_const and value.const is None:
+            return None
+        return value
+
+    def expand(self, function: FunctionProto, inputs: Sequence[Value | None], attributes: Iterable[AttributeProto],
+               builder: Builder, opsets: Mapping[str, int] | None = None) -> list[Value]:  # fmt: skip
+        """Translates a function's body in the place of a call of it."""
+        references = {a.name: a for a in function.attribute_proto} | {a.name: a for a in attributes}
+        body_opsets = {**(opsets or {}), **{_domain(o.domain): o.version for o in function.opset_import}}
+        scope = Scope(opsets=body_opsets, references=references)
+        for i, name in enumerate(function.input):
+            given = inputs[i] if i < len(inputs) else None
+            scope.values[name] = given if given is not None else Value(name, const=None)
+        for proto in function.node:
+            self.translate(proto, builder, scope)
+        return [scope.values[name] for name in function.output if name in scope.values]
+
+    # ---- subgraphs --------------------------------------------------------------------------------------------
+
+    def subgraph(self, graph: GraphProto, scope: Scope, name: str) -> tuple[fx.GraphModule, list[Value]]:
+        """Translates a subgraph into a module of its own.
+
+        Returns:
+            The module, whose inputs are the subgraph's own followed by the values it takes from around it, and those
+            outer values.
+        """
+        builder = Builder()
+        inner = Scope(opsets=scope.opsets, references=scope.references, types=_subgraph_types(graph))
+        builder.origin = Origin(name, "subgraph", "", scope.opsets.get("", 1), (name,))
+        for info in graph.input:
+            elem_type, shape = _tensor_type(info.type)
+            inner.values[info.name] = builder.input(info.name, elem_type, shape)
+        captured = []
+        for outer_name in free_names(graph):
+            value = scope.find(outer_name)
+            if value is None:
+                raise ModelError(f"The subgraph of {name!r} reads {outer_name!r}, which nothing around it computes.")
+            if value.is_const:
+                inner.values[outer_name] = Value(outer_name, const=value.const, elem_type=value.elem_type)
+                continue
+            captured.append(value)
+            inner.values[outer_name] = builder.input(outer_name, value.elem_type, value.shape, value.host)
+        builder.origin = None
+        return builder.finish(self.graph_nodes(graph, builder, inner), "Subgraph"), captured
+
+    def inline(self, graph: GraphProto, builder: Builder, scope: Scope) -> list[Value]:
+        """Translates a subgraph without inputs in the place of its node."""
+        inner = Scope(opsets=scope.opsets, parent=scope, references=scope.references, types=_subgraph_types(graph))
+        return self.graph_nodes(graph, builder, inner)
+
+
+def as_float(x: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+    """Returns *x* in the module's float type."""
+    return x.to(anchor.dtype)
+
+
+def free_names(graph: GraphProto) -> list[str]:
+    """Returns the names that a graph's nodes (and its outputs) take from around it, in order of first use."""
+    own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    found: dict[str, None] = {}
+    for node in graph.node:
+        names = [name for name in node.input if name]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_KINDS else ():
+                names += free_names(inner)
+        found.update((name, None) for name in names if name not in own)
+        own.update(node.output)
+    found.update((o.name, None) for o in graph.output if o.name not in own)
+    return list(found)
+
+
+_GRAPH_KINDS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+
+
+def resolve_attributes(proto: NodeProto, references: Mapping[str, AttributeProto] | None) -> list[AttributeProto]:
+    """Returns a node's attributes with references to the attributes of its function's call replaced."""
+    resolved = []
+    for attribute in proto.attribute:
+        if not attribute.ref_attr_name:
+            resolved.append(attribute)
+        elif references is not None and attribute.ref_attr_name in references:
+            copy = AttributeProto()
+            copy.CopyFrom(references[attribute.ref_attr_name])
+            copy.name = attribute.name
+            resolved.append(copy)
+    return resolved
+
+
+def schema_body(proto: NodeProto, domain: str, opset: int, inputs: Sequence[Value | None]) -> FunctionProto | None:
+    """Returns the function body that an operator's schema defines for this node, or ``None``."""
+    try:
+        schema: Any = defs.get_schema(proto.op_type, opset, domain)
+    except defs.SchemaError:
+        return None
+    if schema.has_function:
+        body = FunctionProto()
+        body.ParseFromString(_function_bytes(schema, opset))
+    elif schema.has_context_dependent_function and all(v is None or v.elem_type is not None for v in inputs):
+        types = [onnx.helper.make_tensor_type_proto(v.elem_type or 0, None) for v in inputs if v is not None]
+        text = schema.get_context_dependent_function(proto.SerializeToString(), [t.SerializeToString() for t in types])
+        body = FunctionProto()
+        body.ParseFromString(text)
+    else:
+        return None
+    for attribute in schema.attributes.values():
+        default = attribute.default_value
+        if default.name and default.name not in {a.name for a in body.attribute_proto}:
+            body.attribute_proto.append(default)
+    return body
+
+
+def _function_bytes(schema: Any, opset: int) -> bytes:
+    versions = [v for v in schema.function_opset_versions if v <= opset]
+    body = schema.get_function_with_opset_version(max(versions)) if versions else schema.function_body
+    return body if isinstance(body, bytes) else bytes(body.SerializeToString())
+
+
+def sparse_to_torch(sparse: onnx.SparseTensorProto) -> torch.Tensor:
+    """Returns a sparse initializer as a dense tensor."""
+    values, indices = tensor_to_torch(sparse.values), tensor_to_torch(sparse.indices)
+    dense = torch.zeros(tuple(sparse.dims), dtype=values.dtype)
+    if indices.dim() == 1:
+        dense.view(-1)[indices] = values
+    else:
+        dense[tuple(indices.unbind(1))] = values
+    return dense
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _tensor_type(proto: onnx.TypeProto) -> tuple[int | None, tuple[int | str | None, ...] | None]:
+    if not proto.HasField("tensor_type"):
+        return None, None
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape"):
+        return tensor.elem_type or None, None
+    dims = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
+    return tensor.elem_type or None, dims
+
+
+def _types_of(infos: Iterable[ValueInfoProto]) -> dict[str, Any]:
+    return {info.name: _tensor_type(info.type) for info in infos}
+
+
+def _subgraph_types(graph: GraphProto) -> dict[str, Any]:
+    return _types_of([*graph.value_info, *graph.output])
+
+
+def _infer_types(model: ModelProto) -> dict[str, Any]:
+    """Returns the types that ONNX shape inference finds, without carrying the weights through it."""
+    skeleton = ModelProto()
+    skeleton.ir_version = model.ir_version
+    skeleton.opset_import.extend(model.opset_import)
+    skeleton.functions.extend(model.functions)
+    graph = skeleton.graph
+    graph.name = "types"
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    known = {i.name for i in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() < LIGHT:
+            graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.ByteSize() > LIGHT and node.attribute[0].HasField("t"):
+            tensor = node.attribute[0].t
+            info = onnx.helper.make_tensor_value_info(node.output[0], tensor.data_type, list(tensor.dims))
+            graph.input.append(info)
+        else:
+            graph.node.append(node)
+    try:
+        graph = onnx.shape_inference.infer_shapes(skeleton).graph
+    except Exception:  # a file that shape inference rejects may still be run: its types stay unknown
+        graph = model.graph
+    return _types_of([*model.graph.value_info, *graph.value_info, *model.graph.output])

@@ -1,0 +1,112 @@
+"""Nodes of ``ai.laurel``: each plain site becomes the torch module that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from onnx import ModelProto
+
+from ..config import SiteSpec
+from ..errors import ModelError
+from ..formula import resolve, unresolve
+from ..module import LaurelResidual
+from ..onnx_tensors import tensor_array
+from ..opset.schema import Operator, tensor_name
+from .builder import Value
+from .node import Node
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WEIGHT_TOLERANCE = 1e-2
+"""How far stored α and β may be from what the site's bounded form can express (16-bit files are rounded)."""
+
+
+class Selects(Protocol):
+    """Tells whether the tensor of a name is trainable; ``patterns`` is ``None`` for the default choice."""
+
+    patterns: tuple[str, ...] | None
+
+    def __call__(self, name: str) -> bool:
+        """Whether the tensor *name* is trainable."""
+        ...
+
+
+class LaurelSites:
+    """Translates the nodes of ``ai.laurel`` of one model.
+
+    Args:
+        model: the model.
+        specs: site to spec, from the model's metadata.
+        selector: which tensors are trainable.
+        base_dir: folder of the model's file, for external data.
+    """
+
+    def __init__(self, model: ModelProto, specs: dict[str, SiteSpec], selector: Selects, base_dir: Path) -> None:
+        self.model = model
+        self.specs = specs
+        self.selector = selector
+        self.base_dir = base_dir
+        self.modules: dict[str, LaurelResidual] = {}
+
+    def translate(self, node: Node) -> Sequence[Value] | None:
+        """Returns the output of the site's module, or ``None`` for a node whose function body is to be expanded."""
+        op = Operator.parse(node.op)
+        if op is None or op.bias or op.epilogue:
+            return None
+        names = dict(zip(op.inputs, node.proto.input, strict=False))
+        found = self._site_of(names)
+        if found is None:
+            return None
+        site, outer = found
+        module = self._module(site)
+        x, f = node[0], node[1]
+        previous = [node[i] for i, name in enumerate(op.inputs) if name.startswith("previous_") and name[9:].isdigit()]
+        value = node.builder.call(tensor_name(site, "")[:-1], module, x, f, *previous, name=node.name)
+        if outer and value.node is not None:
+            value.node.kwargs = {"outer": True}
+        return [value]
+
+    def _site_of(self, names: dict[str, str]) -> tuple[str, bool] | None:
+        """Returns the site whose tensors the node reads, and whether it is an outer add of an n-ary join."""
+        for site, spec in self.specs.items():
+            expected = {name: tensor_name(site, name) for name in spec.tensor_shapes()}
+            given = {name: given for name, given in names.items() if name in expected}
+            if given == expected:
+                return site, False
+            outer = names.get("beta") == tensor_name(site, "one")
+            if outer and spec.has_rw and names.get("alpha") == expected["alpha"]:
+                return site, True
+        return None
+
+    def _module(self, site: str) -> LaurelResidual:
+        if site not in self.modules:
+            spec = self.specs[site]
+            arrays = {
+                name: np.asarray(tensor_array(self.model, tensor_name(site, name), self.base_dir), np.float64)
+                for name in spec.tensor_shapes()
+            }
+            trained = unresolve(spec, arrays)
+            _check_weights(spec, arrays, trained)
+            dtype = torch.float64 if spec.dtype == "float64" else torch.float32
+            module = LaurelResidual(spec, dtype=dtype)
+            with torch.no_grad():
+                for name, parameter in module.named_parameters():
+                    parameter.copy_(torch.from_numpy(np.asarray(trained[name])))
+                    if self.selector.patterns is not None:
+                        parameter.requires_grad_(self.selector(tensor_name(site, name)))
+            self.modules[site] = module
+        return self.modules[site]
+
+
+def _check_weights(spec: SiteSpec, stored: dict[str, np.ndarray], trained: dict[str, np.ndarray]) -> None:
+    again = resolve(spec, trained)
+    for name in ("alpha", "beta") if spec.has_rw else ():
+        if not np.allclose(again[name], stored[name], rtol=WEIGHT_TOLERANCE, atol=WEIGHT_TOLERANCE):
+            raise ModelError(
+                f"Site {spec.site!r}: {name} = {stored[name]} cannot come from weights={spec.weights!r}, which gives "
+                f"{again[name]}. Was the file edited by hand? Transform the model again, with weights='free'."
+            )
