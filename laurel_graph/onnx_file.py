@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -23,7 +24,16 @@ from .onnx_graph import graphs_of, tensors_of
 from .onnx_tensors import external_reference, make_tensor, sample_bytes, set_tensor, tensor_array
 from .opset.schema import PREFIX
 
-__all__ = ["check_output", "fingerprint", "make_tensor", "read", "set_tensor", "tensor_array", "write"]
+__all__ = [
+    "check_output",
+    "count_parameters",
+    "fingerprint",
+    "make_tensor",
+    "read",
+    "set_tensor",
+    "tensor_array",
+    "write",
+]
 
 _LIMIT = 2**31 - 1
 """What one protobuf message can hold."""
@@ -156,6 +166,16 @@ def fingerprint(model: ModelProto, base_dir: str | Path = "") -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def count_parameters(model: ModelProto) -> int:
+    """Returns the number of elements of all floating-point tensors of *model*, ours not counted."""
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    return sum(
+        math.prod(tensor.dims)
+        for tensor in tensors_of(model)
+        if tensor.data_type in floats and not tensor.name.startswith(f"{PREFIX}.")
+    )
+
+
 def check_output(output: str | Path, source: str | Path | None = None) -> Path:
     """Returns *output* as a path that can be written; to be called before any work is done.
 
@@ -209,8 +229,8 @@ def write(model: ModelProto, output: str | Path, source: str | Path | None = Non
         )
     for origin, target in copies:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_aside(target, partial(shutil.copyfile, origin))
-    _write_aside(output, lambda aside: aside.write_bytes(model.SerializeToString()))
+        write_aside(target, partial(shutil.copyfile, origin))
+    write_aside(output, lambda aside: aside.write_bytes(model.SerializeToString()))
     return tuple(target for _, target in copies)
 
 
@@ -238,7 +258,7 @@ def _weight_copies(model: ModelProto, output: Path, source: str | Path | None) -
     return copies
 
 
-def _write_aside(path: Path, fill: Callable[[Path], object]) -> None:
+def write_aside(path: Path, fill: Callable[[Path], object]) -> None:
     """Lets *fill* write a file beside *path*, then renames it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

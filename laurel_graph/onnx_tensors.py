@@ -5,6 +5,7 @@ Weights are not always initializers: exporters also write them as Constant nodes
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,21 @@ def _densified(sparse: SparseTensorProto, base_dir: str | Path) -> Array:
     else:
         dense[tuple(indices.T)] = values
     return dense
+
+
+def count_parameters(model: ModelProto) -> int:
+    """Returns how many floating-point and quantised weights the initializers hold, external ones included."""
+    return sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type in _WEIGHT_TYPES)
+
+
+_WEIGHT_TYPES = {
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+    TensorProto.DOUBLE,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+}
 
 
 def set_tensor(model: ModelProto, name: str, array: Array) -> None:

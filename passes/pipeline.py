@@ -127,7 +127,7 @@ def transform(
 
     config = config or LaurelConfig()
     if _is_onnx(model):
-        from laurel_graph import onnx_file
+        from laurel_graph import onnx_file, onnx_tensors
         from laurel_graph.passes.insert_onnx import insert
         from laurel_graph.passes.onnx_frontend import view_of
 
@@ -141,7 +141,7 @@ def transform(
             proto = copy
         detection = replace(detect(view_of(proto)), model=name)
         selection = select(detection, config)
-        base = onnx_file.count_parameters(proto)
+        base = onnx_tensors.count_parameters(proto)
         insert(proto, selection.plans, config, adapter_inputs=adapter_inputs)
         report = TransformReport(detection, selection.plans, selection.skipped, base)
         if output is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from laurel_graph import onnx_file
+from laurel_graph import onnx_file, onnx_tensors
 from laurel_graph.config import SiteSpec
 from laurel_graph.errors import DependencyError
 from laurel_graph.opset.schema import read_specs, tensor_name
@@ -99,14 +99,14 @@ def write_report(model: str | Path, output: str | Path) -> Path:
     found = inspect(proto)
     tensors = {
         spec: {
-            name: onnx_file.tensor_array(proto, tensor_name(spec.site, name), path.parent)
+            name: onnx_tensors.tensor_array(proto, tensor_name(spec.site, name), path.parent)
             for name in spec.tensor_shapes()
         }
         for spec in read_specs(proto).values()
     }
     rows = [_row(spec, held) for spec, held in tensors.items()]
     parameters = sum(row.parameters for row in rows)
-    base = onnx_file.count_parameters(proto) - parameters
+    base = onnx_tensors.count_parameters(proto) - parameters
     environment = jinja2.Environment(autoescape=True, trim_blocks=True)
     page = environment.from_string(PAGE).render(
         model=path.name,
@@ -120,7 +120,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
         base=base,
         percent=100 * parameters / max(base, 1),
     )
-    onnx_file.write_bytes(page.encode(), output)
+    onnx_file.write_aside(Path(output), lambda aside: aside.write_text(page, encoding="utf-8"))
     return Path(output)
 
 

@@ -1,0 +1,202 @@
+"""The command line as a user types it: results on stdout, errors in one line, exit codes, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+RNG = np.random.default_rng(0)
+
+
+def laurel(*args, cwd=None):
+    """Runs the command in a process of its own and returns (exit code, stdout, stderr)."""
+    command = [sys.executable, "-c", "from laurel_graph.tools.cli import main; main()", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def mlp(blocks: int, width: int = 16) -> onnx.ModelProto:
+    """A stack of residual MLP blocks x + relu(x W1) W2."""
+    nodes, tensors, x = [], [], "x"
+    for i in range(blocks):
+        for j in (1, 2):
+            array = RNG.standard_normal((width, width)).astype(np.float32) / 4
+            tensors.append(numpy_helper.from_array(array, f"w{i}{j}"))
+        nodes += [
+            helper.make_node("MatMul", [x, f"w{i}1"], [f"h{i}"], name=f"/block.{i}/up/MatMul"),
+            helper.make_node("Relu", [f"h{i}"], [f"r{i}"], name=f"/block.{i}/Relu"),
+            helper.make_node("MatMul", [f"r{i}", f"w{i}2"], [f"f{i}"], name=f"/block.{i}/down/MatMul"),
+            helper.make_node("Add", [x, f"f{i}"], [f"y{i}"], name=f"/block.{i}/Add"),
+        ]
+        x = f"y{i}"
+    nodes.append(helper.make_node("Identity", [x], ["y"]))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "mlp", values[:1], values[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "mlp.onnx"
+    onnx.save(mlp(3), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def transformed(model):
+    path = model.parent / "mlp.laurel.onnx"
+    assert laurel("transform", model, "-o", path, "--variant", "rw+lr+pa", "--rank", "4")[0] == 0
+    return path
+
+
+def test_inspect_prints_one_json_object_when_asked(model):
+    code, out, _ = laurel("inspect", model, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["model"] == str(model)
+    assert [r["join"] for r in found["residuals"]] == [f"/block.{i}/Add" for i in range(3)]
+    assert {"site", "kind", "skip", "branch", "join", "axis", "width", "dtype", "stream", "index"} <= set(
+        found["residuals"][0]
+    )
+
+
+def test_inspect_prints_a_table_when_not_asked_for_json(model):
+    code, out, _ = laurel("inspect", model)
+    assert code == 0 and "3 identity" in out and "/block.1/Add" in out
+
+
+def test_transform_counts_parameters_as_the_paper_when_done(model, tmp_path):
+    code, out, _ = laurel("transform", model, "-o", tmp_path / "t.onnx", "--variant", "lr", "--rank", "4", "--json")
+    report = json.loads(out)
+    assert code == 0 and [site["parameters"] for site in report["sites"]] == [2 * 4 * 16] * 3
+    assert report["parameters"] == 3 * 2 * 4 * 16
+
+
+def test_transform_takes_overrides_and_a_config_file_when_given(model, tmp_path):
+    sites = [r["site"] for r in json.loads(laurel("inspect", model, "--json")[1])["residuals"]]
+    out = tmp_path / "t.onnx"
+    flags = ("--override", f"{sites[0]}=off", "--override", f"{sites[1]}=lr:2", "--variant", "rw")
+    report = json.loads(laurel("transform", model, "-o", out, *flags, "--json")[1])
+    assert [(s["site"], s["variant"], s["rank"]) for s in report["sites"]] == [
+        (sites[1], "lr", 2),
+        (sites[2], "rw", 0),
+    ]
+    assert [skip["site"] for skip in report["skipped"]] == [sites[0]]
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"format": 1, "variant": "pa", "previous": 1}))
+    report = json.loads(laurel("transform", model, "-o", out, "--config", config, "--json")[1])
+    assert {s["variant"] for s in report["sites"]} == {"pa"}
+
+
+def test_remove_gives_the_same_file_back_when_transformed(model, transformed, tmp_path):
+    assert laurel("remove", transformed, "-o", tmp_path / "back.onnx")[0] == 0
+    assert (tmp_path / "back.onnx").read_bytes() == model.read_bytes()
+
+
+def test_verify_is_equal_when_nothing_was_trained(model, transformed):
+    code, out, _ = laurel("verify", model, transformed, "--json")
+    report = json.loads(out)
+    assert code == 0 and report["equal"] and report["samples"] == 2
+
+
+def test_verify_answers_no_when_outputs_differ(model, tmp_path):
+    other = mlp(3)
+    onnx.save(other, tmp_path / "other.onnx")
+    code, out, _ = laurel("verify", model, tmp_path / "other.onnx")
+    assert code == 1 and "no" in out
+
+
+def test_verify_runs_on_the_users_data_when_given(model, transformed, tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.ones((5, 16), np.float32))
+    code, out, _ = laurel("verify", model, transformed, "--data", tmp_path / "data.npz", "--json")
+    assert code == 0 and json.loads(out)["outputs"][0]["shape"] == [5, 16]
+
+
+def test_doctor_tells_versions_and_what_runs_when_asked():
+    code, out, _ = laurel("doctor", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["versions"]["onnxruntime"] and report["kernels"]["in use"]
+
+
+def test_inspect_takes_a_callable_when_the_model_is_torch(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Block(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a = torch.nn.Linear(8, 8)\n"
+        "    def forward(self, x):\n"
+        "        return x + torch.relu(self.a(x))\n"
+        "def make():\n"
+        "    return torch.nn.Sequential(Block(), Block()), torch.ones(2, 8)\n"
+    )
+    code, out, _ = laurel("inspect", "net:make", "--json", cwd=tmp_path)
+    assert code == 0 and [r["site"] for r in json.loads(out)["residuals"]] == ["0.res1", "1.res1"]
+    code, _, err = laurel("transform", "net:make", "-o", tmp_path / "net.onnx", cwd=tmp_path)
+    assert code == 0, err
+    assert any(n.domain == "ai.laurel" for n in onnx.load(tmp_path / "net.onnx").graph.node)
+
+
+def add_only() -> onnx.ModelProto:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("a", "b", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["y"])], "add", values[:2], values[2:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def bad_inputs(folder: Path, model: Path) -> dict[str, tuple[int, list, list[str]]]:
+    """Case to (exit code, arguments, words that the one line must have)."""
+    (folder / "text.onnx").write_text("this is not a model")
+    (folder / "empty.onnx").write_bytes(b"")
+    (folder / "truncated.onnx").write_bytes(model.read_bytes()[:-300])
+    onnx.save(add_only(), folder / "add.onnx")
+    out = folder / "out.onnx"
+    return {
+        "missing": (2, ["inspect", folder / "absent.onnx"], ["absent.onnx"]),
+        "missing_transform": (2, ["transform", folder / "absent.onnx", "-o", out], ["absent.onnx"]),
+        "not_onnx": (2, ["inspect", folder / "text.onnx"], ["text.onnx"]),
+        "empty": (2, ["inspect", folder / "empty.onnx"], ["empty"]),
+        "truncated": (2, ["transform", folder / "truncated.onnx", "-o", out], ["truncated.onnx"]),
+        "directory": (2, ["inspect", folder], ["directory"]),
+        "no_residuals": (1, ["transform", folder / "add.onnx", "-o", out], ["residual"]),
+        "selector": (2, ["transform", model, "-o", out, "--sites", "nowhere.*"], ["nowhere.*"]),
+        "rank_zero": (2, ["transform", model, "-o", out, "--rank", "0"], ["rank", "0"]),
+        "rank_large": (2, ["transform", model, "-o", out, "--rank", "17"], ["rank", "17", "16"]),
+        "variant": (2, ["transform", model, "-o", out, "--variant", "zz"], ["variant", "zz"]),
+        "output_is_input": (2, ["transform", model, "-o", model], [str(model)]),
+        "output_folder": (2, ["transform", model, "-o", folder / "no" / "such" / "out.onnx"], ["no"]),
+        "output_directory": (2, ["transform", model, "-o", folder], ["directory"]),
+        "remove_plain": (2, ["remove", model, "-o", out], [str(model)]),
+        "adapter": (2, ["apply", model, folder / "absent.safetensors", "-o", out], ["absent.safetensors"]),
+        "verify_data": (2, ["verify", model, model, "--data", folder / "absent.npz"], ["absent.npz"]),
+        "verify_other": (2, ["verify", model, folder / "add.onnx"], []),
+        "verify_size": (2, ["verify", model, model, "--size", "n=x"], ["--size"]),
+        "verify_symbol": (2, ["verify", model, model, "--size", "q=3"], ["'q'", "'n'"]),
+        "override": (2, ["transform", model, "-o", out, "--override", "a"], ["--override"]),
+        "callable": (2, ["inspect", "no.such.module:make"], ["no.such.module"]),
+    }
+
+
+CASES = (
+    "missing missing_transform not_onnx empty truncated directory no_residuals selector rank_zero rank_large variant "
+    "output_is_input output_folder output_directory remove_plain adapter verify_data verify_other verify_size "
+    "verify_symbol override callable"
+).split()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_gives_one_clear_line_when(case, model, tmp_path):
+    before = model.read_bytes()
+    code, args, words = bad_inputs(tmp_path, model)[case]
+    files = sorted(os.listdir(tmp_path))
+    got, out, err = laurel(*args)
+    lines = [line for line in err.splitlines() if line and not line.endswith("...")]
+    assert got == code, err
+    assert "Traceback" not in err and out == ""
+    assert len(lines) == 1 and lines[0].startswith("laurel: "), err
+    assert all(word in lines[0] for word in words), lines[0]
+    assert sorted(os.listdir(tmp_path)) == files and model.read_bytes() == before
