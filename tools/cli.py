@@ -45,7 +45,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def inspect(model: Model, json: Json = False) -> None:
-    """List every join of MODEL: used, or the reason why not. Changes nothing."""
+    """List every join of MODEL: used, or the reason why not. Changes nothing; --json has skip and branch too."""
     from laurel_graph.passes.pipeline import inspect as run
 
     with progress(f"inspecting {model}"):
@@ -54,11 +54,8 @@ def inspect(model: Model, json: Json = False) -> None:
     if json:
         print_json({**found.to_dict(), "model": model})
     else:
-        rows = [
-            (r.site, r.kind, r.skip, " + ".join(r.branches), r.join, _dims(r.shape), r.stream, r.index, _remark(r))
-            for r in found.residuals
-        ]
-        columns = ("site", "kind", "skip", "branch", "join", "shape", "stream", "index", "remark")
+        rows = [(r.site, r.kind, r.join, _dims(r.shape), f"{r.stream}.{r.index}", _remark(r)) for r in found.residuals]
+        columns = ("site", "kind", "join", "shape", "stream", "remark")
         if rows:
             print_table(f"{len(rows)} residual connections in {model}", columns, rows)
         if found.rejected:
@@ -269,7 +266,8 @@ def _dims(shape: tuple[int | str | None, ...] | None) -> str:
 
 
 def _remark(residual: Any) -> str:
-    parts = [residual.source, residual.shared and f"shares {residual.shared}", residual.blocked]
+    source = "" if residual.site.startswith(residual.source) else residual.source
+    parts = [source, residual.shared and f"shares {residual.shared}", residual.blocked]
     return "; ".join(part for part in parts if part)
 
 
