@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from .autograd import Form, laurel_sum
+from .autograd import Form, laurel_sum, memory_order
 from .config import SiteSpec
 from .formula import initial_parameters
 
@@ -82,39 +83,24 @@ class LaurelResidual(nn.Module):
                 f"site {self.spec.site!r}: expected a branch and {links} earlier activations, "
                 f"found {len(values)} tensors"
             )
-        layout = _Layout(x, branches[0], self.spec.axis)
-        dtype = x.dtype
+        order, dtype = memory_order(x, branches[0]), x.dtype
         for j, f in enumerate(branches):
             dtype = torch.promote_types(dtype, f.dtype)
             work = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-            first = j == 0 and not outer
-            x = self._join(
-                Form(2, (), layout.channels, dtype, work),
-                layout.view(x) if j == 0 else x,
-                layout.view(f),
-                [layout.view(p) for p in previous] if first else None,
-                skip_scale if j == 0 else 1.0,
-                branch_scale,
-            )
-        return layout.restore(x)
+            form = Form(2, (), self.spec.axis % x.ndim, order, dtype, work)
+            if j == 0 and not outer:
+                x = self._join(form, x, f, previous, skip_scale, branch_scale)
+            else:
+                skip_scale = skip_scale if j == 0 else 1.0
+                x = self._add(form, (None, x), (self._weights(form)[0], f), skip_scale, branch_scale)
+        return x
 
     def _join(
-        self,
-        form: Form,
-        x: Tensor,
-        f: Tensor,
-        previous: Sequence[Tensor] | None,
-        skip_scale: float,
-        branch_scale: float,
+        self, form: Form, x: Tensor, f: Tensor, previous: Sequence[Tensor], skip_scale: float, branch_scale: float
     ) -> Tensor:
-        """Returns the join of x and one branch f; without *previous* an outer one, x + α·f.
-
-        The scales are those of ``torch.add(..., alpha=...)`` and give its bits, rounding as it does.
-        """
+        """Returns α·f + β·(x + (xA)B + Σ γ_j·h_j(x_j)) for one branch."""
         spec, work = self.spec, form.work
         alpha, beta = self._weights(form)
-        if previous is None:
-            return self._add(form, (None, x), (alpha, f), skip_scale, branch_scale)
         terms: list[tuple[Tensor | None, Tensor]] = [(beta, x)]
         extra: list[Tensor] = []
         lows, downs, ups = [], [], []
@@ -137,8 +123,8 @@ class LaurelResidual(nn.Module):
         if ups:
             up = ups[0] if len(ups) == 1 else torch.cat(ups)
             if beta is not None:
-                up = up * beta.view(1, -1)
-        skip = Form(len(terms), tuple(lows), form.channels, work if scaled else form.dtype, work)
+                up = up * beta.flatten()
+        skip = replace(form, terms=len(terms), lows=tuple(lows), dtype=work if scaled else form.dtype)
         y = laurel_sum(skip, [s for s, _ in terms], [*(t for _, t in terms), *extra], downs, up)
         return self._add(form, (None, y), (alpha, f), skip_scale, branch_scale) if scaled else y
 
@@ -150,7 +136,7 @@ class LaurelResidual(nn.Module):
         skip_scale: float,
         branch_scale: float,
     ) -> Tensor:
-        """Returns the sum of two terms, either of them scaled as ``torch.add(..., alpha=...)`` does."""
+        """Returns the sum of two terms, with the factors and the bits of ``torch.add(..., alpha=...)``."""
         if skip_scale == branch_scale == 1.0:
             return laurel_sum(form, [skip[0], branch[0]], [skip[1], branch[1]], [], None)
         x, f = ((t if s is None else t * s).to(form.dtype) for s, t in (skip, branch))
@@ -162,7 +148,7 @@ class LaurelResidual(nn.Module):
         """Returns α and β in a shape that broadcasts against x, or ``None`` for a variant without RW."""
         if not self.spec.has_rw:
             return None, None
-        tail = (-1, 1) if form.channels and self.spec.per_channel else (-1,)
+        tail = (-1, *[1] * (len(form.order) - 1 - form.axis)) if self.spec.per_channel else (-1,)
         alpha, beta = self._resolved_weights()
         return alpha.to(form.work).view(tail), beta.to(form.work).view(tail)
 
@@ -192,44 +178,6 @@ class LaurelResidual(nn.Module):
         if spec.has_pa:
             parts.append(f"k={spec.previous} {spec.previous_map}")
         return ", ".join(parts)
-
-
-class _Layout:
-    """How the tensors of one join lie in memory during its arithmetic, so that nothing is copied in the usual cases.
-
-    Dims are taken in the order in which ``x + f`` would store them (channels-last and transposed tensors included), so
-    that the result has the strides of the add it stands for. D is then either the last axis, ``(..., D)``, or
-    everything is ``(N, D, positions)``.
-
-    Attributes:
-        channels: whether it is ``(N, D, positions)``.
-    """
-
-    def __init__(self, x: Tensor, f: Tensor, axis: int) -> None:
-        order = list(range(x.ndim))
-        if not (x.is_contiguous() and f.is_contiguous()):
-            of_x, of_f = (torch.empty_strided(t.shape, t.stride(), device="meta") for t in (x, f))
-            strides = torch.add(of_x, of_f).stride()
-            order.sort(key=lambda dim: -strides[dim])
-        self._order = None if order == list(range(x.ndim)) else order
-        self._before = order.index(axis % x.ndim)
-        self._shape = tuple(x.shape[dim] for dim in order)
-        self.channels = self._before < x.ndim - 1
-
-    def view(self, t: Tensor) -> Tensor:
-        """Returns *t*, of the join's shape, in this layout."""
-        t = (t if self._order is None else t.permute(self._order)).contiguous()
-        if not self.channels:
-            return t
-        t = t.flatten(self._before + 1)
-        return t.flatten(0, self._before - 1) if self._before else t.unsqueeze(0)
-
-    def restore(self, y: Tensor) -> Tensor:
-        """Returns *y*, in this layout, in the join's shape."""
-        y = y.view(self._shape)
-        if self._order is None:
-            return y
-        return y.permute([self._order.index(dim) for dim in range(y.ndim)])
 
 
 def laurel_modules(module: nn.Module) -> dict[str, LaurelResidual]:
