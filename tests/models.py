@@ -73,3 +73,48 @@ def operator_model(op, tensors, opset=17, dtype="float32", rank=None, attributes
     attach(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def onnx_text(text, weights=None, opset=13, ir_version=7, seed=0, dtype="float32"):
+    """Returns a model from the body of a graph in ONNX's text form, with random (or given) initializers.
+
+    ``text`` is ``(inputs) => (outputs) { nodes }``; *weights* maps a name to a shape or an array.
+    """
+    from onnx import parser
+
+    header = f'<ir_version: {ir_version}, opset_import: ["" : {opset}, "com.microsoft" : 1]> '
+    model = parser.parse_model(f"{header} small {text}")
+    if "com.microsoft" not in text:
+        del model.opset_import[1]
+    rng = np.random.default_rng(seed)
+    for name, value in (weights or {}).items():
+        if isinstance(value, tuple):
+            fan_in = int(np.prod(value[1:] if len(value) > 2 else value[:1])) or 1
+            value = rng.standard_normal(value) / np.sqrt(fan_in)
+        model.graph.initializer.append(to_tensor(value, name, dtype))
+    return model
+
+
+def token_net(opset=13, dtype="float32", layers=3, width=8):
+    """x -> x + relu(x W) ..., ``(n, s, width)``; joins ``y1 ... yk``, branches ``h1 ... hk``, symbolic dims."""
+    kind = {"float32": "float", "float64": "double"}.get(dtype, dtype)
+    nodes, last = [], "x"
+    for i in range(1, layers + 1):
+        nodes.append(f"m{i} = MatMul({last}, w{i}) h{i} = Relu(m{i}) y{i} = Add({last}, h{i})")
+        last = f"y{i}"
+    text = f"({kind}[n, s, {width}] x) => ({kind}[n, s, {width}] {last}) {{ {' '.join(nodes)} }}"
+    return onnx_text(text, {f"w{i}": (width, width) for i in range(1, layers + 1)}, opset, dtype=dtype)
+
+
+def image_net(opset=13, layers=3, width=8):
+    """x -> relu(conv(x) + x) ..., ``(n, width, 6, 5)``; skips ``x, r1 ...``, joins ``y1 ...``, branches ``h1 ...``."""
+    nodes, last = [], "x"
+    for i in range(1, layers + 1):
+        nodes.append(
+            f"h{i} = Conv <pads = [1, 1, 1, 1]> ({last}, w{i}, b{i}) y{i} = Add(h{i}, {last}) r{i} = Relu(y{i})"
+        )
+        last = f"r{i}"
+    weights = {f"w{i}": (width, width, 3, 3) for i in range(1, layers + 1)}
+    weights |= {f"b{i}": (width,) for i in range(1, layers + 1)}
+    text = f"(float[n, {width}, 6, 5] x) => (float[n, {width}, 6, 5] {last}) {{ {' '.join(nodes)} }}"
+    return onnx_text(text, weights, opset)

@@ -49,23 +49,31 @@ class _Body:
         return self.add("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
 
     def input(self, name: str) -> str:
-        """An input in the type of the arithmetic, which is float32 for the 16-bit types."""
-        return self.add("Cast", name, to=TensorProto.FLOAT) if self.accumulates else name
+        """An input in the type of the sums: the model's own, but float32 for bfloat16, which few runtimes add."""
+        return self.add("Cast", name, to=TensorProto.FLOAT) if self.dtype == "bfloat16" else name
+
+    def widen(self, value: str) -> str:
+        """A value of the sums in the type of products and norms, where float16 would overflow."""
+        return self.add("Cast", value, to=TensorProto.FLOAT) if self.dtype == "float16" else value
+
+    def narrow(self, value: str) -> str:
+        """The inverse of :meth:`widen`."""
+        return self.like_x(value) if self.dtype == "float16" else value
+
+    def like_x(self, value: str) -> str:
+        """A value in the type of the operator's inputs."""
+        if self.opset >= 15:
+            return self.add("CastLike", value, "x")
+        return self.add("Cast", value, to=ELEMENT_TYPES[self.dtype])
 
     def write(self, value: str, output: str) -> str:
         """Hands the value of the last node out as *output*, in the type of the inputs; returns its name from now on."""
-        if not self.accumulates:
+        if self.dtype == "bfloat16":
+            self.like_x(value)
             self.nodes[-1].output[0] = output
-            return output
-        if self.opset >= 15:
-            self.add("CastLike", value, "x", output=output)
-        else:
-            self.add("Cast", value, output=output, to=ELEMENT_TYPES[self.dtype])
-        return value
-
-    @property
-    def accumulates(self) -> bool:
-        return self.dtype in ("float16", "bfloat16")
+            return value
+        self.nodes[-1].output[0] = output
+        return output
 
     @property
     def spatial(self) -> int:
@@ -86,22 +94,26 @@ class _Body:
         kernel = self.add("Transpose", matrix, perm=[1, 0])
         return self.add("Conv", x, self.add("Reshape", kernel, self.constant([0, 0] + [1] * self.spatial)))
 
+    def low_rank(self, x: str, a: str, b: str) -> str:
+        """(xA)B along the feature axis."""
+        return self.narrow(self.times(self.times(self.widen(x), self.widen(a)), self.widen(b)))
+
     def residual(self) -> str:
         """α·(f + bias) + β·(x + (xA)B + Σ γ_j·h_j(previous_j))."""
         op = self.op
         x, f = self.input("x"), self.input("f")
         carried = x
         if op.lr:
-            low = self.times(self.times(x, self.input("A")), self.input("B"))
-            carried = self.add("Add", carried, low)
+            carried = self.add("Add", carried, self.low_rank(x, self.input("A"), self.input("B")))
         if op.previous:
             gamma = self.input("gamma")
             maps = [self.input(name) for name in ("previous_A", "previous_B")] if op.low_rank_previous else []
             for j in range(op.previous):
                 index = self.constant(j)
                 p = self.input(f"previous_{j + 1}")
-                for stack in maps:
-                    p = self.times(p, self.add("Gather", stack, index))
+                if maps:
+                    a, b = (self.add("Gather", stack, index) for stack in maps)
+                    p = self.low_rank(p, a, b)
                 carried = self.add("Add", carried, self.add("Mul", p, self.add("Gather", gamma, index)))
         if op.bias:
             f = self.add("Add", f, self.input("bias"))
@@ -111,16 +123,17 @@ class _Body:
         return self.add("Add", f, carried)
 
     def layer_norm(self, value: str) -> str:
-        scale, offset = self.input("scale"), self.input("offset")
+        value, scale, offset = (self.widen(name) for name in (value, self.input("scale"), self.input("offset")))
         if self.opset >= 17:
             normed = self.add("LayerNormalization", value, scale, offset, axis=-1)
             self.nodes[-1].attribute.append(_reference("epsilon", "epsilon"))
-            return normed
+            return self.narrow(normed)
         centred = self.add("Sub", value, self.mean(value))
-        return self.add("Add", self.add("Mul", self.over_deviation(centred), scale), offset)
+        return self.narrow(self.add("Add", self.add("Mul", self.over_deviation(centred), scale), offset))
 
     def rms_norm(self, value: str) -> str:
-        return self.add("Mul", self.over_deviation(value), self.input("scale"))
+        value, scale = (self.widen(name) for name in (value, self.input("scale")))
+        return self.narrow(self.add("Mul", self.over_deviation(value), scale))
 
     def over_deviation(self, value: str) -> str:
         """value / sqrt(mean(value²) + epsilon)."""
@@ -131,13 +144,13 @@ class _Body:
         if self.opset >= 12:
             epsilon = self.add("Constant")
             self.nodes[-1].attribute.append(_reference("value_float", "epsilon"))
-            return self.add("Add", value, self.widen(epsilon))
+            return self.add("Add", value, self.as_double(epsilon))
         # Before opset 12 no constant can hold an attribute of the function; the slope of LeakyRelu can: -1 gives -ε.
         negative = self.add("LeakyRelu", self.constant(-1, np.float32))
         self.nodes[-1].attribute.append(_reference("alpha", "epsilon"))
-        return self.add("Sub", value, self.widen(negative))
+        return self.add("Sub", value, self.as_double(negative))
 
-    def widen(self, value: str) -> str:
+    def as_double(self, value: str) -> str:
         return self.add("Cast", value, to=TensorProto.DOUBLE) if self.dtype == "float64" else value
 
     def mean(self, value: str) -> str:
@@ -160,8 +173,9 @@ def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
     Args:
         op: the operator.
         opset: the model's version of the default domain.
-        dtype: the element type that it will meet. ``float16`` and ``bfloat16`` are computed in float32 (from opset 15
-            on that body takes float32 too); the body for ``float32`` computes in the type of its inputs.
+        dtype: the element type that it will meet. ``bfloat16`` is computed in float32, of ``float16`` the low-rank
+            products and norms (from opset 15 on these bodies take float32 too); the body for ``float32`` computes in
+            the type of its inputs.
 
     Raises:
         ModelError: the opset is older than 7.
@@ -209,12 +223,44 @@ def _formula(op: Operator) -> str:
 def attach(model: ModelProto) -> None:
     """Puts the function bodies of exactly those ``ai.laurel`` operators into *model* that its nodes use.
 
-    Bodies that are there already are written anew, those that no node uses any more go. The domain's opset import is
-    added and the IR version raised to 8 where needed; nothing else changes.
+    Bodies that fit stay where they are, those that no node uses any more go. The domain's opset import is added and
+    the IR version raised to 8 where needed; nothing else changes.
 
     Raises:
         ModelError: a node of the domain is none of its operators, or the model's opset is older than 7.
     """
+    needed = _needed(model)
+    for index, body in reversed(list(enumerate(model.functions))):
+        if body.domain == DOMAIN:
+            wanted = needed.pop(body.name, None)
+            if wanted is None:
+                del model.functions[index]
+            elif body != wanted:
+                body.CopyFrom(wanted)
+    model.functions.extend(needed.values())
+    if _is_used(model):
+        model.ir_version = max(model.ir_version, IR_VERSION)
+        if not any(entry.domain == DOMAIN for entry in model.opset_import):
+            model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+
+
+def detach(model: ModelProto) -> None:
+    """Takes the function bodies of ``ai.laurel`` out of *model*, and its opset import when no node uses the domain."""
+    for index, body in reversed(list(enumerate(model.functions))):
+        if body.domain == DOMAIN:
+            del model.functions[index]
+    if not _is_used(model):
+        for index, entry in reversed(list(enumerate(model.opset_import))):
+            if entry.domain == DOMAIN:
+                del model.opset_import[index]
+
+
+def _is_used(model: ModelProto) -> bool:
+    return any(node.domain == DOMAIN for graph in graphs_of(model.graph) for node in graph.node)
+
+
+def _needed(model: ModelProto) -> dict[str, FunctionProto]:
+    """Name to body of every operator that *model* uses, by name."""
     used: dict[str, set[str]] = {}
     types = _element_types(model)
     for graph in graphs_of(model.graph):
@@ -222,33 +268,16 @@ def attach(model: ModelProto) -> None:
             if node.domain == DOMAIN:
                 found = next((types[name] for name in (*node.input[2:], *node.input[:2]) if name in types), "float32")
                 used.setdefault(node.op_type, set()).add(found)
-    detach(model)
-    if not used:
-        return
-    opset = default_opset(model)
+    opset = default_opset(model) if used else 0
+    bodies = {}
     for name in sorted(used):
         op = Operator.parse(name)
         if op is None:
             raise ModelError(
                 f"{DOMAIN} has no operator {name!r} in version {VERSION}; a newer laurel-graph may have written it."
             )
-        model.functions.append(function(op, opset, _body_dtype(used[name], opset)))
-    if not any(entry.domain == DOMAIN for entry in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
-    model.ir_version = max(model.ir_version, IR_VERSION)
-
-
-def detach(model: ModelProto) -> None:
-    """Takes the function bodies of ``ai.laurel`` out of *model*, and its opset import when no node uses the domain."""
-    kept = [function for function in model.functions if function.domain != DOMAIN]
-    if len(kept) < len(model.functions):
-        del model.functions[:]
-        model.functions.extend(kept)
-    if any(node.domain == DOMAIN for graph in graphs_of(model.graph) for node in graph.node):
-        return
-    for index, entry in reversed(list(enumerate(model.opset_import))):
-        if entry.domain == DOMAIN:
-            del model.opset_import[index]
+        bodies[name] = function(op, opset, _body_dtype(used[name], opset))
+    return bodies
 
 
 def _body_dtype(dtypes: set[str], opset: int) -> str:

@@ -1,0 +1,176 @@
+"""How one ONNX node that adds, openly or hidden in a fused operator, comes apart around its add.
+
+``Add`` and ``Sum`` add openly. ONNX Runtime's ``SkipLayerNormalization`` and ``SkipSimplifiedLayerNormalization`` add,
+then normalise; ``FusedConv`` with a fourth input and ``Gemm`` with a C of the output's shape multiply, then add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnx import NodeProto, TensorProto, helper
+
+from laurel_graph.errors import RewriteError
+
+Fresh = Callable[[str], str]
+"""Makes a new value name out of a word for what the value is."""
+
+_SKIP_EPSILON = 1e-12
+"""Default epsilon of ONNX Runtime's SkipLayerNormalization; that of LayerNormalization is another."""
+
+
+@dataclass
+class Join:
+    """One add and what stood in the same node around it.
+
+    Attributes:
+        operands: the values that are added, left to right.
+        total: name of their sum.
+        before: nodes that make operands.
+        after: nodes that read the sum.
+        hidden: an operand that had no name of its own in the fused node, or "".
+    """
+
+    operands: tuple[str, ...]
+    total: str
+    before: list[NodeProto] = field(default_factory=list)
+    after: list[NodeProto] = field(default_factory=list)
+    hidden: str = ""
+
+
+def take_apart(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+    """Returns the add inside *node*; *node* stays as it is.
+
+    Args:
+        node: an operator of the list above.
+        opset: the model's version of the default domain.
+        fresh: gives names to values that had none.
+
+    Raises:
+        RewriteError: the node adds in no way that is known here.
+    """
+    part = _PARTS.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
+    if part is None:
+        raise RewriteError(
+            f"join {node.name or node.output[0]!r} is a node of type {node.op_type!r}, which is not an add that can be "
+            f"rewritten; expected one of {', '.join(sorted({name for _, name in _PARTS}))}."
+        )
+    return part(node, opset, fresh)
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """Returns attribute name to value."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _optional(names: Any, index: int) -> str:
+    return names[index] if len(names) > index else ""
+
+
+def _make(kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> NodeProto:
+    while inputs and not inputs[-1]:
+        inputs = inputs[:-1]
+    while outputs and not outputs[-1]:
+        outputs = outputs[:-1]
+    named = next(name for name in outputs if name)
+    return helper.make_node(kind, inputs, outputs, name=named, domain=domain, **attributes)
+
+
+def _open_add(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+    return Join(tuple(node.input), node.output[0])
+
+
+def _skip_norm(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+    """(input + skip) + bias, then the norm; outputs: normed, mean, 1/deviation, sum."""
+    simplified = node.op_type == "SkipSimplifiedLayerNormalization"
+    normed, mean, deviation, total = (_optional(node.output, i) for i in range(4))
+    scale, offset = node.input[2], "" if simplified else _optional(node.input, 3)
+    bias = _optional(node.input, 3 if simplified else 4)
+    if simplified and mean:
+        raise RewriteError(f"{node.op_type} {node.name or normed!r} gives out a mean, which no plain operator does.")
+    total = total or fresh("sum")
+    join = Join((node.input[0], node.input[1]), fresh("unbiased") if bias else total)
+    if bias:
+        join.after.append(_make("Add", [join.total, bias], [total]))
+    if normed or mean or deviation:
+        epsilon = attributes_of(node).get("epsilon", _SKIP_EPSILON)
+        outputs = [normed, deviation] if simplified else [normed, mean, deviation]
+        if not normed:
+            outputs[0] = fresh("normed")
+        kind = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
+        join.after.append(_make(kind, [total, scale, offset], outputs, axis=-1, epsilon=epsilon))
+    return join
+
+
+_ACTIVATION_PARAMETERS = {
+    "Relu": (),
+    "Sigmoid": (),
+    "Tanh": (),
+    "LeakyRelu": ("alpha",),
+    "HardSigmoid": ("alpha", "beta"),
+}
+"""Activations of FusedConv and the attributes that its ``activation_params`` stand for."""
+
+
+def _fused_conv(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+    """Conv, then + the fourth input, then the activation."""
+    addend = _optional(node.input, 3)
+    if not addend:
+        raise RewriteError(f"FusedConv {node.name or node.output[0]!r} has no fourth input, so it adds nothing.")
+    attributes = attributes_of(node)
+    activation = attributes.pop("activation", b"").decode()
+    values = list(attributes.pop("activation_params", []))
+    branch, output = fresh("branch"), node.output[0]
+    total = fresh("sum") if activation else output
+    after = []
+    if activation == "Clip":
+        after = _clip(total, output, values, opset, fresh)
+    elif activation:
+        names = _ACTIVATION_PARAMETERS.get(activation)
+        if names is None:
+            raise RewriteError(f"FusedConv {node.name or output!r} has the unknown activation {activation!r}.")
+        after = [_make(activation, [total], [output], **dict(zip(names, values, strict=True)))]
+    conv = _make("Conv", list(node.input[:3]), [branch], **attributes)
+    return Join((branch, addend), total, [conv], after, hidden=branch)
+
+
+def _clip(value: str, output: str, bounds: list[float], opset: int, fresh: Fresh) -> list[NodeProto]:
+    if opset < 11:
+        return [_make("Clip", [value], [output], min=bounds[0], max=bounds[1])]
+    limits = [fresh("min"), fresh("max")]
+    nodes = [
+        helper.make_node(
+            "Constant", [], [name], name=name, value=helper.make_tensor(name, TensorProto.FLOAT, [], [bound])
+        )
+        for name, bound in zip(limits, bounds, strict=True)
+    ]
+    return [*nodes, _make("Clip", [value, *limits], [output])]
+
+
+def _gemm(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+    """alpha·A·B + beta·C, with beta = 1 and a C of the output's shape."""
+    attributes = attributes_of(node)
+    addend = _optional(node.input, 2)
+    if not addend or attributes.pop("beta", 1.0) != 1.0:
+        raise RewriteError(
+            f"Gemm {node.name or node.output[0]!r} scales its third input or has none; expected beta = 1."
+        )
+    if opset < 11:
+        raise RewriteError(
+            f"Gemm {node.name or node.output[0]!r} needs its third input before opset 11; expected opset 11."
+        )
+    branch = fresh("branch")
+    product = _make("Gemm", list(node.input[:2]), [branch], **attributes)
+    return Join((branch, addend), node.output[0], [product], hidden=branch)
+
+
+_PARTS: dict[tuple[str, str], Callable[[NodeProto, int, Fresh], Join]] = {
+    ("", "Add"): _open_add,
+    ("", "Sum"): _open_add,
+    ("", "Gemm"): _gemm,
+    ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
+    ("com.microsoft", "FusedConv"): _fused_conv,
+}
