@@ -39,6 +39,7 @@ METADATA_FORMAT = "laurel.format"
 METADATA_CONFIG = "laurel.config"
 METADATA_SITES = "laurel.sites"
 METADATA_UNDO = "laurel.undo"
+METADATA_DEPLOYED = "laurel.deployed"
 
 EPILOGUES = ("", "Relu", "LayerNorm", "RMSNorm")
 LAYOUTS = ("", "1d", "2d", "3d")

@@ -1,0 +1,101 @@
+"""What a rule about scales is: see :mod:`~laurel_graph.passes.scale_rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from laurel_graph.passes.onnx_edit import GraphEditor
+from laurel_graph.passes.scales import ScaleSystem, same
+
+Array = NDArray[Any]
+ONE = np.asarray(1.0)
+
+
+@dataclass
+class Context:
+    """What the rules work on.
+
+    Attributes:
+        editor: the graph.
+        system: the scales while they are looked for.
+        axes: the axis along which a value may have one scale per channel; other values take scalars alone.
+        scales: the scales once they are known; values that are missing here are stored as they are.
+        sites: values that a LAuReL residual reads or makes.
+        changed: keys of the nodes whose constants took a scale in.
+        multiplied: keys of the nodes whose input needed a Mul.
+    """
+
+    editor: GraphEditor
+    system: ScaleSystem
+    axes: Mapping[str, int] = field(default_factory=dict)
+    scales: Mapping[str, Array] = field(default_factory=dict)
+    sites: set[str] = field(default_factory=set)
+    changed: list[str] = field(default_factory=list)
+    multiplied: list[str] = field(default_factory=list)
+
+    def scale(self, name: str) -> Array:
+        """Returns the scale of a value."""
+        return self.scales.get(name, ONE)
+
+    def tie(self, out: str, value: str, *, power: float = 1.0, axis: int | None = None) -> None:
+        """Links ``s(out) = s(value) ** power``; one scale per channel passes only when it ends up on *axis* of out."""
+        if power != 1 or axis is None or self.axes.get(out) != axis:
+            self.system.demand_uniform(value)
+        if power != 1:
+            self.system.demand_positive(value)
+        self.system.link(out, value, power=power)
+
+    def along(self, factor: Array, name: str, rank: int | None = None) -> Array:
+        """Returns a per-channel factor shaped to multiply value *name* (or a constant aligned to its last axes)."""
+        if factor.ndim == 0:
+            return factor
+        rank = rank if rank is not None else self.editor.rank(name)
+        if rank is None or name not in self.axes:
+            raise ValueError(f"no channel axis is known for {name!r}")
+        shape = [1] * rank
+        shape[self.axes[name]] = -1
+        return factor.reshape(shape)
+
+    def mend(self, node: onnx.NodeProto, index: int, factor: Array) -> None:
+        """Puts ``· factor`` on input *index* of *node* unless it is 1."""
+        if same(factor, 1.0):
+            return
+        name = node.input[index]
+        new = self.editor.multiplied(name, self.along(factor, name), self.editor.elem_type(name))
+        self.editor.set_input(node, index, new)
+        self.multiplied.append(node.output[0])
+
+    def scale_constant(self, node: onnx.NodeProto, index: int, factor: Array) -> None:
+        """Multiplies constant input *index* of *node* by *factor* (of a shape that broadcasts against it) on a copy."""
+        if same(factor, 1.0):
+            return
+        name = node.input[index]
+        with np.errstate(over="ignore"):
+            new = self.editor.derived(name, ("·", factor.shape, factor.tobytes()), lambda value: value * factor)
+        self.editor.set_input(node, index, new)
+        self.changed.append(node.output[0])
+
+
+class Rule:
+    """The default: the operator reads and writes true values."""
+
+    def relate(self, node: onnx.NodeProto, context: Context) -> None:
+        """States what the operator demands of the scales of its inputs and outputs."""
+        for name in (*node.input, *node.output):
+            if name:
+                context.system.fix(name)
+
+    def rescale(self, node: onnx.NodeProto, context: Context) -> None:
+        """Takes the scales that were found into the operator's constants."""
+        for i, name in enumerate(node.input):
+            if name:
+                context.mend(node, i, context.scale(name))
+
+
+RIGID = Rule()

@@ -1,0 +1,196 @@
+"""Which positive factor each value of a graph may be stored at: a union-find whose links carry factors and powers.
+
+A value v is stored as v / s(v). Operators link the scales of what they read and make: ReLU gives ``s(out) = s(in)``, a
+square ``s(out) = s(in)²``, a residual ``s(out) = β·s(x) = α·s(f)``; a linear map with weights links nothing, because
+its weights take any factor. Linked values form a *component*; within it every scale is ``c(v)·g^e(v)`` of one unknown g,
+which stays free until something fixes it. Factors are float64 scalars or one number per channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_SAME = 1e-9
+
+
+def _uniform(a: Array) -> bool:
+    return a.ndim == 0 or bool(np.all(np.abs(a / a.flat[0] - 1) < _SAME))
+
+
+def _flat(a: Array) -> Array:
+    """Returns a scalar for a factor that is the same in every channel."""
+    return np.asarray(a.flat[0]) if a.ndim and _uniform(a) else a
+
+
+def same(a: Array, b: Array | float) -> bool:
+    """Whether two factors agree to nine digits."""
+    return bool(np.all(np.abs(np.asarray(a) / np.asarray(b) - 1) < _SAME))
+
+
+@dataclass
+class _Component:
+    """Values whose scales hang together: ``scale(v) = factor[v] · g ** power[v]``.
+
+    Attributes:
+        factor: c of each value.
+        power: e of each value.
+        fixed: g is known to be 1.
+        uniform: some value here must have the same scale in every channel.
+        positive: some value here must have a positive scale.
+    """
+
+    factor: dict[str, Array] = field(default_factory=dict)
+    power: dict[str, float] = field(default_factory=dict)
+    fixed: bool = False
+    uniform: bool = False
+    positive: bool = False
+
+
+class ScaleSystem:
+    """Collects links and demands; every method that adds one says whether it could be kept, and changes nothing if not.
+
+    Args:
+        limit: the largest ratio of two scales in one component, which guards the range of the stored type.
+    """
+
+    def __init__(self, limit: float = 2.0**40) -> None:
+        self.limit = limit
+        self._component: dict[str, _Component] = {}
+
+    def _of(self, value: str) -> _Component:
+        if value not in self._component:
+            one = np.asarray(1.0)
+            self._component[value] = _Component({value: one}, {value: 1.0})
+        return self._component[value]
+
+    def is_fixed(self, value: str) -> bool:
+        """Whether the scale of *value* is known already."""
+        return self._of(value).fixed
+
+    def together(self, a: str, b: str) -> bool:
+        """Whether the scales of two values hang together already."""
+        return self._of(a) is self._of(b)
+
+    def members(self, value: str) -> set[str]:
+        """Returns the values whose scales hang together with that of *value*."""
+        return set(self._of(value).factor)
+
+    def demand_positive(self, value: str) -> bool:
+        """Asks that the scale of *value* be positive."""
+        component = self._of(value)
+        if np.any(component.factor[value] <= 0):
+            return False
+        component.positive = True
+        return True
+
+    def demand_uniform(self, value: str) -> bool:
+        """Asks that the scale of *value* be one number for all channels."""
+        component = self._of(value)
+        if not _uniform(component.factor[value]):
+            return False
+        component.uniform = True
+        return True
+
+    def fix(self, value: str) -> bool:
+        """Asks that *value* be stored as it is (scale 1)."""
+        component = self._of(value)
+        factor, power = component.factor[value], component.power[value]
+        if component.fixed or power == 0:
+            return same(factor, 1.0)
+        return self._solve(component, np.asarray(1.0) / factor, 1 / power)
+
+    def _solve(self, component: _Component, base: Array, power: float) -> bool:
+        """Sets g = base ** power and folds it into the factors."""
+        base = _flat(base)
+        if (np.any(base <= 0) and (power != 1 or component.positive)) or (component.uniform and base.ndim):
+            return False
+        g = base if power == 1 else base**power
+        scaled = {
+            v: _flat(c * (g if component.power[v] == 1 else g ** component.power[v]))
+            for v, c in component.factor.items()
+        }
+        if not self._in_range(scaled):
+            return False
+        component.factor = scaled
+        component.fixed = True
+        return True
+
+    def _in_range(self, factors: dict[str, Array]) -> bool:
+        sizes = [np.abs(c) for c in factors.values()]
+        low, high = min(float(s.min()) for s in sizes), max(float(s.max()) for s in sizes)
+        return bool(np.isfinite(high)) and low > 0 and high / low <= self.limit
+
+    def define(self, value: str, a: str, b: str, sign: int) -> bool:
+        """Links a new *value* to ``s(a) · s(b) ** sign``, for values that hang together or of which one is fixed."""
+        first, second = self._of(a), self._of(b)
+        factor = first.factor[a] * second.factor[b] ** sign
+        if first is second:
+            power = first.power[a] + sign * first.power[b]
+            home = first
+        elif second.fixed:
+            home, power = first, first.power[a]
+        elif first.fixed:
+            home, power = second, sign * second.power[b]
+        else:
+            return False
+        if power == 0 or home.fixed:
+            self._component[value] = _Component({value: _flat(factor)}, {value: 1.0}, fixed=True)
+            return True
+        home.factor[value], home.power[value] = _flat(factor), power
+        self._component[value] = home
+        return True
+
+    def link(self, a: str, b: str, factor: Array | float = 1.0, power: float = 1.0) -> bool:
+        """Asks for ``s(a) = factor · s(b) ** power``."""
+        k = np.asarray(factor, np.float64)
+        if not np.all(np.isfinite(k)) or np.any(k == 0):
+            return False
+        first, second = self._of(a), self._of(b)
+        left, right = first.factor[a], k * second.factor[b] ** power
+        p, q = first.power[a], second.power[b] * power
+        if first is second:
+            if first.fixed or p == q:
+                return same(left, right)
+            return self._solve(first, right / left, 1 / (p - q))
+        if first.fixed and second.fixed:
+            return same(left, right)
+        if q and not second.fixed and self._absorb(first, second, left / right, 1 / q, p / q):
+            return True
+        return bool(p) and not first.fixed and self._absorb(second, first, right / left, 1 / p, q / p)
+
+    def _absorb(self, home: _Component, guest: _Component, base: Array, root: float, power: float) -> bool:
+        """Moves *guest* into *home* by g_guest = base ** root · g_home ** power."""
+        base = _flat(base)
+        if (np.any(base <= 0) and (root != 1 or guest.positive)) or (guest.uniform and base.ndim):
+            return False
+        g = base if root == 1 else base**root
+        moved = {v: _flat(c * (g if guest.power[v] == 1 else g ** guest.power[v])) for v, c in guest.factor.items()}
+        if not self._in_range({**home.factor, **moved}):
+            return False
+        home.factor.update(moved)
+        for value, old in guest.power.items():
+            home.power[value] = 0.0 if home.fixed else old * power
+            self._component[value] = home
+        home.uniform |= guest.uniform
+        home.positive |= guest.positive
+        return True
+
+    def settle(self, order: list[str]) -> dict[str, Array]:
+        """Fixes what is still free, each component so that its first value in *order* keeps its scale, and returns
+        the scale of every value that is not stored as it is."""
+        for value in order:
+            component = self._component.get(value)
+            if component is None or component.fixed or component.power[value] == 0:
+                continue
+            factor = component.factor[value]
+            if component.uniform and factor.ndim:
+                factor = np.exp(np.mean(np.log(np.abs(factor))))
+            if not self._solve(component, np.asarray(1.0) / factor, 1 / component.power[value]):
+                self._solve(component, np.asarray(1.0), 1.0)
+        return {v: _flat(c.factor[v]) for v, c in self._component.items() if not same(c.factor[v], 1.0)}

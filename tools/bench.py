@@ -1,0 +1,194 @@
+"""Latency, load time and memory of ONNX files, measured so that two files can be compared on a machine that is in use.
+
+The models take turns run by run, so that whatever slows the machine down slows all of them; a ratio is the median over
+the turns of one model's time over the other's in the same turn. Threads of one session must not keep a core busy while
+another one runs, so their spinning ends with each run. Load time and peak memory come from fresh processes.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laurel_graph import onnx_file, runtime
+from laurel_graph.errors import ModelError
+from laurel_graph.passes.verify import read_samples
+from laurel_graph.samples import sample_inputs
+
+_PROBE = """
+import sys, time, json
+from laurel_graph import runtime
+runtime.session_options()
+before = time.perf_counter()
+session = runtime.session(sys.argv[1], threads=int(sys.argv[2]))
+load = time.perf_counter() - before
+import numpy as np
+with np.load(sys.argv[3]) as arrays:
+    session.run(None, {value.name: arrays[value.name] for value in session.get_inputs()})
+import resource
+print(json.dumps([load, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One model of a measurement.
+
+    Attributes:
+        model: the file.
+        batch: the batch size of its inputs.
+        threads: threads of the session.
+        runs: counted runs.
+        median_ms: median time of one run.
+        quartiles_ms: first and third quartile.
+        ratio: median of the paired ratios to the model compared against; ``None`` without one.
+        ratio_quartiles: their first and third quartile.
+        load_ms: median time to create the session in a fresh process.
+        load_ratio: ``load_ms`` over that of the other model.
+        peak_mb: largest resident memory of a fresh process that loads the model and runs it once.
+        memory_ratio: ``peak_mb`` over that of the other model.
+    """
+
+    model: str
+    batch: int
+    threads: int
+    runs: int
+    median_ms: float
+    quartiles_ms: tuple[float, float]
+    ratio: float | None = None
+    ratio_quartiles: tuple[float, float] | None = None
+    load_ms: float | None = None
+    load_ratio: float | None = None
+    peak_mb: float | None = None
+    memory_ratio: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        return asdict(self)
+
+
+def bench(
+    models: Sequence[str | Path],
+    against: str | Path | None = None,
+    *,
+    threads: int = 2,
+    runs: int = 40,
+    batch: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    data: str | Path | None = None,
+    seed: int = 0,
+    cpu_time: bool = False,
+    fresh: int = 3,
+) -> list[BenchRow]:
+    """Measures *models*, and *against* with them.
+
+    Args:
+        models: ONNX files with the same inputs.
+        against: the file that ratios are taken to; it comes first in the answer.
+        threads: threads of every session.
+        runs: counted runs of each model, after warm-up.
+        batch: batch size of drawn inputs.
+        sizes: sizes of symbolic dims of drawn inputs.
+        data: an ``.npz`` file with the inputs instead.
+        seed: seed of drawn inputs.
+        cpu_time: take the processor time of the process instead of the clock: for one thread on a busy machine.
+        fresh: fresh processes per model for load time and memory; 0 leaves both out.
+
+    Raises:
+        ModelError: a file cannot be read, or *runs* or *threads* is below 1.
+    """
+    if runs < 1 or threads < 1 or batch < 1:
+        raise ModelError(f"threads, runs and batch must be at least 1, found {threads}, {runs} and {batch}.")
+    paths = [Path(model) for model in ([against] if against is not None else []) + list(models)]
+    if data is not None:
+        feeds = dict(read_samples(data)[0])
+    else:
+        feeds = sample_inputs(onnx_file.read(paths[0]), batch=batch, seed=seed, sizes=sizes)
+    times = latencies(paths, feeds, threads=threads, runs=runs, cpu_time=cpu_time)
+    probes = [_fresh(path, feeds, threads, fresh) for path in paths]
+    rows = []
+    for path, taken, (load, peak) in zip(paths, times, probes, strict=True):
+        row = BenchRow(str(path), batch, threads, runs, *_spread([t * 1e3 for t in taken]))
+        changes: dict[str, Any] = {"load_ms": load, "peak_mb": peak}
+        if against is not None:
+            changes["ratio"], changes["ratio_quartiles"] = _spread(
+                [a / b for a, b in zip(taken, times[0], strict=True)]
+            )
+            if load and peak and probes[0][0] and probes[0][1]:
+                changes |= {"load_ratio": load / probes[0][0], "memory_ratio": peak / probes[0][1]}
+        rows.append(BenchRow(**{**asdict(row), **changes}))
+    return rows
+
+
+def latencies(
+    paths: Sequence[Path],
+    feeds: Mapping[str, NDArray[Any]],
+    *,
+    threads: int = 2,
+    runs: int = 40,
+    warm: int = 5,
+    cpu_time: bool = False,
+) -> list[list[float]]:
+    """Returns the seconds of *runs* runs for each model, the models taking turns in alternating order."""
+    clock = time.process_time if cpu_time else time.perf_counter
+    sessions = [_session(path, threads) for path in paths]
+    wanted = [{value.name: feeds[value.name] for value in session.get_inputs()} for session in sessions]
+    outputs = [[value.name for value in session.get_outputs()] for session in sessions]
+    for session, names, feed in zip(sessions, outputs, wanted, strict=True):
+        for _ in range(warm):
+            session.run(names, feed)
+    taken: list[list[float]] = [[] for _ in paths]
+    turn = list(range(len(paths)))
+    for run in range(runs):
+        for i in turn if run % 2 == 0 else reversed(turn):
+            before = clock()
+            sessions[i].run(outputs[i], wanted[i])
+            taken[i].append(clock() - before)
+    return taken
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = runtime.session_options(threads, operators=runtime.used_operators(path))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _spread(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Returns the median and the quartiles."""
+    low, high = np.percentile(values, (25, 75))
+    return statistics.median(values), (float(low), float(high))
+
+
+def _fresh(
+    path: Path, feeds: Mapping[str, NDArray[Any]], threads: int, count: int
+) -> tuple[float | None, float | None]:
+    """Returns the median load time in ms and the peak memory in MiB of fresh processes."""
+    if count < 1:
+        return None, None
+    import tempfile
+
+    loads, peaks = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder) / "inputs.npz"
+        np.savez(inputs, **feeds)  # type: ignore[arg-type]
+        for _ in range(count):
+            command = [sys.executable, "-c", _PROBE, str(path), str(threads), str(inputs)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ModelError(f"{path} does not load in a fresh process: {done.stderr.strip().splitlines()[-1]}")
+            load, peak = json.loads(done.stdout.splitlines()[-1])
+            loads.append(load * 1e3)
+            peaks.append(peak)
+    return statistics.median(loads), statistics.median(peaks)
