@@ -59,6 +59,47 @@ def toy_task(loss="cross_entropy", metric=None):
     return Task(("x",), function, build_metric(metric, loss, function, "label"))
 
 
+def toy_onnx(path, batch="N", dtype="float32"):
+    """Writes the same kind of network as an ONNX file: ``x (N, 6)`` to ``probabilities (N, 3)`` and ``features``."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    weights, nodes = [], []
+
+    def linear(x, name, d_in, d_out):
+        w = rng.standard_normal((d_in, d_out)) / np.sqrt(d_in)
+        weights.append(numpy_helper.from_array(w.astype(dtype), f"{name}.weight"))
+        weights.append(numpy_helper.from_array((0.1 * rng.standard_normal(d_out)).astype(dtype), f"{name}.bias"))
+        nodes.append(helper.make_node("MatMul", [x, f"{name}.weight"], [f"{name}.product"], f"/{name}/MatMul"))
+        nodes.append(helper.make_node("Add", [f"{name}.product", f"{name}.bias"], [f"{name}.out"], f"/{name}/Add"))
+        return f"{name}.out"
+
+    x = linear("x", "first", 6, WIDTH)
+    for i in range(2):
+        nodes.append(helper.make_node("Tanh", [linear(x, f"layers.{i}", WIDTH, WIDTH)], [f"f{i}"], f"/layers.{i}/Tanh"))
+        nodes.append(helper.make_node("Add", [x, f"f{i}"], [f"x{i}"], f"/layers.{i}/res/Add"))
+        x = f"x{i}"
+    nodes.append(helper.make_node("Identity", [x], ["features"], "/Identity"))
+    logits = linear(x, "last", WIDTH, CLASSES)
+    nodes.append(helper.make_node("Softmax", [logits], ["probabilities"], "/Softmax", axis=-1))
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info("x", kind, [batch, 6])],
+        [
+            helper.make_tensor_value_info("probabilities", kind, [batch, CLASSES]),
+            helper.make_tensor_value_info("features", kind, [batch, WIDTH]),
+        ],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
 def trained(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
