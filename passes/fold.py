@@ -9,7 +9,6 @@ back out. A and B of LR and γ of PA take in what is left. Where the graph leave
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +88,11 @@ class _Join:
         return str(self.node.output[0])
 
     @property
+    def width(self) -> int:
+        """D, from the low-rank maps of earlier activations."""
+        return int(self.tensors["previous_B"].shape[-1])
+
+    @property
     def previous(self) -> list[str]:
         """The earlier activations, nearest first."""
         return [self.names[f"previous_{j + 1}"] for j in range(self.op.previous)]
@@ -114,7 +118,9 @@ def _joins(editor: GraphEditor) -> list[_Join]:
             raise RewriteError(f"the model is deployed already (node {node.output[0]!r} is {node.op_type}).")
         names = dict(zip(op.inputs, node.input, strict=True))
         tensors = {
-            r: editor.constant(n) for r, n in names.items() if r in ("alpha", "beta", "A", "B", "gamma", "previous_B")
+            r: editor.constant(n)
+            for r, n in names.items()
+            if r in ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
         }
         if all(value is not None for value in tensors.values()):
             known = {r: np.asarray(value, np.float64) for r, value in tensors.items() if value is not None}
@@ -236,21 +242,24 @@ def _rescale_join(join: _Join, context: Context) -> FoldedSite:
 
 
 def _rescale_previous(join: _Join, names: dict[str, str], context: Context, rest: Array) -> None:
-    """Lets γ, or the second factors of the low-rank maps, take the scales of the earlier activations."""
-    editor = context.editor
-    factors: list[Array] = []
-    for j, name in enumerate(join.previous):
-        factor = rest * context.scale(name)
+    """Lets γ, or where scales differ by channel the low-rank maps, take the scales of the earlier activations."""
+    editor, scales = context.editor, [context.scale(name) for name in join.previous]
+    factors = [rest * scale for scale in scales]
+    if join.op.low_rank_previous and any(factor.ndim for factor in factors):
+        columns = np.stack([np.broadcast_to(scale, join.width) for scale in scales])[:, :, None]
+        names["previous_A"] = _times(editor, names["previous_A"], columns)
+        names["previous_B"] = _times(editor, names["previous_B"], np.broadcast_to(rest, join.width))
+        return
+    for j, factor in enumerate(factors):
         if factor.ndim and same(factor, factor.flat[0]):
-            factor = np.asarray(factor.flat[0])
-        if factor.ndim:  # γ is one number per activation: the value itself is scaled
-            axes: Mapping[str, int] = context.axes
+            factors[j] = np.asarray(factor.flat[0])
+        elif factor.ndim:  # γ is one number per activation: the value itself is scaled
+            name = join.previous[j]
             shape = [1] * (editor.rank(name) or 0)
-            shape[axes[name]] = -1
+            shape[context.axes[name]] = -1
             names[f"previous_{j + 1}"] = editor.multiplied(name, factor.reshape(shape), editor.elem_type(name))
             context.multiplied.append(join.node.output[0])
-            factor = ONE
-        factors.append(factor)
+            factors[j] = ONE
     names["gamma"] = _times(editor, names["gamma"], np.stack(factors))
 
 
