@@ -1,1 +1,173 @@
-extern "C" int laurel_probe() { return 1; }
+// What ONNX Runtime sees: the domain ai.laurel with all its operators.
+#include <climits>
+#include <deque>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "kernel.h"
+#include "operators.h"
+#include "ort_api.h"
+
+#if defined(_WIN32)
+#define LAUREL_EXPORT extern "C" __declspec(dllexport)
+#else
+#define LAUREL_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace laurel {
+
+namespace {
+
+const ort::Api* g_api = nullptr;
+
+// The base class comes first, so ONNX Runtime's pointer to it is a pointer to this.
+struct RegisteredOperator : ort::CustomOp {
+  Operator op;
+  std::string name;
+  int inputs = 0;
+};
+
+const RegisteredOperator& of(const ort::CustomOp* op) { return *static_cast<const RegisteredOperator*>(op); }
+
+ort::Status* create_kernel(const ort::CustomOp* op, const ort::Api* api, const ort::KernelInfo* info, void** kernel) {
+  try {
+    *kernel = new Kernel(*api, of(op).op, info);
+    return nullptr;
+  } catch (const std::exception& error) {
+    return api->CreateStatus(ort::kInvalidArgument, error.what());
+  }
+}
+
+ort::Status* compute(void* kernel, ort::KernelContext* context) {
+  try {
+    static_cast<const Kernel*>(kernel)->compute(context);
+    return nullptr;
+  } catch (const std::exception& error) {
+    return g_api->CreateStatus(ort::kInvalidArgument, error.what());
+  }
+}
+
+// Every output has x's shape.
+ort::Status* infer_shapes(const ort::CustomOp* op, ort::ShapeContext* context) {
+  ort::TensorInfo* x = nullptr;
+  if (ort::Status* status = g_api->ShapeInferContext_GetInputTypeShape(context, static_cast<size_t>(0), &x)) {
+    return status;
+  }
+  size_t axes = 0;
+  if (ort::Status* status = g_api->GetDimensionsCount(x, &axes)) return status;
+  if (axes == 0) return nullptr;  // x has an unknown number of axes
+  for (int i = 0; i < of(op).op.outputs(); ++i) {
+    if (ort::Status* status = g_api->ShapeInferContext_SetOutputTypeShape(context, static_cast<size_t>(i), x)) {
+      if (i == 0) return status;
+      g_api->ReleaseStatus(status);  // the node does without its second output
+    }
+  }
+  return nullptr;
+}
+
+// All inputs are one homogeneous variadic one: that is how ONNX Runtime ties their element types together, and it
+// keeps the registration of hundreds of operators cheap.
+RegisteredOperator make(const Operator& op) {
+  RegisteredOperator made{};
+  made.op = op;
+  made.name = op.name();
+  made.inputs = static_cast<int>(op.inputs().size());
+  made.version = ort::kApiVersion;
+  made.GetName = [](const ort::CustomOp* self) { return of(self).name.c_str(); };
+  made.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
+  made.GetInputTypeCount = [](const ort::CustomOp*) -> size_t { return 1; };
+  made.GetInputType = [](const ort::CustomOp*, size_t) { return ort::kUndefined; };
+  made.GetInputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kVariadic; };
+  made.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return ort::kDefaultMemory; };
+  made.GetVariadicInputMinArity = [](const ort::CustomOp* self) { return of(self).inputs; };
+  made.GetVariadicInputHomogeneity = [](const ort::CustomOp*) { return 1; };
+  made.GetOutputTypeCount = [](const ort::CustomOp* self) { return static_cast<size_t>(of(self).op.outputs()); };
+  made.GetOutputType = [](const ort::CustomOp*, size_t) { return ort::kUndefined; };
+  made.GetOutputCharacteristic = [](const ort::CustomOp*, size_t index) {
+    return index == 0 ? ort::kRequired : ort::kOptional;
+  };
+  made.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 1; };
+  made.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 1; };
+  made.CreateKernelV2 = create_kernel;
+  made.KernelComputeV2 = compute;
+  made.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  made.InferOutputShapeFn = infer_shapes;
+  made.GetStartVersion = [](const ort::CustomOp*) { return 1; };
+  made.GetEndVersion = [](const ort::CustomOp*) { return INT_MAX; };
+  // y may take the place of f or of x: every element is read before it is written.
+  made.GetMayInplace = [](int** inputs, int** outputs) -> size_t {
+    static int from[] = {1, 0}, to[] = {0, 0};
+    *inputs = from;
+    *outputs = to;
+    return 2;
+  };
+  made.ReleaseMayInplace = [](int*, int*) {};
+  made.GetAliasMap = [](int**, int**) -> size_t { return 0; };
+  made.ReleaseAliasMap = [](int*, int*) {};
+  return made;
+}
+
+// Operators to register from this thread: ",name,name,", or empty for all. ONNX Runtime spends some 50 microseconds on
+// each operator of a domain whenever a session is made, so who knows the model names what it needs.
+thread_local std::string g_selected;
+
+// The domain with the selected operators. Domains are few, and live as long as the process.
+ort::Status* domain(ort::Domain** out) {
+  static std::map<std::string, ort::Domain*> made;
+  static std::deque<RegisteredOperator> operators;
+  ort::Domain*& found = made[g_selected];
+  if (!found) {
+    ort::Domain* fresh = nullptr;
+    if (ort::Status* status = g_api->CreateCustomOpDomain("ai.laurel", &fresh)) return status;
+    for (const Operator& op : all_operators()) {
+      if (!g_selected.empty() && g_selected.find("," + op.name() + ",") == std::string::npos) continue;
+      operators.push_back(make(op));
+      const ort::CustomOp* added = &operators.back();
+      if (ort::Status* status = g_api->CustomOpDomain_Add(fresh, added)) return status;
+    }
+    found = fresh;
+  }
+  *out = found;
+  return nullptr;
+}
+
+}  // namespace
+
+}  // namespace laurel
+
+LAUREL_EXPORT laurel::ort::Status* RegisterCustomOps(laurel::ort::SessionOptions* options,
+                                                     const laurel::ort::ApiBase* base) {
+  using namespace laurel;
+  static std::mutex mutex;
+  std::lock_guard<std::mutex> lock(mutex);
+  g_api = base->GetApi(ort::kApiVersion);  // the same table each time
+  if (!g_api) {
+    // No table of the version asked for; any older one can still say so.
+    const ort::Api* oldest = base->GetApi(1);
+    return oldest->CreateStatus(ort::kFail, "laurel_ops needs ONNX Runtime 1.18 or newer.");
+  }
+  ort::Domain* made = nullptr;
+  if (ort::Status* status = domain(&made)) return status;
+  return g_api->AddCustomOpDomain(options, made);
+}
+
+// Names (separated by commas) of the operators that RegisterCustomOps registers when called from this thread; null or
+// an empty text: all of them.
+LAUREL_EXPORT void laurel_select(const char* names) {
+  laurel::g_selected = names && *names ? "," + std::string(names) + "," : "";
+}
+
+// The instruction set that new sessions run on, or null if LAUREL_ISA names one that this machine does not have.
+LAUREL_EXPORT const char* laurel_isa() {
+  const laurel::Path* path = laurel::choose_path();
+  return path ? path->name : nullptr;
+}
+
+// The i-th instruction set this machine can run, best first, or null.
+LAUREL_EXPORT const char* laurel_available_isa(int i) {
+  const laurel::Path* const* paths = laurel::available_paths();
+  for (; *paths && i > 0; --i) ++paths;
+  return *paths ? (*paths)->name : nullptr;
+}

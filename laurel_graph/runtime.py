@@ -1,0 +1,211 @@
+"""Sessions on ONNX Runtime with the fused kernels of ``ai.laurel``, where their library was built.
+
+A model with ``ai.laurel`` nodes carries their function bodies too, so it runs without the library, only slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import KernelLibraryError, ModelError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+_LIBRARY = ("" if sys.platform == "win32" else "lib") + "laurel_ops" + _SUFFIX
+_OPERATOR = re.compile(rb"Laurel(?:_(?:RW|LR|PAL?[1-9]|Bias|[123]d|Relu|LayerNorm|RMSNorm))+")
+_registering = threading.Lock()
+
+
+def library_path() -> Path | None:
+    """Returns the path of the library of fused kernels, or ``None`` if it was not built.
+
+    Hand it to ``onnxruntime.SessionOptions.register_custom_ops_library`` in programs that make their own sessions.
+    """
+    # An editable install keeps sources and built files in different folders of the package's path.
+    package = sys.modules[__package__]
+    return next((path for folder in package.__path__ if (path := Path(folder) / _LIBRARY).is_file()), None)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    path = library_path()
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelLibraryError(f"{path} does not load: {error}. Reinstall laurel-graph on this machine.") from error
+    library.laurel_isa.restype = ctypes.c_char_p
+    library.laurel_available_isa.restype = ctypes.c_char_p
+    library.laurel_available_isa.argtypes = [ctypes.c_int]
+    library.laurel_select.argtypes = [ctypes.c_char_p]
+    return library
+
+
+def isa() -> str | None:
+    """Returns the instruction set that new sessions run on: ``avx512``, ``avx2``, ``neon`` or ``baseline``.
+
+    ``None`` without the library. The environment variable ``LAUREL_ISA`` chooses another one that the machine has.
+
+    Raises:
+        KernelLibraryError: ``LAUREL_ISA`` names none of :func:`available_isas`, or the library does not load.
+    """
+    library = _library()
+    if library is None:
+        return None
+    name: bytes | None = library.laurel_isa()
+    if name is None:
+        raise KernelLibraryError(
+            f"LAUREL_ISA = {os.environ.get('LAUREL_ISA')!r} is not available on this machine: "
+            f"expected one of {', '.join(available_isas())}."
+        )
+    return name.decode()
+
+
+def available_isas() -> tuple[str, ...]:
+    """Returns the instruction sets that this machine can run, best first; none without the library."""
+    library = _library()
+    names: list[str] = []
+    while library is not None and (name := library.laurel_available_isa(len(names))):
+        names.append(name.decode())
+    return tuple(names)
+
+
+def session_options(
+    threads: int | None = None, optimize: bool = True, operators: Sequence[str] | None = None
+) -> onnxruntime.SessionOptions:
+    """Returns session options with the fused kernels registered; warns in one line where there is no library.
+
+    Args:
+        threads: threads of one operator, or ``None`` for ONNX Runtime's own choice.
+        optimize: whether ONNX Runtime optimises the graph.
+        operators: the type names that the model has of ``ai.laurel``, or ``None`` for all there are. Naming them
+            makes the session some 50 ms faster to create.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    library = _library()
+    if library is None:
+        if operators is None or operators:
+            warnings.warn(
+                "laurel-graph was installed without its fused kernels (no C++ compiler at build time); "
+                "ai.laurel operators run from their function bodies, slower.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    elif operators is None or operators:
+        isa()
+        with _registering:
+            library.laurel_select(",".join(operators or ()).encode())
+            try:
+                options.register_custom_ops_library(str(library_path()))
+            finally:
+                library.laurel_select(None)
+    return options
+
+
+def session(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    optimize: bool = True,
+) -> onnxruntime.InferenceSession:
+    """Returns an ONNX Runtime session for a model file, with the fused kernels for its ``ai.laurel`` nodes.
+
+    Args:
+        path: the ``.onnx`` file.
+        threads: threads of one operator, or ``None`` for ONNX Runtime's own choice.
+        providers: execution providers, or ``None`` for the CPU.
+        optimize: whether ONNX Runtime optimises the graph.
+
+    Raises:
+        ModelError: the file is missing or no model that ONNX Runtime can load.
+    """
+    import onnxruntime
+
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"No model file at {path}: expected an .onnx file.")
+    options = session_options(threads, optimize, operators=used_operators(path))
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers or ["CPUExecutionProvider"]))
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise ModelError(f"ONNX Runtime cannot load {path}: {str(error).strip()}") from error
+
+
+def used_operators(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Returns the type names of ``ai.laurel`` that stand in the nodes of a model file, without reading its weights.
+
+    A file that is no ONNX model gives an empty tuple.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # an empty file
+            return ()
+        with data:
+            names: set[bytes] = set()
+            try:
+                for field, start, end in _fields(data, 0, len(data)):
+                    if field == _MODEL_GRAPH:
+                        for inner, first, last in _fields(data, start, end):
+                            if inner == _GRAPH_NODE:  # a node's bytes hold its subgraphs too
+                                names.update(_OPERATOR.findall(data, first, last))
+                    elif field == _MODEL_FUNCTIONS:
+                        names.update(_OPERATOR.findall(data, start, end))
+            except IndexError:  # truncated: loading it will say so
+                pass
+            return tuple(sorted(name.decode() for name in names))
+
+
+# Field numbers of ModelProto and GraphProto in onnx.proto.
+_MODEL_GRAPH, _MODEL_FUNCTIONS, _GRAPH_NODE = 7, 25, 1
+
+
+def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yields (field number, start, end) of the length-delimited fields of a protobuf message."""
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while position < end:
+        tag = varint()
+        match tag & 7:
+            case 0:
+                varint()
+            case 1:
+                position += 8
+            case 2:
+                length = varint()
+                yield tag >> 3, position, position + length
+                position += length
+            case 5:
+                position += 4
+            case _:
+                return
