@@ -49,11 +49,15 @@ class _Body:
         return self.add("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
 
     def input(self, name: str) -> str:
-        """An input in the type of the sums: the model's own, but float32 for bfloat16, which few runtimes add."""
+        """An input in the type of the arithmetic: float32 for bfloat16, which few runtimes add, else the model's own.
+
+        float16 stays: runtimes multiply it with float32 accumulators, and ONNX Runtime's CPU provider computes whole
+        chains of float16 operators in float32 as long as no cast of ours interrupts them.
+        """
         return self.add("Cast", name, to=TensorProto.FLOAT) if self.dtype == "bfloat16" else name
 
     def widen(self, value: str) -> str:
-        """A value of the sums in the type of products and norms, where float16 would overflow."""
+        """A value in the type of norms that are written out, where squares of float16 would overflow."""
         return self.add("Cast", value, to=TensorProto.FLOAT) if self.dtype == "float16" else value
 
     def narrow(self, value: str) -> str:
@@ -96,7 +100,7 @@ class _Body:
 
     def low_rank(self, x: str, a: str, b: str) -> str:
         """(xA)B along the feature axis."""
-        return self.narrow(self.times(self.times(self.widen(x), self.widen(a)), self.widen(b)))
+        return self.times(self.times(x, a), b)
 
     def residual(self) -> str:
         """α·(f + bias) + β·(x + (xA)B + Σ γ_j·h_j(previous_j))."""
@@ -123,11 +127,12 @@ class _Body:
         return self.add("Add", f, carried)
 
     def layer_norm(self, value: str) -> str:
-        value, scale, offset = (self.widen(name) for name in (value, self.input("scale"), self.input("offset")))
+        scale, offset = self.input("scale"), self.input("offset")
         if self.opset >= 17:
             normed = self.add("LayerNormalization", value, scale, offset, axis=-1)
             self.nodes[-1].attribute.append(_reference("epsilon", "epsilon"))
-            return self.narrow(normed)
+            return normed
+        value, scale, offset = (self.widen(name) for name in (value, scale, offset))
         centred = self.add("Sub", value, self.mean(value))
         return self.narrow(self.add("Add", self.add("Mul", self.over_deviation(centred), scale), offset))
 
@@ -173,9 +178,9 @@ def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
     Args:
         op: the operator.
         opset: the model's version of the default domain.
-        dtype: the element type that it will meet. ``bfloat16`` is computed in float32, of ``float16`` the low-rank
-            products and norms (from opset 15 on these bodies take float32 too); the body for ``float32`` computes in
-            the type of its inputs.
+        dtype: the element type that it will meet. ``bfloat16`` is computed in float32, and so are norms of
+            ``float16`` (from opset 15 on these bodies take float32 too); every other body computes in the type of its
+            inputs.
 
     Raises:
         ModelError: the opset is older than 7.
