@@ -152,24 +152,26 @@ def mean(*inputs: Tensor) -> Tensor:
 
 
 def shift(x: Tensor, by: Tensor, direction: str) -> Tensor:
-    """Logical bit shift; shifting by the width or more gives 0."""
-    bits = x.element_size() * 8
+    """Bit shift, arithmetic for signed types; by less than 0 or by the width or more only the sign is left."""
+    width = x.element_size() * 8
+    signed = x.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
     wide = x.view(torch.int64) if x.dtype == torch.uint64 else x.to(torch.int64)
     by = by.view(torch.int64) if by.dtype == torch.uint64 else by.to(torch.int64)
-    mask = -1 if bits == 64 else (1 << bits) - 1
-    safe = by.clamp(0, 63)
+    beyond = (by < 0) | (by >= width)
+    steps = by.clamp(0, 63)
     if direction == "LEFT":
-        out = torch.where(by >= bits, 0, (wide & mask) << safe)
-    elif bits == 64:
-        kept = torch.where(safe == 0, -1, (1 << (64 - safe).clamp(max=63)) - 1)
-        out = torch.where(by >= bits, 0, torch.where(safe == 0, wide, (wide >> safe) & kept))
+        out = torch.where(beyond, 0, wide << steps)
+    elif signed:
+        out = torch.where(beyond, wide >> 63, wide >> steps)
+    elif width == 64:
+        kept = (1 << (64 - steps).clamp(max=63)) - 1
+        out = torch.where(beyond, 0, torch.where(steps == 0, wide, (wide >> steps) & kept))
     else:
-        out = torch.where(by >= bits, 0, (wide & mask) >> safe)
+        out = torch.where(beyond, 0, wide >> steps)
     return out.view(torch.uint64) if x.dtype == torch.uint64 else out.to(x.dtype)
 
 
 def _bit_shift(node: Node) -> Value:
-    node.require(node[0].elem_type not in (3, 5, 6, 7), "shifts of signed integers are not defined the same everywhere")
     return node.emit(shift, node[0], node[1], node.attr("direction"))
 
 

@@ -92,9 +92,10 @@ def identifier(name: str) -> str:
     return f"_{name}" if name[0].isdigit() or keyword.iskeyword(name) else name
 
 
-def to_device_of(host: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """Returns host integers on the device of the data that they meet."""
-    return host.to(data.device)
+def to_device_of(host: Any, data: Any) -> Any:
+    """Returns host integers on the device of the data that they meet (a sequence as it is)."""
+    tensors = isinstance(host, torch.Tensor) and isinstance(data, torch.Tensor)
+    return host.to(data.device) if tensors else host
 
 
 def _constant_size(value: Any) -> int:

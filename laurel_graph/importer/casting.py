@@ -10,7 +10,7 @@ from .builder import Value
 from .convert import as_float
 from .node import Node
 from .registry import Registry
-from .types import FLOATS, HALF, INTEGER_RANGE, STORAGE, type_name
+from .types import HALF, INTEGER_RANGE, STORAGE, type_name
 
 _FLOAT8: dict[int, float] = {
     TensorProto.FLOAT8E4M3FN: 448.0,
@@ -59,20 +59,23 @@ def to_float8(x: Tensor, elem_type: int, saturate: bool) -> Tensor:
     dtype, limit = STORAGE[elem_type], _FLOAT8[elem_type]
     x = x.detach().float()
     out = (x.clamp(-limit, limit) if saturate else x).to(dtype)
+    if elem_type == TensorProto.FLOAT8E4M3FN and not saturate:  # torch saturates here; half-way to the next step rounds
+        out = torch.where(x.abs() > limit + 16, torch.nan, out.float()).to(dtype)
     if saturate:
         out = torch.where(torch.isinf(x), (x.sign() * limit).to(dtype).float(), out.float()).to(dtype)
     return out
 
 
 def to_float4(x: Tensor) -> Tensor:
-    """Returns *x* rounded to the nearest FLOAT4E2M1 (half to even mantissa), as float32; out of range saturates."""
+    """Returns *x* rounded to the nearest FLOAT4E2M1 (half to even mantissa), as float32; out of range
+    saturates, NaN becomes -0."""
     grid = torch.tensor(_FLOAT4, device=x.device)
     x = x.detach().float()
     magnitude = x.abs().clamp(max=_FLOAT4[-1]).nan_to_num(_FLOAT4[-1])
     distance = (magnitude.unsqueeze(-1) - grid).abs()
     odd = torch.arange(len(_FLOAT4), device=x.device) % 2
     nearest = (distance + odd * 1e-6).argmin(-1)
-    return torch.copysign(grid[nearest], torch.where(torch.isnan(x), torch.ones_like(x), x))
+    return torch.where(torch.isnan(x), -0.0, torch.copysign(grid[nearest], x))
 
 
 def cast(node: Node, elem_type: int) -> Value:
@@ -119,10 +122,17 @@ def _cast(node: Node) -> Value:
 def _cast_like(node: Node) -> Value:
     elem_type = node[1].elem_type
     if elem_type is None:
-        node.refuse("the element type to cast to is not known before running")
+        return node.emit(to_type_of, node[0], node[1])
     value = cast(node, elem_type)
     value.elem_type = elem_type
     return value
+
+
+def to_type_of(x: Tensor, like: Tensor) -> Tensor:
+    """Returns *x* in the type of *like*."""
+    if like.dtype.is_floating_point or like.dtype == torch.bool:
+        return to_type(x, like.dtype)
+    return to_integer(x, like.dtype)
 
 
 def _bit_cast(node: Node) -> Value:
@@ -130,12 +140,12 @@ def _bit_cast(node: Node) -> Value:
     node.require(elem_type in STORAGE and elem_type not in (*_PACKED, getattr(TensorProto, "FLOAT4E2M1", -1)),
                  f"bits as {type_name(elem_type)} have no torch counterpart")  # fmt: skip
     node.require(elem_type not in HALF and node[0].elem_type not in HALF, "the bits of 16-bit floats are not kept")
-    node.require(node[0].elem_type not in FLOATS, "the bits of a computed float are not differentiable")
     return node.emit(reinterpret, node[0], STORAGE[elem_type])
 
 
 def reinterpret(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the same bits as another type."""
+    x = x.detach()
     return x.view(dtype) if x.dtype != torch.bool else x.view(torch.uint8).view(dtype)
 
 

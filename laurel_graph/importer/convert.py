@@ -16,7 +16,7 @@ from ..errors import LaurelError, ModelError, UnsupportedOperatorError
 from .builder import Builder, Origin, Value
 from .node import Node
 from .registry import NEWEST, Registry, since_version
-from .types import FLOATS, attribute_value, tensor_to_torch
+from .types import FLOATS, HALF, STORAGE, attribute_value, tensor_to_torch, type_name
 
 MAX_LISTED = 20
 """How many refused nodes one error message lists."""
@@ -107,15 +107,21 @@ class Converter:
 
     def _add_inputs(self, graph: GraphProto, builder: Builder, scope: Scope) -> None:
         stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
-        values = []
+        values, nested = [], []
         for info in graph.input:
             if info.name in stored:
                 continue
             elem_type, shape = _tensor_type(info.type)
+            if _element_type(info.type) not in STORAGE:
+                self.refused.append(f"input {info.name!r}: elements of type {type_name(_element_type(info.type))}")
             value = builder.input(info.name, elem_type, shape)
             values.append((info.name, value))
+            if elem_type is None and _element_type(info.type) in HALF:
+                nested.append(info.name)
         for name, value in values:
             scope.values[name] = value
+            if name in nested:
+                scope.values[name] = builder.emit(float_items, value, builder.anchor, name=name)
             if value.elem_type in FLOATS:
                 converted = builder.emit(as_float, value, builder.anchor, name=name)
                 scope.values[name] = Value(name, node=converted.node, elem_type=value.elem_type, shape=value.shape)
@@ -272,6 +278,13 @@ def as_float(x: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
     return x.to(anchor.dtype)
 
 
+def float_items(items: Any, anchor: torch.Tensor) -> Any:
+    """Returns a sequence or optional with its 16-bit floats in the module's float type."""
+    if isinstance(items, (list, tuple)):
+        return [float_items(item, anchor) for item in items]
+    return items if items is None else as_float(items, anchor)
+
+
 def free_names(graph: GraphProto) -> list[str]:
     """Returns the names that a graph's nodes (and its outputs) take from around it, in order of first use."""
     own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
@@ -314,10 +327,16 @@ def schema_body(proto: NodeProto, domain: str, opset: int, inputs: Sequence[Valu
         body = FunctionProto()
         body.ParseFromString(_function_bytes(schema, opset))
     elif schema.has_context_dependent_function and all(v is None or v.elem_type is not None for v in inputs):
-        types = [onnx.helper.make_tensor_type_proto(v.elem_type or 0, None) for v in inputs if v is not None]
-        text = schema.get_context_dependent_function(proto.SerializeToString(), [t.SerializeToString() for t in types])
+        types = [
+            b"" if v is None else onnx.helper.make_tensor_type_proto(v.elem_type or 0, v.shape).SerializeToString()
+            for v in inputs
+        ]
+        version = max((v for v in schema.context_dependent_function_opset_versions if v <= opset), default=opset)
         body = FunctionProto()
+        text = schema.get_context_dependent_function_with_opset_version(version, proto.SerializeToString(), types)
         body.ParseFromString(text)
+        if not body.node:
+            return None
     else:
         return None
     for attribute in schema.attributes.values():
@@ -356,6 +375,14 @@ def _tensor_type(proto: onnx.TypeProto) -> tuple[int | None, tuple[int | str | N
         return tensor.elem_type or None, None
     dims = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
     return tensor.elem_type or None, dims
+
+
+def _element_type(proto: onnx.TypeProto) -> int:
+    """Returns the element type of a tensor, or of what a sequence or optional holds."""
+    kind = proto.WhichOneof("value")
+    if kind in ("sequence_type", "optional_type"):
+        return _element_type(getattr(proto, kind).elem_type)
+    return int(proto.tensor_type.elem_type) if kind == "tensor_type" else 0
 
 
 def _types_of(infos: Iterable[ValueInfoProto]) -> dict[str, Any]:

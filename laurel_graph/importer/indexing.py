@@ -134,6 +134,8 @@ def top_k(x: Tensor, k: Any, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
     """The k largest (or smallest) along *axis* and their places; of equal ones the first comes first."""
     k = integers(k)[0]
     places = order(x.detach()).sort(dim=axis, descending=largest, stable=True)[1].narrow(axis, 0, k)
+    if x.dtype == torch.uint64:
+        return torch.gather(x.view(torch.int64), axis, places).view(torch.uint64), places
     return torch.gather(x, axis, places), places
 
 
