@@ -203,6 +203,103 @@ def verify(
 
 
 @app.command()
+def deploy(
+    model: OnnxModel,
+    output: Output,
+    portable: Annotated[bool, typer.Option("--portable", help="Leave only plain ai.onnx operators.")] = False,
+    target: Annotated[str, typer.Option(help="What the file is to run on: cpu.")] = "cpu",
+    data: Annotated[Path | None, typer.Option(help="An .npz with one array per input, to verify on too.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest difference over the output's scale.")] = None,
+    size: Size = None,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn samples.")] = 0,
+    json: Json = False,
+) -> None:
+    """Fold, fuse and choose per site the cheapest exact form; verified before it is written."""
+    from laurel_graph.passes.deploy import deploy_file
+
+    with progress(f"deploying {model}"):
+        report = deploy_file(
+            model,
+            output,
+            portable=portable,
+            target=target,
+            data=data,
+            tolerance=tolerance,
+            seed=seed,
+            sizes=_parse_sizes(size),
+        ).to_dict()
+    if json:
+        print_json({"model": model, "output": output, **report})
+        return
+    rows = [(s["site"], s["form"], s["deployed"], s["alpha"], s["beta"]) for s in report["sites"]]
+    print_table(f"{len(rows)} sites deployed", ("site", "form", "operator", "α went", "β went"), rows)
+    print_table(
+        "deployed against trained",
+        ("output", "max abs", "max rel"),
+        [(o["output"], f"{o['max_abs']:.3g}", f"{o['max_rel']:.3g}") for o in report["outputs"]],
+    )
+    say(f"wrote {output}")
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="ONNX files with the same inputs.")],
+    against: Annotated[Path | None, typer.Option(help="The file that ratios are taken to.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of every session.")] = 2,
+    runs: Annotated[int, typer.Option(help="Counted runs of each model.")] = 40,
+    batch: Annotated[int, typer.Option(help="Batch size of drawn inputs.")] = 1,
+    size: Size = None,
+    data: Annotated[Path | None, typer.Option(help="An .npz with one array per input, instead of a draw.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of drawn inputs.")] = 0,
+    json: Json = False,
+) -> None:
+    """Measure latency in interleaved, paired runs on ONNX Runtime, and load time and peak memory."""
+    from laurel_graph.tools.bench import bench as run
+
+    with progress(f"measuring {', '.join(map(str, models))}"):
+        rows = run(
+            models, against, threads=threads, runs=runs, batch=batch, sizes=_parse_sizes(size), data=data, seed=seed
+        )
+    if json:
+        print_json({"rows": [row.to_dict() for row in rows]})
+        return
+    columns = ("model", "median ms", "quartiles", "ratio", "quartiles", "load ms", "ratio", "peak MB", "ratio")
+    print_table(
+        f"batch {batch}, {threads} threads, {runs} paired runs",
+        columns,
+        [
+            (
+                Path(row.model).name,
+                row.median_ms,
+                _pair(row.quartiles_ms),
+                row.ratio,
+                _pair(row.ratio_quartiles),
+                row.load_ms,
+                row.load_ratio,
+                row.peak_mb,
+                row.memory_ratio,
+            )
+            for row in rows
+        ],
+    )
+
+
+@app.command()
+def report(
+    model: OnnxModel,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; by default MODEL.html.")] = None,
+    json: Json = False,
+) -> None:
+    """Draw the streams, and show parameters and learned α, β, γ by depth, on one HTML page."""
+    from laurel_graph.tools.report import write_report
+
+    page = output or model.with_suffix(".html")
+    with progress(f"reporting on {model}"):
+        write_report(model, page)
+    _wrote(json, {"model": model, "output": page})
+
+
+@app.command()
 def doctor(json: Json = False) -> None:
     """Print versions, the kernel library, providers, and what is missing."""
     from laurel_graph.tools.doctor import examine
@@ -269,6 +366,10 @@ def _remark(residual: Any) -> str:
     source = "" if residual.site.startswith(residual.source) else residual.source
     parts = [source, residual.shared and f"shares {residual.shared}", residual.blocked]
     return "; ".join(part for part in parts if part)
+
+
+def _pair(values: tuple[float, float] | None) -> str:
+    return "" if values is None else " – ".join(f"{value:.4g}" for value in values)
 
 
 def _wrote(json: bool, what: dict[str, Any]) -> None:

@@ -74,10 +74,10 @@ def runners() -> bool:
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, VERSION)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     try:  # without a function body this loads on the kernel alone
-        options = runtime.session_options()
+        options = runtime.session_options(operators=["Laurel_RW"])
         session = onnxruntime_session(model, options)
         x = np.ones((2, 4), np.float32)
-        (y,) = session.run(None, {"x": x, "f": x, "alpha": np.float32(1), "beta": np.float32(2)})
+        (y,) = session.run(None, {"x": x, "f": x, "alpha": np.array(1, np.float32), "beta": np.array(2, np.float32)})
     except Exception:  # ORT's own exception classes: whatever the reason, the kernel does not run
         return False
     return bool((y == 3).all())

@@ -1,10 +1,12 @@
 // What ONNX Runtime sees: the domain ai.laurel with all its operators.
+#include <atomic>
 #include <climits>
 #include <deque>
 #include <exception>
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "kernel.h"
 #include "operators.h"
@@ -50,6 +52,22 @@ ort::Status* compute(void* kernel, ort::KernelContext* context) {
 }
 
 // Every output has x's shape.
+// Gives each unknown dim of a shape a name of its own: ONNX Runtime takes a nameless one for the size -1.
+ort::Status* name_unknown_dims(ort::TensorInfo* shape, size_t axes) {
+  static std::atomic<unsigned> count{0};
+  std::vector<int64_t> dims(axes);
+  std::vector<const char*> names(axes, nullptr);
+  if (ort::Status* status = g_api->GetDimensions(shape, dims.data(), axes)) return status;
+  if (ort::Status* status = g_api->GetSymbolicDimensions(shape, names.data(), axes)) return status;
+  std::vector<std::string> all(axes);
+  for (size_t i = 0; i < axes; ++i) {
+    if (names[i]) all[i] = names[i];
+    if (dims[i] < 0 && all[i].empty()) all[i] = "laurel_dim_" + std::to_string(count++);
+  }
+  for (size_t i = 0; i < axes; ++i) names[i] = all[i].c_str();
+  return g_api->SetSymbolicDimensions(shape, names.data(), axes);
+}
+
 ort::Status* infer_shapes(const ort::CustomOp* op, ort::ShapeContext* context) {
   ort::TensorInfo* x = nullptr;
   if (ort::Status* status = g_api->ShapeInferContext_GetInputTypeShape(context, static_cast<size_t>(0), &x)) {
@@ -58,6 +76,7 @@ ort::Status* infer_shapes(const ort::CustomOp* op, ort::ShapeContext* context) {
   size_t axes = 0;
   if (ort::Status* status = g_api->GetDimensionsCount(x, &axes)) return status;
   if (axes == 0) return nullptr;  // x has an unknown number of axes
+  if (ort::Status* status = name_unknown_dims(x, axes)) return status;
   for (int i = 0; i < of(op).op.outputs(); ++i) {
     if (ort::Status* status = g_api->ShapeInferContext_SetOutputTypeShape(context, static_cast<size_t>(i), x)) {
       if (i == 0) return status;
@@ -170,4 +189,10 @@ LAUREL_EXPORT const char* laurel_available_isa(int i) {
   const laurel::Path* const* paths = laurel::available_paths();
   for (; *paths && i > 0; --i) ++paths;
   return *paths ? (*paths)->name : nullptr;
+}
+
+// Runs multiply-adds on the current instruction set; returns the number of floating-point operations.
+LAUREL_EXPORT double laurel_multiply_adds(int64_t rounds) {
+  const laurel::Path* path = laurel::choose_path();
+  return path ? path->multiply_adds(rounds) : 0;
 }

@@ -67,6 +67,7 @@ using Task = void (*)(void* data, size_t index);
        (const ShapeContext* context, size_t index, TensorInfo** out))                                              \
   SLOT(270, ShapeInferContext_SetOutputTypeShape, Status*,                                                         \
        (const ShapeContext* context, size_t index, const TensorInfo* info))                                        \
+  SLOT(271, SetSymbolicDimensions, Status*, (TensorInfo * info, const char** names, size_t count))                 \
   SLOT(274, KernelContext_ParallelFor, Status*,                                                                    \
        (const KernelContext* context, Task task, size_t total, size_t batches, void* data))                        \
   SLOT(278, KernelInfoGetAllocator, Status*, (const KernelInfo* info, MemoryType type, Allocator** out))

@@ -170,7 +170,7 @@ def bad_inputs(folder: Path, model: Path) -> dict[str, tuple[int, list, list[str
         "output_is_input": (2, ["transform", model, "-o", model], [str(model)]),
         "output_folder": (2, ["transform", model, "-o", folder / "no" / "such" / "out.onnx"], ["no"]),
         "output_directory": (2, ["transform", model, "-o", folder], ["directory"]),
-        "remove_plain": (2, ["remove", model, "-o", out], [str(model)]),
+        "remove_plain": (2, ["remove", model, "-o", out], ["nothing to remove"]),
         "adapter": (2, ["apply", model, folder / "absent.safetensors", "-o", out], ["absent.safetensors"]),
         "verify_data": (2, ["verify", model, model, "--data", folder / "absent.npz"], ["absent.npz"]),
         "verify_other": (2, ["verify", model, folder / "add.onnx"], []),
