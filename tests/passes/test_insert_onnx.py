@@ -454,3 +454,21 @@ def transformed_inside(model, plans):
     remove(back)
     assert back.SerializeToString() == model.SerializeToString()
     return new
+
+
+@pytest.mark.parametrize("variant", ["rw", "rw+lr", "rw+lr+pa"])
+def test_insert_keeps_the_bits_when_a_float16_stream_is_normalised_at_every_join(variant):
+    nodes, last = [], "x"
+    for i in (1, 2, 3):
+        nodes.append(f"m{i} = MatMul({last}, w{i}) h{i} = Relu(m{i}) y{i} = Add({last}, h{i})")
+        nodes.append(f"n{i} = LayerNormalization(y{i}, g, o)")
+        last = f"n{i}"
+    text = f"(float16[n, s, 8] x) => (float16[n, s, 8] {last}) {{ {' '.join(nodes)} }}"
+    weights = {f"w{i}": (8, 8) for i in (1, 2, 3)} | {"g": (8,), "o": (8,)}
+    model = onnx_text(text, weights, opset=17, dtype="float16")
+    plans = [
+        plan("x", "h1", "y1", "rw", "a", dtype="float16"),
+        plan("n1", "h2", "y2", variant, "b", ["x"], dtype="float16"),
+        plan("n2", "h3", "y3", variant, "c", ["n1", "x"], dtype="float16"),
+    ]
+    assert_same_start(model, transformed(model, plans), feed(model, 5))
