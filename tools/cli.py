@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laurel_graph.errors import ConfigError, LaurelError, ModelError
-from laurel_graph.tools.console import note, print_json, print_table, progress, say
+from laurel_graph.tools.console import note, print_json, print_table, progress, quiet_runtime, say
 
 if TYPE_CHECKING:
     from laurel_graph.config import SiteOverride
@@ -178,6 +178,7 @@ def verify(
     """Compare the outputs of two models: max abs and rel difference per output."""
     from laurel_graph.passes.verify import verify as run
 
+    quiet_runtime()
     with progress(f"comparing {model_a} with {model_b}"):
         report = run(
             model_a,
@@ -217,6 +218,7 @@ def deploy(
     """Fold, fuse and choose per site the cheapest exact form; verified before it is written."""
     from laurel_graph.passes.deploy import deploy_file
 
+    quiet_runtime()
     with progress(f"deploying {model}"):
         report = deploy_file(
             model,
@@ -256,6 +258,7 @@ def bench(
     """Measure latency in interleaved, paired runs on ONNX Runtime, and load time and peak memory."""
     from laurel_graph.tools.bench import bench as run
 
+    quiet_runtime()
     with progress(f"measuring {', '.join(map(str, models))}"):
         rows = run(
             models, against, threads=threads, runs=runs, batch=batch, sizes=_parse_sizes(size), data=data, seed=seed

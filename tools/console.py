@@ -73,3 +73,10 @@ def progress(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
+
+
+def quiet_runtime() -> None:
+    """Keeps ONNX Runtime's warnings about the models themselves off stderr; its errors become ours."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
