@@ -20,12 +20,19 @@ from .autograd import Form, laurel_sum, memory_order
 from .config import SiteSpec
 from .formula import initial_parameters
 
+FROZEN = "laurel_frozen"
+"""Key of ``GraphModule.meta``: the parameters that :func:`freeze_base` froze."""
+
 
 class LaurelResidual(nn.Module):
     """The LAuReL residual of one site in the place of ``x + f``.
 
     Its parameters are those of :meth:`SiteSpec.parameter_shapes` under their own names: ``w`` or ``alpha`` and
     ``beta``, ``A``, ``B``, ``gamma``, ``previous_A``, ``previous_B``.
+
+    Attributes:
+        spec: what the site gets.
+        joins: what the pass that put the module into a graph needs to take it out again.
 
     Args:
         spec: what the site gets.
@@ -47,6 +54,7 @@ class LaurelResidual(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.joins: tuple[Any, ...] = ()
         dtype = dtype or getattr(torch, spec.dtype)
         for name, array in initial_parameters(spec).items():
             self.register_parameter(name, nn.Parameter(torch.from_numpy(array).to(device=device, dtype=dtype)))
@@ -186,7 +194,14 @@ def laurel_modules(module: nn.Module) -> dict[str, LaurelResidual]:
 
 
 def freeze_base(module: nn.Module) -> None:
-    """Freezes every parameter of *module* except those of its LAuReL residuals, which are set to train."""
+    """Freezes every parameter of *module* except those of its LAuReL residuals, which are set to train.
+
+    The frozen weights are the caller's own where the module shares them with another one.
+    """
+    if isinstance(module, fx.GraphModule) and FROZEN not in module.meta:
+        laurel_names = {id(p) for m in laurel_modules(module).values() for p in m.parameters()}
+        base = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in laurel_names]
+        module.meta[FROZEN] = tuple(base)
     module.requires_grad_(False)
     for laurel in laurel_modules(module).values():
         laurel.requires_grad_(True)
