@@ -68,6 +68,13 @@ class CostModel:
         return cost * (place.rows * place.width) / (nearest.rows * nearest.width)
 
     @classmethod
+    def only(cls, form: str) -> CostModel:
+        """Returns a model by which *form* is the cheapest wherever it is possible."""
+        forms = ("operator", "widened", "chained")
+        costs = {name: float(name != form) for name in forms}
+        return cls(tuple((Place(channels, 1, 1), costs) for channels in (True, False)), channel_block())
+
+    @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> CostModel:
         """Reads rows as :meth:`to_rows` writes them."""
         read = []

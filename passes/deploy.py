@@ -107,6 +107,7 @@ def deploy(
     folded = fold(model, base)
     forms = fuse(model, costs or default_costs(), portable=portable, base=base)
     _settle_functions(model, portable)
+    _close_inputs(model)
     _mark(model, portable, target)
     nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
     return DeployReport(folded, forms, portable, target, dict(sorted(nodes.items())))
@@ -126,6 +127,15 @@ def _settle_functions(model: onnx.ModelProto, portable: bool) -> None:
         imports = [entry for entry in model.opset_import if entry.domain != DOMAIN]
         del model.opset_import[:]
         model.opset_import.extend(imports)
+
+
+def _close_inputs(model: onnx.ModelProto) -> None:
+    """Makes LAuReL tensors that could be overridden per request plain constants: others were computed from them."""
+    held = {tensor.name for tensor in model.graph.initializer if tensor.name.startswith(PREFIX + ".")}
+    kept = [value for value in model.graph.input if value.name not in held]
+    if len(kept) != len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
 
 
 def _mark(model: onnx.ModelProto, portable: bool, target: str) -> None:

@@ -3,8 +3,8 @@
 The join ``y = α·f + β·(x + ...)`` becomes ``y' = f' + x' + ...`` when y, f and x are stored as y/s(y), f/s(f) and
 x/s(x) with ``s(y) = β·s(x) = α·s(f)``. Which scale each value of the graph gets is found by
 :class:`~laurel_graph.passes.scales.ScaleSystem` under the rules of :mod:`~laurel_graph.passes.scale_rules`: branches
-take α into their last weights, norms turn ε into ε/s², ReLU and pooling hand a scale on, weights behind the stream take it
-back out. A and B of LR and γ of PA take in what is left. Where the graph leaves no room, α or β stays.
+take α into their last weights, norms turn ε into ε/s², ReLU and pooling hand a scale on, weights behind the stream take
+it back out. A and B of LR and γ of PA take in what is left. Where the graph leaves no room, α or β stays.
 """
 
 from __future__ import annotations

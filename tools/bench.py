@@ -11,7 +11,9 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,16 +28,16 @@ from laurel_graph.passes.verify import read_samples
 from laurel_graph.samples import sample_inputs
 
 _PROBE = """
-import sys, time, json
+import sys, time, json, resource
+import numpy as np, onnxruntime
 from laurel_graph import runtime
-runtime.session_options()
+if runtime.used_operators(sys.argv[1]):
+    runtime.session_options()
 before = time.perf_counter()
 session = runtime.session(sys.argv[1], threads=int(sys.argv[2]))
 load = time.perf_counter() - before
-import numpy as np
 with np.load(sys.argv[3]) as arrays:
     session.run(None, {value.name: arrays[value.name] for value in session.get_inputs()})
-import resource
 print(json.dumps([load, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 """
 
@@ -115,7 +117,7 @@ def bench(
     else:
         feeds = sample_inputs(onnx_file.read(paths[0]), batch=batch, seed=seed, sizes=sizes)
     times = latencies(paths, feeds, threads=threads, runs=runs, cpu_time=cpu_time)
-    probes = [_fresh(path, feeds, threads, fresh) for path in paths]
+    probes = [fresh_process(path, feeds, threads, fresh) for path in paths]
     rows = []
     for path, taken, (load, peak) in zip(paths, times, probes, strict=True):
         row = BenchRow(str(path), batch, threads, runs, *_spread([t * 1e3 for t in taken]))
@@ -136,12 +138,18 @@ def latencies(
     *,
     threads: int = 2,
     runs: int = 40,
-    warm: int = 5,
+    warm: int = 3,
     cpu_time: bool = False,
+    kernels: Sequence[bool] | None = None,
 ) -> list[list[float]]:
-    """Returns the seconds of *runs* runs for each model, the models taking turns in alternating order."""
+    """Returns the seconds of *runs* runs for each model, the models taking turns in alternating order.
+
+    *kernels* says for each model whether the fused kernels may run; without them function bodies do.
+    """
     clock = time.process_time if cpu_time else time.perf_counter
-    sessions = [_session(path, threads) for path in paths]
+    sessions = [
+        _session(path, threads, fused) for path, fused in zip(paths, kernels or [True] * len(paths), strict=True)
+    ]
     wanted = [{value.name: feeds[value.name] for value in session.get_inputs()} for session in sessions]
     outputs = [[value.name for value in session.get_outputs()] for session in sessions]
     for session, names, feed in zip(sessions, outputs, wanted, strict=True):
@@ -157,12 +165,27 @@ def latencies(
     return taken
 
 
-def _session(path: Path, threads: int) -> Any:
+def _session(path: Path, threads: int, kernels: bool = True) -> Any:
     import onnxruntime
 
-    options = runtime.session_options(threads, operators=runtime.used_operators(path))
+    options = runtime.session_options(threads, operators=runtime.used_operators(path) if kernels else ())
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def executed_nodes(path: Path, feeds: Mapping[str, NDArray[Any]]) -> Counter[str]:
+    """Returns how many nodes of each type run after ONNX Runtime's own optimisation, from its profile of one run."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = runtime.session_options(1, operators=runtime.used_operators(path))
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    return Counter(event["args"]["op_name"] for event in nodes)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
@@ -171,14 +194,12 @@ def _spread(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     return statistics.median(values), (float(low), float(high))
 
 
-def _fresh(
+def fresh_process(
     path: Path, feeds: Mapping[str, NDArray[Any]], threads: int, count: int
 ) -> tuple[float | None, float | None]:
     """Returns the median load time in ms and the peak memory in MiB of fresh processes."""
     if count < 1:
         return None, None
-    import tempfile
-
     loads, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.npz"

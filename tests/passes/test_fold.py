@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from deploy_models import DEPLOY_TOLERANCE, copy, laurel_model, largest_difference, operators, refresh
+from deploy_models import DEPLOY_TOLERANCE, copy, largest_difference, laurel_model, operators, refresh
 
 from laurel_graph.errors import RewriteError
 from laurel_graph.passes.fold import fold
@@ -113,7 +113,7 @@ NUMBERS = {"two": np.array(2.0), "eps": np.array(0.1)}
 @pytest.mark.parametrize("norm", [DECOMPOSED, RMS, RMS.replace("Reciprocal(d)", "Div(one[], d)")])
 def test_fold_scales_epsilon_when_the_norm_is_spelled_out(norm):
     text = f"{TOKENS}\nf = MatMul(x0, W[8,8])\nx = ai.laurel.Laurel_RW(x0, f, alpha[], beta[])\n{norm.format(x='x')}"
-    after, report = assert_folds_away(text, weights={**NUMBERS, "one": np.array(1.0), "beta": np.array(0.5)})
+    after, _report = assert_folds_away(text, weights={**NUMBERS, "one": np.array(1.0), "beta": np.array(0.5)})
     epsilon = [onnx.numpy_helper.to_array(t) for t in after.graph.initializer if t.name == "eps"]
     assert epsilon[0] == pytest.approx(0.1 / 0.25)
 
@@ -335,7 +335,7 @@ def test_fold_keeps_beta_when_the_stream_passes_a_nonlinearity(op):
     x = ai.laurel.Laurel_RW(x0, f, alpha[], beta[])
     y = {op}(x)
     """
-    after, report = folded(text, opset=20)
+    _after, report = folded(text, opset=20)
     assert kept(report) == [("folded", "kept")]
     assert "seen" in report.sites[0].reason
 
