@@ -21,7 +21,8 @@ from laurel_graph.errors import ModelError, RewriteError
 from laurel_graph.formula import initial_parameters, resolve
 from laurel_graph.onnx_graph import default_opset, graphs_of
 from laurel_graph.onnx_tensors import make_tensor
-from laurel_graph.opset.functions import ELEMENT_TYPES, attach
+from laurel_graph.opset.functions import attach
+from laurel_graph.opset.nodes import ELEMENT_TYPES
 from laurel_graph.opset.schema import (
     DOMAIN,
     METADATA_CONFIG,
@@ -309,7 +310,7 @@ class _Site:
             if not first and not self.spec.has_rw:
                 break  # outer adds change nothing but α of their branch
             graph, index, node = self.inserter.node(key, self.site)
-            join = take_apart(node, self.inserter.opset, self.fresh)
+            join = take_apart(node, self.inserter.opset, self.spec.dtype, self.fresh)
             place = self.place_of(join, chain, node)
             if place is None:
                 if first:
@@ -355,19 +356,23 @@ class _Site:
 
     def full(self, x: str, f: str, output: str, graph: GraphProto, index: int) -> NodeProto:
         """The site's operator."""
-        operator = Operator.of(self.spec)
+        operator = self.operator()
         tensors = resolve(self.spec, initial_parameters(self.spec))
         inputs = [x, f, *(self.tensor(name, array) for name, array in tensors.items())]
         inputs += [self.earlier(j, graph, index) for j in range(self.spec.previous)]
         return helper.make_node(operator.name, inputs, [output], name=output, domain=DOMAIN)
+
+    def operator(self) -> Operator:
+        if self.spec.axis == 1 and self.spec.ndim > 5:
+            raise self.fail(f"channels with {self.spec.ndim - 2} axes of space have no operator; expected at most 3.")
+        return Operator.of(self.spec)
 
     def outer(self, x: str, f: str, output: str) -> NodeProto:
         """α·f + x for a further branch."""
         one = tensor_name(self.site, "one")
         if one not in self.inserter.names:
             self.tensor("one", 1.0)
-        layout = Operator.of(self.spec).layout
-        operator = Operator(rw=True, layout=layout)
+        operator = Operator(rw=True, layout=self.operator().layout)
         return helper.make_node(
             operator.name, [x, f, tensor_name(self.site, "alpha"), one], [output], name=output, domain=DOMAIN
         )

@@ -13,6 +13,7 @@ from typing import Any
 from onnx import NodeProto, TensorProto, helper
 
 from laurel_graph.errors import RewriteError
+from laurel_graph.opset.nodes import NodeList
 
 Fresh = Callable[[str], str]
 """Makes a new value name out of a word for what the value is."""
@@ -40,12 +41,13 @@ class Join:
     hidden: str = ""
 
 
-def take_apart(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+def take_apart(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
     """Returns the add inside *node*; *node* stays as it is.
 
     Args:
         node: an operator of the list above.
         opset: the model's version of the default domain.
+        dtype: element type of the values that are added.
         fresh: gives names to values that had none.
 
     Raises:
@@ -57,7 +59,7 @@ def take_apart(node: NodeProto, opset: int, fresh: Fresh) -> Join:
             f"join {node.name or node.output[0]!r} is a node of type {node.op_type!r}, which is not an add that can be "
             f"rewritten; expected one of {', '.join(sorted({name for _, name in _PARTS}))}."
         )
-    return part(node, opset, fresh)
+    return part(node, opset, dtype, fresh)
 
 
 def attributes_of(node: NodeProto) -> dict[str, Any]:
@@ -78,29 +80,35 @@ def _make(kind: str, inputs: list[str], outputs: list[str], domain: str = "", **
     return helper.make_node(kind, inputs, outputs, name=named, domain=domain, **attributes)
 
 
-def _open_add(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+def _open_add(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
     return Join(tuple(node.input), node.output[0])
 
 
-def _skip_norm(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+def _skip_norm(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
     """(input + skip) + bias, then the norm; outputs: normed, mean, 1/deviation, sum."""
     simplified = node.op_type == "SkipSimplifiedLayerNormalization"
     normed, mean, deviation, total = (_optional(node.output, i) for i in range(4))
     scale, offset = node.input[2], "" if simplified else _optional(node.input, 3)
     bias = _optional(node.input, 3 if simplified else 4)
-    if simplified and mean:
-        raise RewriteError(f"{node.op_type} {node.name or normed!r} gives out a mean, which no plain operator does.")
+    if mean or deviation:
+        raise RewriteError(
+            f"{node.op_type} {node.name or normed!r} gives out its mean or deviation, which only training needs; "
+            "expected a node without them."
+        )
     total = total or fresh("sum")
     join = Join((node.input[0], node.input[1]), fresh("unbiased") if bias else total)
     if bias:
         join.after.append(_make("Add", [join.total, bias], [total]))
-    if normed or mean or deviation:
-        epsilon = attributes_of(node).get("epsilon", _SKIP_EPSILON)
-        outputs = [normed, deviation] if simplified else [normed, mean, deviation]
-        if not normed:
-            outputs[0] = fresh("normed")
-        kind = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
-        join.after.append(_make(kind, [total, scale, offset], outputs, axis=-1, epsilon=epsilon))
+    if normed:
+        norm = NodeList(opset, dtype, fresh, float(attributes_of(node).get("epsilon", _SKIP_EPSILON)))
+        if simplified:
+            norm.rms_norm(total, scale)
+        else:
+            norm.layer_norm(total, scale, offset)
+        norm.nodes[-1].output[0] = normed
+        for part in norm.nodes:
+            part.name = part.output[0]
+        join.after += norm.nodes
     return join
 
 
@@ -114,7 +122,7 @@ _ACTIVATION_PARAMETERS = {
 """Activations of FusedConv and the attributes that its ``activation_params`` stand for."""
 
 
-def _fused_conv(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+def _fused_conv(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
     """Conv, then + the fourth input, then the activation."""
     addend = _optional(node.input, 3)
     if not addend:
@@ -149,7 +157,7 @@ def _clip(value: str, output: str, bounds: list[float], opset: int, fresh: Fresh
     return [*nodes, _make("Clip", [value, *limits], [output])]
 
 
-def _gemm(node: NodeProto, opset: int, fresh: Fresh) -> Join:
+def _gemm(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
     """alpha·A·B + beta·C, with beta = 1 and a C of the output's shape."""
     attributes = attributes_of(node)
     addend = _optional(node.input, 2)
@@ -166,7 +174,7 @@ def _gemm(node: NodeProto, opset: int, fresh: Fresh) -> Join:
     return Join((branch, addend), node.output[0], [product], hidden=branch)
 
 
-_PARTS: dict[tuple[str, str], Callable[[NodeProto, int, Fresh], Join]] = {
+_PARTS: dict[tuple[str, str], Callable[[NodeProto, int, str, Fresh], Join]] = {
     ("", "Add"): _open_add,
     ("", "Sum"): _open_add,
     ("", "Gemm"): _gemm,

@@ -7,13 +7,11 @@ by 1x1 convolutions, so that everything stays in the runtime's own convolution l
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, TensorProto, helper
 
 from ..errors import ModelError
 from ..onnx_graph import default_opset, graphs_of
+from .nodes import ELEMENT_TYPES, NodeList
 from .schema import DOMAIN, VERSION, Operator
 
 IR_VERSION = 8
@@ -22,31 +20,15 @@ IR_VERSION = 8
 MIN_OPSET = 7
 """The first opset whose ``Add`` and ``Mul`` broadcast as the bodies need it."""
 
-ELEMENT_TYPES: dict[str, int] = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "float64": TensorProto.DOUBLE,
-}
-"""ONNX element type of every dtype that the operators take."""
-
 _DTYPES = {number: name for name, number in ELEMENT_TYPES.items()}
 
 
-class _Body:
-    """Collects the nodes of one function body; every method returns the name of the value that it adds."""
+class _Body(NodeList):
+    """The nodes of one function body."""
 
     def __init__(self, op: Operator, opset: int, dtype: str) -> None:
-        self.op, self.opset, self.dtype = op, opset, dtype
-        self.nodes: list[NodeProto] = []
-
-    def add(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        output = output or f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-    def constant(self, value: object, dtype: type = np.int64) -> str:
-        return self.add("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
+        super().__init__(opset, dtype, lambda _: f"v{len(self.nodes)}")
+        self.op = op
 
     def input(self, name: str) -> str:
         """An input in the type of the arithmetic: float32 for bfloat16, which few runtimes add, else the model's own.
@@ -56,13 +38,14 @@ class _Body:
         """
         return self.add("Cast", name, to=TensorProto.FLOAT) if self.dtype == "bfloat16" else name
 
-    def widen(self, value: str) -> str:
-        """A value in the type of norms that are written out, where squares of float16 would overflow."""
-        return self.add("Cast", value, to=TensorProto.FLOAT) if self.dtype == "float16" else value
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the arithmetic is in a 16-bit type."""
+        return self.dtype == "float16"
 
     def narrow(self, value: str) -> str:
-        """The inverse of :meth:`widen`."""
-        return self.like_x(value) if self.dtype == "float16" else value
+        """The inverse of :meth:`widen`; fits float32 too where the opset allows."""
+        return self.like_x(value) if self.is_narrow else value
 
     def like_x(self, value: str) -> str:
         """A value in the type of the operator's inputs."""
@@ -126,48 +109,6 @@ class _Body:
             carried = self.add("Mul", carried, self.along_features(self.input("beta")))
         return self.add("Add", f, carried)
 
-    def layer_norm(self, value: str) -> str:
-        scale, offset = self.input("scale"), self.input("offset")
-        if self.opset >= 17:
-            normed = self.add("LayerNormalization", value, scale, offset, axis=-1)
-            self.nodes[-1].attribute.append(_reference("epsilon", "epsilon"))
-            return normed
-        value, scale, offset = (self.widen(name) for name in (value, scale, offset))
-        centred = self.add("Sub", value, self.mean(value))
-        return self.narrow(self.add("Add", self.add("Mul", self.over_deviation(centred), scale), offset))
-
-    def rms_norm(self, value: str) -> str:
-        value, scale = (self.widen(name) for name in (value, self.input("scale")))
-        return self.narrow(self.add("Mul", self.over_deviation(value), scale))
-
-    def over_deviation(self, value: str) -> str:
-        """value / sqrt(mean(value²) + epsilon)."""
-        variance = self.mean(self.add("Mul", value, value))
-        return self.add("Div", value, self.add("Sqrt", self.plus_epsilon(variance)))
-
-    def plus_epsilon(self, value: str) -> str:
-        if self.opset >= 12:
-            epsilon = self.add("Constant")
-            self.nodes[-1].attribute.append(_reference("value_float", "epsilon"))
-            return self.add("Add", value, self.as_double(epsilon))
-        # Before opset 12 no constant can hold an attribute of the function; the slope of LeakyRelu can: -1 gives -ε.
-        negative = self.add("LeakyRelu", self.constant(-1, np.float32))
-        self.nodes[-1].attribute.append(_reference("alpha", "epsilon"))
-        return self.add("Sub", value, self.as_double(negative))
-
-    def as_double(self, value: str) -> str:
-        return self.add("Cast", value, to=TensorProto.DOUBLE) if self.dtype == "float64" else value
-
-    def mean(self, value: str) -> str:
-        if self.opset >= 18:
-            return self.add("ReduceMean", value, self.constant([-1]), keepdims=1)
-        return self.add("ReduceMean", value, axes=[-1], keepdims=1)
-
-
-def _reference(name: str, attribute: str) -> AttributeProto:
-    """A float attribute *name* of a node that takes the function's attribute *attribute*."""
-    return AttributeProto(name=name, type=AttributeProto.FLOAT, ref_attr_name=attribute)
-
 
 def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
     """Returns the function body of *op* for a model of that opset.
@@ -197,9 +138,9 @@ def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
     if op.epilogue == "Relu":
         value = body.add("Relu", value)
     elif op.epilogue == "LayerNorm":
-        value = body.layer_norm(value)
+        value = body.layer_norm(value, body.input("scale"), body.input("offset"))
     elif op.epilogue == "RMSNorm":
-        value = body.rms_norm(value)
+        value = body.rms_norm(value, body.input("scale"))
     body.write(value, "y")
     attributes = ["epsilon"] if "sum" in op.outputs else []
     return helper.make_function(
