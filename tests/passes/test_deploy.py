@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from deploy_models import DEPLOY_TOLERANCE, copy, laurel_model, largest_difference, operators
+from deploy_models import DEPLOY_TOLERANCE, copy, largest_difference, laurel_model, operators
 from onnx import TensorProto, helper, numpy_helper
 
 import laurel_graph as lg
