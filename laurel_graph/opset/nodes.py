@@ -90,7 +90,7 @@ class NodeList:
         # Before opset 12 no constant can hold an attribute of the function; the slope of LeakyRelu can: -1 gives -ε.
         negative = self.add("LeakyRelu", self.constant(-1, np.float32))
         self.nodes[-1].attribute.append(_reference("alpha", "epsilon"))
-        return self.add("Sub", value, self._as_double(negative))
+        return self.add("Add", value, self._as_double(self.add("Neg", negative)))
 
     def _epsilon_attribute(self) -> AttributeProto:
         if self.epsilon is None:
