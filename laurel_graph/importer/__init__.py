@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SelectorError, near
 from ..opset.schema import PREFIX, read_specs, tensor_name
+from .record import META, ImportRecord
 
 if TYPE_CHECKING:
     import onnx
     from torch import fx
 
     from ..config import SiteSpec
+    from .comparison import check
+    from .writing import patch, write_back
 
-META = "laurel_import"
-"""Key of ``module.meta`` under which an imported module keeps its :class:`ImportRecord`."""
-
-
-@dataclass
-class ImportRecord:
-    """What an imported module remembers of its file.
-
-    Attributes:
-        source: the file, or ``None`` if a model in memory was imported.
-        inputs: the ONNX input names, in the order of ``forward``.
-        outputs: the ONNX output names, in the order of what ``forward`` returns.
-        tensors: parameter and buffer path in the module to the name in the file.
-        specs: site to spec for a transformed model.
-    """
-
-    source: Path | None
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    tensors: dict[str, str] = field(default_factory=dict)
-    specs: dict[str, SiteSpec] = field(default_factory=dict)
+__all__ = ["META", "ImportRecord", "check", "import_onnx", "patch", "write_back"]
 
 
 class _Selector:
@@ -98,6 +81,7 @@ def import_onnx(
 
     from ..onnx_file import read
     from .convert import Converter
+    from .fusion import fuse
     from .laurel import LaurelSites
     from .registry import default_registry
 
@@ -112,6 +96,7 @@ def import_onnx(
     converter = Converter(model, default_registry(), base_dir, selector.is_parameter, dropout, sites.translate)
     module = converter.run()
     selector.check()
+    fuse(module)
     stored = {t.name for t in model.graph.initializer}
     module.meta[META] = ImportRecord(
         source=source,
@@ -121,3 +106,11 @@ def import_onnx(
         specs=specs,
     )
     return module
+
+
+def __getattr__(name: str) -> Any:
+    """Loads :func:`check`, :func:`write_back` and :func:`patch` when they are first used: they import torch."""
+    homes = {"check": "comparison", "write_back": "writing", "patch": "writing"}
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{homes[name]}", __name__), name)

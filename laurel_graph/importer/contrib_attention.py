@@ -67,7 +67,7 @@ def packed_attention(
     """Self-attention of ``x (B, S, I)`` with one weight ``(I, Q + K + V)``; returns it and the keys and values."""
     projected = x @ weight
     projected = projected if bias is None else projected + bias
-    parts = projected.split(list(sizes), -1) if sizes else projected.chunk(3, -1)
+    parts = torch.split(projected, list(sizes), -1) if sizes else projected.chunk(3, -1)
     q, k, v = (split_heads(part, options.heads) for part in parts)
     if past is not None:
         k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
@@ -103,7 +103,7 @@ def multi_head(
         k, v = k.permute(2, 0, 3, 1, 4).unbind()
     elif k is not None and v is not None:
         if bias is not None:
-            bq, bk, bv = bias.split([q.shape[-1], q.shape[-1], bias.shape[0] - 2 * q.shape[-1]])
+            bq, bk, bv = torch.split(bias, [q.shape[-1], q.shape[-1], bias.shape[0] - 2 * q.shape[-1]])
             q = q + bq
             if k.dim() == 3:
                 k, v = k + bk, v + bv
@@ -145,7 +145,7 @@ def grouped_query(
     """Causal attention whose key heads serve several query heads; ``lengths (B,)`` is the last real key of each."""
     if k is None or v is None:
         size = q.shape[-1] // (options.heads + 2 * options.kv_heads)
-        q, k, v = q.split([options.heads * size, options.kv_heads * size, options.kv_heads * size], -1)
+        q, k, v = torch.split(q, [options.heads * size, options.kv_heads * size, options.kv_heads * size], -1)
     if options.rotary and cos is not None and sin is not None:
         steps = torch.arange(q.shape[1], device=q.device).expand(q.shape[0], -1)
         size = 2 * cos.shape[-1]

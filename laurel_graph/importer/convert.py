@@ -186,6 +186,8 @@ class Converter:
         elem_type, shape = scope.types.get(name, (None, None))
         if value.is_const and value.node is None:
             value.name = name
+        elif value.node is not None and scope.references is None and scope.parent is None:
+            value.node.meta.setdefault("onnx_value", name)
         if value.elem_type is None:
             value.elem_type = elem_type
         if value.shape is None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .arithmetic import order
 from .builder import Value
 from .node import Node, integers
 from .registry import Registry
+from .types import FLOATS
 
 
 def gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
@@ -21,10 +23,20 @@ def gather(x: Tensor, index: Tensor, axis: int) -> Tensor:
     return x[(slice(None),) * axis + (index.to(torch.int64) if index.dtype != torch.int64 else index,)]
 
 
+def embedding(weight: Tensor, index: Tensor) -> Tensor:
+    """The rows of a matrix at *index*; negative ones count from the end."""
+    if index.device.type != "cpu" or (index.numel() and int(index.min()) < 0):
+        index = torch.where(index < 0, index + weight.shape[0], index)
+    return F.embedding(index, weight)
+
+
 def _gather(node: Node) -> Value:
     axis, known = node.attr("axis", 0), node.const(1)
     if known is not None and known.dim() == 0:
         return node.emit(torch.select, node[0], axis, int(known))
+    shape = node[0].shape
+    if axis == 0 and shape is not None and len(shape) == 2 and node[0].elem_type in FLOATS and not node[1].host:
+        return node.emit(embedding, node[0], node[1])
     return node.emit(gather, node[0], node[1], axis)
 
 

@@ -170,8 +170,8 @@ def _matmul_integer(node: Node) -> Value:
 
 
 def _conv_integer(node: Node) -> Value:
-    options = (node.attr("auto_pad", "NOTSET"), node.attr("pads", []), node.attr("strides"), node.attr("dilations"))
-    options = (*options, node.attr("group", 1))
+    names: dict[str, Any] = {"auto_pad": "NOTSET", "pads": [], "strides": None, "dilations": None, "group": 1}
+    options = tuple(node.attr(name, default) for name, default in names.items())
     x, w = _differentiable(node[0]), _differentiable(node[1])
     return _accumulated(node, node.emit(conv_integer, x, w, node.get(2), node.get(3), options))
 

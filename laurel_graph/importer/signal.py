@@ -17,7 +17,9 @@ def dft(x: Tensor, length: Any, axes: Any, inverse: bool, one_sided: bool) -> Te
     axis = integers(axes)[0] % x.dim()
     size = x.shape[axis] if length is None else integers(length)[0]
     if inverse and one_sided:
-        real = torch.fft.irfft(torch.view_as_complex(x.contiguous()), size if length is not None else None, axis)
+        real: Tensor = torch.fft.irfft(
+            torch.view_as_complex(x.contiguous()), size if length is not None else None, axis
+        )
         return real.unsqueeze(-1)
     values = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x.squeeze(-1)
     if inverse:

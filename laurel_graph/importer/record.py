@@ -1,0 +1,32 @@
+"""What an imported module remembers of its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..config import SiteSpec
+
+META = "laurel_import"
+"""Key of ``module.meta`` under which an imported module keeps its :class:`ImportRecord`."""
+
+
+@dataclass
+class ImportRecord:
+    """What an imported module remembers of its file.
+
+    Attributes:
+        source: the file, or ``None`` if a model in memory was imported.
+        inputs: the ONNX input names, in the order of ``forward``.
+        outputs: the ONNX output names, in the order of what ``forward`` returns.
+        tensors: parameter and buffer path in the module to the name in the file.
+        specs: site to spec for a transformed model.
+    """
+
+    source: Path | None
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tensors: dict[str, str] = field(default_factory=dict)
+    specs: dict[str, SiteSpec] = field(default_factory=dict)

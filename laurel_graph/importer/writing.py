@@ -1,0 +1,73 @@
+"""Trained tensors back into the file they came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import AdapterError
+from ..formula import resolve
+from ..module import LaurelResidual
+from ..onnx_file import check_output, read, set_tensor, write
+from ..opset.schema import tensor_name
+from .record import META, ImportRecord
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import nn
+
+
+def write_back(module: nn.Module, source_path: str | Path, output: str | Path) -> tuple[str, ...]:
+    """Writes *source_path* with the module's trained tensors to *output*.
+
+    Only the named tensors change: they are cast to the element type they have in the file. All other bytes of nodes
+    and weights stay as they were; external data is neither read nor rewritten.
+
+    Args:
+        module: an imported module, or any that holds the LAuReL residuals of the file's sites.
+        source_path: the transformed file.
+        output: the file to write; never the source.
+
+    Returns:
+        The names of the tensors that were written.
+
+    Raises:
+        ModelError: the file has no tensor of that name, or of another shape.
+        AdapterError: the module trains nothing that has a name in the file.
+        OutputError: the output cannot be written.
+    """
+    check_output(output, source_path)
+    model = read(source_path)
+    names = patch(module, model)
+    write(model, output, source=source_path)
+    return names
+
+
+def patch(module: nn.Module, model: ModelProto) -> tuple[str, ...]:
+    """Puts the module's trained tensors into *model* by name, in place, and returns their names.
+
+    Raises:
+        ModelError: the model has no tensor of that name, or of another shape.
+        AdapterError: the module trains nothing that has a name in the model.
+    """
+    record: ImportRecord | None = getattr(module, "meta", {}).get(META)
+    tensors: dict[str, np.ndarray] = {}
+    inside: set[str] = set()
+    for path, part in module.named_modules():
+        if isinstance(part, LaurelResidual):
+            inside.update(f"{path}.{name}" for name, _ in part.named_parameters())
+            if any(p.requires_grad for p in part.parameters()):
+                trained = {name: p.detach().cpu().double().numpy() for name, p in part.named_parameters()}
+                found = resolve(part.spec, trained)
+                tensors.update((tensor_name(part.spec.site, name), array) for name, array in found.items())
+    for path, parameter in module.named_parameters():
+        if path not in inside and parameter.requires_grad:
+            name = record.tensors.get(path, path) if record is not None else path
+            tensors[name] = parameter.detach().cpu().double().numpy()
+    if not tensors:
+        raise AdapterError("the module trains no tensor, so there is nothing to write back.")
+    for name, array in tensors.items():
+        set_tensor(model, name, array)
+    return tuple(tensors)
