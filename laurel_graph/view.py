@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from .errors import ModelError
-
 if TYPE_CHECKING:
     import networkx as nx
 
@@ -25,6 +23,8 @@ Shape = tuple[Dim, ...]
 
 class Role(StrEnum):
     """What an operator means to a residual connection."""
+
+    __hash__ = str.__hash__  # Enum's own is Python code, and roles are looked up for every vertex
 
     INPUT = "input"
     """A graph input: where data comes from."""
@@ -93,8 +93,9 @@ class Vertex:
         blocked: why an add here cannot be rewritten, or "".
         rank: of LAUREL.
         site: of LAUREL.
-        data: depends on the values of a graph input (set by :meth:`GraphView.finish`).
+        data: depends on the values of a graph input (set by :meth:`GraphView.add`).
         live: a graph output depends on it (set by :meth:`GraphView.finish`).
+        folded: stands inside a norm that was written out (set by :meth:`GraphView.finish`).
         scale: of MUL: elements of the constant it multiplies with, 0 if it has none, -1 if unknown.
     """
 
@@ -121,12 +122,13 @@ class Vertex:
     site: str = ""
     data: bool = False
     live: bool = False
+    folded: bool = False
     scale: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class GraphView:
-    """A directed graph of :class:`Vertex`, in topological order after :meth:`finish`.
+    """A directed acyclic graph of :class:`Vertex`; each is added after what it reads.
 
     Attributes:
         model: the file or class that was looked at.
@@ -148,25 +150,28 @@ class GraphView:
 
     def add(self, vertex: Vertex) -> int:
         """Appends *vertex*, registers its value name (the latest wins) and returns its index."""
-        self.vertices.append(vertex)
-        index = len(self.vertices) - 1
+        vertices = self.vertices
+        vertex.data = vertex.role is Role.INPUT or (
+            vertex.role is not Role.META and any(vertices[u].data for u in vertex.inputs)
+        )
+        vertices.append(vertex)
+        index = len(vertices) - 1
         if vertex.value:
             self.names[vertex.value] = index
         return index
 
     def finish(self) -> GraphView:
-        """Sorts the vertices and works out what depends on data, what is live, what is a scale and what a norm.
+        """Works out what is live, what is a scale, what owns weights and what is a norm.
 
         Linear in vertices and edges. Returns the view itself.
-
-        Raises:
-            ModelError: the graph has a cycle.
         """
-        self._sort()
         self._spread_data()
-        self._fold_norms()
-        self._forward_slices()
         self._mark_live()
+        used = [vertex.live for vertex in self.vertices]
+        if self._fold_norms() | self._forward_slices():
+            self._mark_live()
+            for vertex, before in zip(self.vertices, used, strict=True):
+                vertex.folded = before and not vertex.live
         return self
 
     def to_networkx(self) -> nx.DiGraph[int]:
@@ -185,40 +190,12 @@ class GraphView:
             index = vertices[index].inputs[0]
         return index
 
-    def _sort(self) -> None:
-        vertices = self.vertices
-        if all(u < i for i, v in enumerate(vertices) for u in v.inputs):
-            return
-        import networkx as nx
-
-        graph: nx.DiGraph[int] = nx.DiGraph()
-        graph.add_nodes_from(range(len(vertices)))
-        graph.add_edges_from((u, i) for i, v in enumerate(vertices) for u in v.inputs)
-        try:
-            order = list(nx.topological_sort(graph))
-        except nx.NetworkXUnfeasible:
-            cycle = [vertices[u].value for u, _ in nx.find_cycle(graph)]
-            raise ModelError(
-                f"{self.model or 'the graph'} has a cycle: {' -> '.join([*cycle[:6], cycle[0]])}. "
-                "A value must not depend on itself; check the names of these nodes."
-            ) from None
-        place = {old: new for new, old in enumerate(order)}
-        self.vertices = [vertices[old] for old in order]
-        for vertex in self.vertices:
-            vertex.inputs = tuple(place[u] for u in vertex.inputs)
-        self.outputs = [place[u] for u in self.outputs]
-        self.names = {name: place[u] for name, u in self.names.items()}
-
     def _spread_data(self) -> None:
         """Data dependence, scales, weights and the shapes that follow from the operands."""
         vertices = self.vertices
         for vertex in vertices:
             role, inputs = vertex.role, vertex.inputs
-            if role is Role.INPUT:
-                vertex.data = True
-                continue
             operands = [vertices[u] for u in inputs]
-            vertex.data = role is not Role.META and any(operand.data for operand in operands)
             if role in (Role.CONV, Role.LINEAR) and not vertex.weighted:
                 self._read_weight(vertex, operands)
             elif role is Role.MUL and not (len(inputs) > 1 and all(operand.data for operand in operands)):
@@ -226,7 +203,7 @@ class GraphView:
                 vertex.inputs = tuple(u for u in inputs if vertices[u].data) or inputs
             if vertex.shape is None and role in _SAME_SHAPE:
                 vertex.shape = _broadcast([operand.shape for operand in operands], role)
-            if vertex.dtype is None and operands and role not in (Role.META, Role.OTHER) and vertex.op != "Cast":
+            if vertex.dtype is None and operands and role not in _OTHER_TYPE:
                 vertex.dtype = operands[0].dtype
 
     def _read_weight(self, vertex: Vertex, operands: Sequence[Vertex]) -> None:
@@ -239,13 +216,15 @@ class GraphView:
                 vertex.weight = operand.value
                 return
 
-    def _fold_norms(self) -> None:
+    def _fold_norms(self) -> bool:
         """Gives a norm that is written out (x, or x minus its mean, over a root of its moments) the role NORM."""
+        changed = False
         for vertex in self.vertices:
             if vertex.role is Role.MUL and len(vertex.inputs) == 2 and not vertex.scale:
                 origin = self._normed(*vertex.inputs)
                 if origin is not None:
-                    vertex.role, vertex.inputs = Role.NORM, (origin,)
+                    vertex.role, vertex.inputs, changed = Role.NORM, (origin,), True
+        return changed
 
     def _normed(self, left: int, right: int) -> int | None:
         for whole, root in ((left, right), (right, left)):
@@ -284,9 +263,9 @@ class GraphView:
                 return True
         return False
 
-    def _forward_slices(self) -> None:
+    def _forward_slices(self) -> bool:
         """A slice that takes exactly one part of a concat is that part."""
-        vertices = self.vertices
+        vertices, changed = self.vertices, False
         for vertex in vertices:
             if vertex.role is not Role.SLICE or vertex.window is None or vertex.shape is None:
                 continue
@@ -303,13 +282,16 @@ class GraphView:
                 if not isinstance(size, int):
                     break
                 if (start, start + size) == vertex.window:
-                    vertex.role, vertex.inputs = Role.PASS, (part,)
+                    vertex.role, vertex.inputs, changed = Role.PASS, (part,), True
                     break
                 start += size
+        return changed
 
     def _mark_live(self) -> None:
         vertices = self.vertices
         read = {u for vertex in vertices for u in vertex.inputs}
+        for vertex in vertices:
+            vertex.live = False
         for index in self.outputs or [i for i in range(len(vertices)) if i not in read]:
             vertices[index].live = True
         self.consumers = [[] for _ in vertices]
@@ -324,6 +306,7 @@ class GraphView:
 _SAME_SHAPE = frozenset(
     {Role.PASS, Role.ADD, Role.SUB, Role.MUL, Role.MATH, Role.ACTIVATION, Role.SOFTMAX, Role.NORM, Role.LAUREL}
 )
+_OTHER_TYPE = frozenset({Role.META, Role.OTHER, Role.PASS, Role.MIX, Role.CONV, Role.LINEAR})
 _MOMENT = frozenset({Role.PASS, Role.MATH, Role.REDUCE, Role.ADD, Role.MUL, Role.ACTIVATION, Role.RESHAPE})
 
 

@@ -34,6 +34,7 @@ BROADCAST = "broadcast"
 BIAS = "bias"
 NOT_FLOAT = "not-float"
 UNUSED = "unused"
+INSIDE_NORM = "inside-norm"
 NO_SKIP = "no-skip"
 NO_WEIGHTED_OP = "no-weighted-op"
 BRANCH_USED_ELSEWHERE = "branch-used-elsewhere"
@@ -51,6 +52,7 @@ REASONS = {
     BIAS: "one operand does not depend on the input: a bias, a mask, a position embedding, an epsilon",
     NOT_FLOAT: "it adds integers: indices or sizes",
     UNUSED: "no output depends on it",
+    INSIDE_NORM: "it belongs to a norm that is written out: an epsilon",
     NO_SKIP: "no operand leads straight back to a value that the other is computed from",
     NO_WEIGHTED_OP: "no weighted operator lies between the fork and the add: arithmetic inside a layer",
     BRANCH_USED_ELSEWHERE: "the branch is read elsewhere too: a position embedding or a mask is added again",
@@ -224,30 +226,28 @@ def _above(view: GraphView, vertex: Vertex, chain: Chain) -> Chain | None:
 # The sweep ------------------------------------------------------------------------------------------------------------
 
 
+_ROLE_BITS = {
+    Role.MIX: MIXED | NONLINEAR,
+    Role.ACTIVATION: NONLINEAR,
+    Role.SOFTMAX: NONLINEAR,
+    Role.WEIGHTED: NONLINEAR,
+    Role.NORM: PARAMETER,
+    Role.UPSAMPLE: UPSAMPLED,
+}
+
+
 def _bits(vertex: Vertex) -> int:
     """What a vertex adds to the facts of every path through it."""
-    role = vertex.role
-    bits = 0
+    bits = _ROLE_BITS.get(vertex.role, 0)
     if vertex.weighted:
-        bits |= WEIGHTED
-    if role is Role.MIX or vertex.mixes or (role is Role.LINEAR and not vertex.weighted):
+        return bits | WEIGHTED
+    if vertex.mixes:
         bits |= MIXED
-    if role in (Role.ACTIVATION, Role.SOFTMAX, Role.MIX, Role.WEIGHTED) or (
-        role in (Role.MUL, Role.LINEAR) and not vertex.scale and not vertex.weighted
-    ):
-        bits |= NONLINEAR
-    if role is Role.NORM or (role is Role.MUL and (vertex.scale > 1 or vertex.scale == -1)):
-        bits |= PARAMETER
-    if role is Role.UPSAMPLE:
-        bits |= UPSAMPLED
+    if vertex.role is Role.LINEAR:
+        bits |= MIXED | NONLINEAR
+    elif vertex.role is Role.MUL:
+        bits |= NONLINEAR if not vertex.scale else PARAMETER if vertex.scale != 1 else 0
     return bits
-
-
-def _through(vertex: Vertex, bits: int, facts: int) -> int:
-    if vertex.weighted:
-        depth = facts & _DEPTH_MASK
-        facts |= (depth << 1 | 1 << _DEPTH_SHIFT) & _DEPTH_MASK
-    return facts | bits
 
 
 def _depth(facts: int) -> int:
@@ -262,24 +262,35 @@ def _sweep(state: _State) -> None:
     for index, vertex in enumerate(view.vertices):
         if not vertex.live:
             continue
-        merged: dict[int, int] = {}
-        if vertex.role is not Role.META:
-            bits = _bits(vertex)
-            for u in vertex.inputs:
-                for fork, known in (facts[u] or {}).items():
-                    if last[fork] >= index:
-                        known = _through(vertex, bits, known)
-                        merged[fork] = merged.get(fork, 0) | known
+        merged = _merged(state, index, vertex)
         if index in state.chains:
             _judge_add(state, index, vertex)
             if index in state.joins:
-                for fork in merged:
-                    merged[fork] |= JOINED
-        if last.get(index, -1) > index:
-            merged[index] = 0
-        facts[index] = merged or None
-        if index not in state.chains:
+                merged = {fork: known | JOINED for fork, known in merged.items()}
+        else:
             _release(state, vertex, waiting)
+        if last.get(index, -1) > index:
+            merged = {**merged, index: 0}
+        facts[index] = merged or None
+
+
+def _merged(state: _State, index: int, vertex: Vertex) -> dict[int, int]:
+    """Unites the facts of what *vertex* reads, about forks that are still alive, and adds its own."""
+    facts, last = state.facts, state.last
+    above = [known for u in vertex.inputs if (known := facts[u])]
+    if not above or vertex.role is Role.META:
+        return {}
+    bits = _bits(vertex)
+    if not bits and len(above) == 1:
+        return above[0]
+    merged: dict[int, int] = {}
+    for known in above:
+        for fork, fact in known.items():
+            if last[fork] >= index:
+                if vertex.weighted:
+                    fact |= ((fact & _DEPTH_MASK) << 1 | 1 << _DEPTH_SHIFT) & _DEPTH_MASK
+                merged[fork] = merged.get(fork, 0) | fact | bits
+    return merged
 
 
 def _release(state: _State, vertex: Vertex, waiting: list[int]) -> None:
@@ -322,9 +333,9 @@ def _no_join(view: GraphView, vertex: Vertex) -> tuple[str, str] | None:
     if vertex.dtype is not None and vertex.dtype.startswith(("int", "uint", "bool")) and not vertex.quantised:
         return NOT_FLOAT, f"its elements are {vertex.dtype}"
     for u in vertex.inputs:
+        if not view.vertices[u].data and (vertex.shape is None or view.vertices[u].shape != vertex.shape):
+            return BIAS, f"{view.vertices[u].value} does not depend on the input"
         if not _same_shape(view.vertices[u].shape, vertex.shape):
-            if not view.vertices[u].data:
-                return BIAS, f"{view.vertices[u].value} does not depend on the input"
             return BROADCAST, f"{view.vertices[u].value} has shape {view.vertices[u].shape}, the sum {vertex.shape}"
     return None
 
@@ -357,7 +368,7 @@ def _judge(state: _State, index: int, candidate: _Candidate) -> tuple[str, str]:
     vertices = view.vertices
     fork, branch = vertices[candidate.fork].value, vertices[candidate.branches[0]].value
     # The rule: weights on the way, or mixing between parameters.
-    if not facts & WEIGHTED and not (facts & MIXED and facts & PARAMETER):
+    if not facts & WEIGHTED and not (facts & MIXED and (facts & PARAMETER or _next_to_norm(view, candidate.fork, index))):
         return NO_WEIGHTED_OP, f"nothing between {fork} and {branch} has weights"
     # A tensor that is added to several values is no branch.
     used = next((b for b in candidate.branches if _read_elsewhere(view, b, index)), None)
@@ -382,6 +393,12 @@ def _judge(state: _State, index: int, candidate: _Candidate) -> tuple[str, str]:
         return SCALED_SKIP, f"the skip from {fork} is scaled per channel"
     candidate.rank = (2 if chain.projection else 1 if chain.scaled else 0, chain.convs + chain.linears)
     return "", ""
+
+
+def _next_to_norm(view: GraphView, fork: int, index: int) -> bool:
+    """Tells whether a norm makes the fork or reads the join: the post-norm form of a branch without weights."""
+    below = [index, *view.consumers[index]]
+    return view.vertices[view.up(fork)].role is Role.NORM or any(view.vertices[v].role is Role.NORM for v in below)
 
 
 def _read_elsewhere(view: GraphView, branch: int, add: int) -> bool:
@@ -414,16 +431,17 @@ _LAYOUT = (Role.PASS, Role.RESHAPE)
 
 
 def _is_gate(view: GraphView, branch: int, candidate: _Candidate) -> bool:
+    """Tells whether a branch is x·g(x), a mix of x by factors computed from it, or z·(h - x)."""
     vertices = view.vertices
     product = vertices[_unscaled(view, branch)]
-    if product.role is not Role.MUL or len(product.inputs) < 2 or product.scale:
+    if len(product.inputs) < 2 or product.role not in (Role.MUL, Role.LINEAR) or product.scale or product.weighted:
         return False
     origins = {view.up(candidate.fork, _LAYOUT), view.up(candidate.skip, _LAYOUT)}
     for u in product.inputs:
         factor = vertices[top := view.up(u, _LAYOUT)]
         if top in origins:
             return True
-        if factor.role is Role.SUB and any(view.up(v, _LAYOUT) in origins for v in factor.inputs):
+        if factor.role is Role.SUB and any(view.up(v, (*_LAYOUT, Role.SLICE)) in origins for v in factor.inputs):
             return True
     return False
 
@@ -471,6 +489,9 @@ def _merge_branches(state: _State) -> list[Found]:
         if index in taken:
             continue
         item = state.joins[index]
+        if (low_rank := _laurel_rank(view, item)) is not None:
+            found.append(Found("laurel", item.fork, item.skip, tuple(item.branches), (index,), low_rank))
+            continue
         adds, branches = [index], list(item.branches)
         while (outer := _outer_branch(state, adds[-1], item)) is not None:
             adds.append(outer[0])
@@ -480,12 +501,31 @@ def _merge_branches(state: _State) -> list[Found]:
         kind = "projection" if item.chain.projection else "identity"
         found.append(Found(kind, item.fork, item.skip, tuple(branches), tuple(adds)))
     found.extend(
-        Found("laurel", vertex.inputs[0], vertex.inputs[0], vertex.inputs[1:2], (index,))
+        Found("laurel", vertex.inputs[0], vertex.inputs[0], vertex.inputs[1:2], (index,), vertex.rank)
         for index, vertex in enumerate(view.vertices)
         if vertex.role is Role.LAUREL and vertex.live and len(vertex.inputs) > 1
     )
     found.sort(key=lambda item: item.adds[0])
     return found
+
+
+def _laurel_rank(view: GraphView, item: _Candidate) -> int | None:
+    """Returns r where the branch is norm((x·A)·B), the LAuReL block of published models; else ``None``."""
+    widths: list[int] = []
+    index = item.branches[0]
+    for _ in range(_LONGEST_CHAIN):
+        if index == item.fork:
+            break
+        vertex = view.vertices[index]
+        data = [u for u in vertex.inputs if view.vertices[u].data]
+        if vertex.role is Role.LINEAR and vertex.weighted and vertex.width is not None:
+            widths.append(vertex.width)
+        elif vertex.role not in (*_LAYOUT, Role.NORM) and not (vertex.role is Role.MUL and vertex.scale):
+            return None
+        if len(data) != 1:
+            return None
+        index = data[0]
+    return widths[1] if len(widths) == 2 and len(item.branches) == 1 and 2 * widths[1] <= widths[0] else None
 
 
 def _outer_branch(state: _State, index: int, item: _Candidate) -> tuple[int, int] | None:
@@ -526,7 +566,8 @@ def _rejected(state: _State, kept: set[int]) -> Iterator[Rejected]:
         if vertex.role is not Role.ADD or index in kept or vertex.op == "bias":
             continue
         if not vertex.live:
-            reason, detail = UNUSED, "no output of the graph depends on it"
+            reason = INSIDE_NORM if vertex.folded else UNUSED
+            detail = REASONS[reason]
         else:
             reason, detail = state.verdicts.get(index, (BIAS, "at most one operand depends on the input"))
         yield Rejected(vertex.name or vertex.key, reason, detail, _NEAR.get(reason, 0.0))

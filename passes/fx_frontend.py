@@ -116,6 +116,8 @@ def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
     module = program.module()
     if not isinstance(module, fx.GraphModule):
         raise ModelError(f"expected the exported program to hold one graph, found {type(module).__name__}.")
+    for name in ("train", "eval"):  # torch.export makes them raise, but every trainer calls them
+        vars(module).pop(name, None)
     return module
 
 

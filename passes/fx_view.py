@@ -335,7 +335,7 @@ class _Builder:
         axis, window = 0, None
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         role = Role.SLICE
-        table = bool(inputs) and self.view.vertices[inputs[0]].role is Role.CONSTANT
+        table = bool(inputs) and not self.view.vertices[inputs[0]].data
         if op in ("index", "_unsafe_index", "index_select", "gather", "getitem") and table and len(inputs) > 1:
             role = Role.OTHER
         elif op == "slice":
@@ -358,7 +358,7 @@ class _Builder:
         inputs = self.reads(factors)
         product = self.put(node, role, op, inputs, width=self.width("mm", inputs) if role is Role.LINEAR else None)
         added = self.reads(addend)
-        if added and self.view.vertices[added[0]].role is Role.CONSTANT and role is Role.LINEAR:
+        if added and not self.view.vertices[added[0]].data and role is Role.LINEAR:
             self.current[node] = product
             return
         self.current[node] = self.put(node, Role.ADD, op, [*added, product], blocked=_FUSED_ADVICE.format(op=op))

@@ -359,7 +359,7 @@ class _Builder:
         last = self.put(Role.LINEAR, node.op_type, value, self.operands(node, names), **more, width=self.width(node))
         if len(node.input) > 2 and node.input[2]:
             addend = self.lookup(node.input[2], names)
-            if self.view.vertices[addend].role is not Role.CONSTANT:
+            if self.view.vertices[addend].data:
                 more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
                 last = self.put(Role.ADD, node.op_type, value, [last, addend], **more)
         if _attribute(node, "activation", b""):
@@ -415,7 +415,7 @@ class _Builder:
     def gather(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
         """A lookup in data is a slice; in a table it is an embedding."""
         source = self.lookup(node.input[0], names)
-        table = self.view.vertices[source].role is Role.CONSTANT
+        table = not self.view.vertices[source].data
         inputs = [source, *(self.lookup(name, names) for name in node.input[1:])]
         role = Role.OTHER if table else Role.SLICE
         names[node.output[0]] = self.put(

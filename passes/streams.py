@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from laurel_graph.config import MAX_PREVIOUS
 from laurel_graph.residual import Residual
 from laurel_graph.view import GraphView, Role, Shape, Vertex
 
@@ -46,15 +47,15 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
     streams, segments = _streams(view, found)
     shared = _shared(view, found)
     made: list[Residual] = []
-    on_stream: dict[int, list[int]] = defaultdict(list)
+    length: Counter[int] = Counter()
+    alike: dict[tuple[int, Shape | None, int], list[str]] = defaultdict(list)
     for place, item in enumerate(found):
         join, outer = view.vertices[item.adds[0]], view.vertices[item.adds[-1]]
         axis, width = axes[place]
         shape = join.shape
-        earlier = on_stream[streams[place]]
-        previous = [
-            made[at].site for at in reversed(earlier) if _same(made[at].shape, shape, segments[at] == segments[place])
-        ]
+        # Unknown sizes are the same where nothing between two sites changes a shape.
+        group = (streams[place], shape, segments[place] if shape is not None and None in shape else -1)
+        previous = alike[group][: -MAX_PREVIOUS - 1 : -1] if shape is not None and item.kind != "laurel" else []
         blocked = next((view.vertices[add].blocked for add in item.adds if view.vertices[add].blocked), item.note)
         made.append(
             Residual(
@@ -69,8 +70,8 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
                 shape=shape,
                 dtype=join.dtype if join.dtype in _FLOATS else None,
                 stream=streams[place],
-                index=len(earlier),
-                previous=tuple(previous) if item.kind != "laurel" else (),
+                index=length[streams[place]],
+                previous=tuple(previous),
                 fork=view.vertices[item.fork].value,
                 source=join.source or (join.scope or ""),
                 shared=shared[place],
@@ -78,7 +79,9 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
                 rank=item.rank,
             )
         )
-        earlier.append(place)
+        length[streams[place]] += 1
+        if item.kind != "laurel":
+            alike[group].append(names[place])
     return tuple(made)
 
 
@@ -256,11 +259,6 @@ def _join_above(view: GraphView, index: int, at_join: dict[int, int]) -> tuple[i
         intact &= vertex.role not in (Role.RESHAPE, Role.SLICE, Role.POOL, Role.CONCAT)
         index = data[0] if data else vertex.inputs[0]
     return None, False
-
-
-def _same(one: Shape | None, other: Shape | None, unchanged: bool) -> bool:
-    """Compares two shapes; unknown sizes are the same where nothing between the two changes a shape."""
-    return one is not None and one == other and (unchanged or None not in one)
 
 
 def _shared(view: GraphView, found: Sequence[Found]) -> list[str]:
