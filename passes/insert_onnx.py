@@ -82,7 +82,9 @@ def insert(
     """Replaces the joins of *plans* by LAuReL residuals that compute the same bits at the start, in place.
 
     Whatever is not a join stays as it is: names, symbolic dims, value infos, metadata, opset. The IR version alone
-    rises to 8, which functions need. A second call with other sites adds to the first.
+    rises to 8, which functions need. (Below IR version 4 every weight is listed as a graph input; from 4 on runtimes
+    take such weights for inputs that may change and fold them no more, until deployment takes them off the list.) A
+    second call with other sites adds to the first.
 
     Operators of ONNX Runtime that hide an add (``SkipLayerNormalization``, ``SkipSimplifiedLayerNormalization``,
     ``FusedConv``, ``Gemm``) come apart; the plain operators round in another order there, so that the start differs

@@ -61,7 +61,8 @@ def transformed(model, plans, **options):
     """A rewritten copy that has been checked for what every rewriting must keep."""
     new = copy_of(model)
     insert(new, plans, CONFIG, **options)
-    onnx.checker.check_model(new)
+    onnx.checker.check_model(new, full_check=True)
+    assert onnx_file.fingerprint(new) == onnx_file.fingerprint(model)
     ours = {node.name for node in new.graph.node if node.domain == DOMAIN}
     joins = {key for p in plans for key in p.residual.joins}
     old_nodes = {node.output[0]: node for node in model.graph.node}
@@ -472,3 +473,21 @@ def test_insert_keeps_the_bits_when_a_float16_stream_is_normalised_at_every_join
         plan("n2", "h3", "y3", variant, "c", ["n1", "x"], dtype="float16"),
     ]
     assert_same_start(model, transformed(model, plans), feed(model, 5))
+
+
+def test_insert_lets_shape_inference_through_when_dims_are_symbolic():
+    for model, plans in ((token_net(), token_plans("rw+lr+pa")), (image_net(), image_plans("rw+lr+pa"))):
+        new = transformed(model, plans)
+        shapes = []
+        for one in (model, new):
+            graph = onnx.shape_inference.infer_shapes(one, strict_mode=True).graph
+            values = {v.name: v.type.tensor_type.shape for v in (*graph.value_info, *graph.output)}
+            shapes.append({name: [d.dim_param or d.dim_value for d in s.dim] for name, s in values.items()})
+        assert shapes[0] == {name: shapes[1][name] for name in shapes[0]}
+        assert any(isinstance(d, str) for shape in shapes[0].values() for d in shape)
+
+
+def test_insert_is_refused_when_channels_have_four_axes_of_space():
+    text = "(float[n, 8, 2, 2, 2, 2] x) => (float[n, 8, 2, 2, 2, 2] y) { h = Relu(x) y = Add(x, h) }"
+    with pytest.raises(RewriteError, match="4 axes of space have no operator"):
+        insert(onnx_text(text), [plan("x", "h", "y", axis=1, ndim=6)], CONFIG)
