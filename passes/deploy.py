@@ -17,7 +17,7 @@ from laurel_graph.config import FORMAT_VERSION
 from laurel_graph.errors import RewriteError, VerificationError
 from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.opset import functions
-from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes, read_metadata
+from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, METADATA_UNDO, PREFIX, laurel_nodes, read_metadata
 from laurel_graph.passes.costs import CostModel, default_costs
 from laurel_graph.passes.fold import FoldReport, fold
 from laurel_graph.passes.fuse import FusedSite, fuse
@@ -130,8 +130,14 @@ def _settle_functions(model: onnx.ModelProto, portable: bool) -> None:
 
 
 def _close_inputs(model: onnx.ModelProto) -> None:
-    """Makes LAuReL tensors that could be overridden per request plain constants: others were computed from them."""
-    held = {tensor.name for tensor in model.graph.initializer if tensor.name.startswith(PREFIX + ".")}
+    """Makes weights that are inputs too plain constants, so that runtimes fold and pack them.
+
+    LAuReL tensors are meant that could be overridden per request (others were computed from them), and all weights of
+    files of an IR version below 4, where every weight had to be listed as an input and none could be overridden.
+    """
+    undo = json.loads(read_metadata(model, METADATA_UNDO) or "{}")
+    old = (undo.get("ir_version") or 4) < 4
+    held = {tensor.name for tensor in model.graph.initializer if old or tensor.name.startswith(PREFIX + ".")}
     kept = [value for value in model.graph.input if value.name not in held]
     if len(kept) != len(model.graph.input):
         del model.graph.input[:]

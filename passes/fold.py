@@ -255,9 +255,8 @@ def _rescale_previous(join: _Join, names: dict[str, str], context: Context, rest
             factors[j] = np.asarray(factor.flat[0])
         elif factor.ndim:  # γ is one number per activation: the value itself is scaled
             name = join.previous[j]
-            shape = [1] * (editor.rank(name) or 0)
-            shape[context.axes[name]] = -1
-            names[f"previous_{j + 1}"] = editor.multiplied(name, factor.reshape(shape), editor.elem_type(name))
+            along = context.along(factor, name)
+            names[f"previous_{j + 1}"] = editor.multiplied(name, along, editor.elem_type(name))
             context.multiplied.append(join.node.output[0])
             factors[j] = ONE
     names["gamma"] = _times(editor, names["gamma"], np.stack(factors))

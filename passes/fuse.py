@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from laurel_graph.opset import functions
 from laurel_graph.passes.costs import CostModel, Place
 from laurel_graph.passes.onnx_edit import GraphEditor
 from laurel_graph.passes.site_forms import Join, can_widen, emit_chained, emit_operator, emit_widened, joins_of
@@ -44,6 +45,8 @@ def fuse(
         portable: use operators of ``ai.onnx`` alone.
         base: the folder of external weights.
     """
+    functions.detach(model)
+    functions.attach(model)  # shapes pass an operator through its body
     editor = GraphEditor(model, base)
     done = [_fuse(editor, join, costs, portable) for join in joins_of(editor)]
     if done:
@@ -74,7 +77,7 @@ def place_of(editor: GraphEditor, join: Join) -> Place:
     """Returns what the cost of a site's forms depends on."""
     shape = editor.shape(join.names["x"]) or editor.shape(join.node.output[0]) or ()
     axis = 1 if join.op.layout else len(shape) - 1
-    rows = 1
+    rows = 1 if shape else 128
     for i, size in enumerate(shape):
         if i != axis and i > 0:
             rows *= size if isinstance(size, int) else (1 if join.op.layout else 128)

@@ -28,7 +28,7 @@ _ELEMENT_TYPES = {
     "bfloat16": onnx.TensorProto.BFLOAT16,
     "float64": onnx.TensorProto.DOUBLE,
 }
-_EVALUATED = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast")
+_EVALUATED = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast", "ConstantOfShape")
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
@@ -179,6 +179,9 @@ class GraphEditor:
         data = self.constant(node.input[0])
         if data is None or node.op_type == "Identity":
             return data
+        if node.op_type == "ConstantOfShape":
+            fill = attribute(node, "value")
+            return np.full([int(d) for d in data], self._array(fill)[0] if fill is not None else np.float32(0))
         if node.op_type == "Cast":
             return data.astype(onnx.helper.tensor_dtype_to_np_dtype(attribute(node, "to")))
         if node.op_type == "Transpose":

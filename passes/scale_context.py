@@ -58,9 +58,7 @@ class Context:
         rank = rank if rank is not None else self.editor.rank(name)
         if rank is None or name not in self.axes:
             raise ValueError(f"no channel axis is known for {name!r}")
-        shape = [1] * rank
-        shape[self.axes[name]] = -1
-        return factor.reshape(shape)
+        return factor.reshape(-1, *(1,) * (rank - 1 - self.axes[name]))
 
     def mend(self, node: onnx.NodeProto, index: int, factor: Array) -> None:
         """Puts ``· factor`` on input *index* of *node* unless it is 1."""

@@ -217,6 +217,17 @@ def test_deploy_closes_tensors_that_could_be_overridden(tmp_path):
     assert [value.name for value in onnx.load(tmp_path / "served.onnx").graph.input] == ["tokens"]
 
 
+def test_deploy_closes_all_weights_when_the_file_is_older_than_overridable_ones(tmp_path):
+    model = onnx.load(transformer(tmp_path / "base.onnx", opset=17))
+    model.ir_version = 3
+    listed = [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in model.graph.initializer]
+    model.graph.input.extend(listed)
+    onnx.save(model, tmp_path / "old.onnx")
+    transform(tmp_path / "old.onnx", lg.LaurelConfig(variant="rw+lr"), output=tmp_path / "trained.onnx")
+    deploy_file(tmp_path / "trained.onnx", tmp_path / "served.onnx")
+    assert [value.name for value in onnx.load(tmp_path / "served.onnx").graph.input] == ["tokens"]
+
+
 def test_deploy_keeps_the_low_rank_tensors_under_their_names_when_nothing_scales_them(tmp_path):
     source = trained(tmp_path, "lr")
     deploy_file(source, tmp_path / "served.onnx")
