@@ -234,6 +234,12 @@ def _matmul_integer_to_float(node: Node) -> Value:
     return node.emit(matmul_integer_to_float, source, node[1], *inputs)
 
 
+def _blocked_layout(node: Node) -> Value:
+    node.refuse(
+        "this layout is for one machine; save the optimised model at ORT_ENABLE_EXTENDED, or import the original"
+    )
+
+
 def register(registry: Registry) -> None:
     """Adds the family to *registry*."""
 
@@ -259,3 +265,10 @@ def register(registry: Registry) -> None:
     # ONNX Runtime writes these two into the default domain of models whose operator set does not have them.
     registry.add("SimplifiedLayerNormalization", _simplified_norm, 0)
     registry.add("LayerNormalization", _layer_norm, 0, 0)
+    registry.add(
+        "Conv MaxPool AveragePool GlobalMaxPool GlobalAveragePool ReorderInput ReorderOutput Upsample",
+        _blocked_layout,
+        1,
+        1,
+        "com.microsoft.nchwc",
+    )

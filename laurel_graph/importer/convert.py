@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ class Converter:
         for sparse in graph.sparse_initializer:
             dense = Value(sparse.values.name, const=sparse_to_torch(sparse))
             scope.values[sparse.values.name] = dense
-        for proto in graph.node:
+        for proto in in_order(graph.node):
             self.translate(proto, builder, scope)
         outputs = []
         for info in graph.output:
@@ -275,6 +276,41 @@ class Converter:
         return self.graph_nodes(graph, builder, inner)
 
 
+def in_order(nodes: Sequence[NodeProto]) -> Sequence[NodeProto]:
+    """Returns the nodes so that each comes after those it reads; some tools write them in another order."""
+    makers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    needs = [{makers[name] for name in _reads(node) if name in makers} - {i} for i, node in enumerate(nodes)]
+    if all(max(before, default=-1) < i for i, before in enumerate(needs)):
+        return nodes
+    waiting = [len(before) for before in needs]
+    users: list[list[int]] = [[] for _ in nodes]
+    for i, before in enumerate(needs):
+        for maker in before:
+            users[maker].append(i)
+    ready = [i for i, count in enumerate(waiting) if count == 0]
+    heapify(ready)
+    order = []
+    while ready:
+        i = heappop(ready)
+        order.append(nodes[i])
+        for user in users[i]:
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                heappush(ready, user)
+    if len(order) != len(nodes):
+        raise ModelError("The graph has a cycle: a node reads what is computed from its own output.")
+    return order
+
+
+def _reads(node: NodeProto) -> list[str]:
+    """Returns the names that a node and its subgraphs read."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_KINDS else ():
+            names += free_names(inner)
+    return names
+
+
 def as_float(x: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
     """Returns *x* in the module's float type."""
     return x.to(anchor.dtype)
@@ -292,10 +328,7 @@ def free_names(graph: GraphProto) -> list[str]:
     own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     found: dict[str, None] = {}
     for node in graph.node:
-        names = [name for name in node.input if name]
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_KINDS else ():
-                names += free_names(inner)
+        names = [name for name in _reads(node) if name]
         found.update((name, None) for name in names if name not in own)
         own.update(node.output)
     found.update((o.name, None) for o in graph.output if o.name not in own)
