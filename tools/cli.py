@@ -15,9 +15,12 @@ import typer
 
 from laurel_graph.errors import ConfigError, LaurelError, ModelError
 from laurel_graph.tools.console import note, print_json, print_table, progress, quiet_runtime, say
+from laurel_graph.tools.finetune_options import FinetuneOptions
+from laurel_graph.tools.flags import with_flags
 
 if TYPE_CHECKING:
     from laurel_graph.config import SiteOverride
+    from laurel_graph.tools.finetune import FinetuneReport
 
 app = typer.Typer(
     help="Rewrite residual connections into LAuReL, fine-tune them, serve them on ONNX Runtime.",
@@ -141,6 +144,35 @@ def transform(
     say(f"{report.parameters:,} new parameters on {report.base_parameters:,}{percent}; wrote {output}")
     for line in report.detection.notes:
         note(f"note: {line}")
+
+
+@app.command()
+@with_flags(FinetuneOptions, arguments=("model",), spellings={"tuned": ("-o", "--tuned")})
+def finetune(
+    options: FinetuneOptions,
+    variants: Annotated[str | None, typer.Option(help="Sweep instead: variants of the plain MODEL, as rw,lr.")] = None,
+    ranks: Annotated[str, typer.Option(help="Ranks of a sweep, as 4,16,32; by default one, chosen by width.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds of a sweep.")] = "0,1,2",
+    json: Json = False,
+) -> None:
+    """Train the LAuReL tensors of a transformed MODEL, all else frozen; or sweep over variants of a plain one."""
+    quiet_runtime()
+    if variants is not None:
+        from laurel_graph.tools.sweep import sweep
+
+        swept = sweep(options, variants.split(","), _numbers("--ranks", ranks), _numbers("--seeds", seeds))
+        if json:
+            print_json(swept.to_dict())
+        else:
+            print_table(f"{swept.model}, seeds {', '.join(map(str, swept.seeds))}", swept.columns, swept.table())
+        return
+    from laurel_graph.tools.finetune import finetune as run
+
+    report = run(options)
+    if json:
+        print_json(report.to_dict())
+    else:
+        _say_finetuned(report)
 
 
 @app.command()
@@ -351,6 +383,13 @@ def _parse_override(text: str) -> tuple[str, SiteOverride]:
     return glob, SiteOverride(variant=variant or None, rank=int(rank) if rank else None)
 
 
+def _numbers(flag: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise ConfigError(f"{flag} {text!r}: expected whole numbers with commas between them.")
+    return [int(part) for part in parts]
+
+
 def _parse_sizes(sizes: list[str] | None) -> dict[str, int]:
     parsed = {}
     for text in sizes or ():
@@ -373,6 +412,24 @@ def _remark(residual: Any) -> str:
 
 def _pair(values: tuple[float, float] | None) -> str:
     return "" if values is None else " – ".join(f"{value:.4g}" for value in values)
+
+
+def _say_finetuned(report: FinetuneReport) -> None:
+    training = report.training
+    trained = report.new_parameters + report.head_parameters + report.further_parameters
+    say(f"trained {trained:,} parameters ({100 * report.share:.3g} % of the model) on {report.value}")
+    say(f"{training.steps} steps, {training.epochs} epochs, {training.samples_per_second:.4g} samples a second")
+    if training.before and training.after:
+        rows = [
+            (when, value, error) for when, (value, error) in (("before", training.before), ("after", training.after))
+        ]
+        print_table("validation", ("", training.metric, "standard error"), rows)
+    say(f"{report.unchanged} tensors and nodes of the base kept their bits")
+    say(f"on ONNX Runtime the tuned file is within {report.difference:.2g} of the module, over the output's scale")
+    for line in report.notes:
+        note(f"note: {line}")
+    adapter = f" and {report.adapter}" if report.adapter else ""
+    say(f"wrote {report.tuned}{adapter}")
 
 
 def _wrote(json: bool, what: dict[str, Any]) -> None:

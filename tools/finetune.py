@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from laurel_graph.passes.verify import TOLERANCE
 from . import onnx_task
 from .callables import is_reference
 from .data import Data, fit_to_inputs, read_data, split
+from .finetune_options import FinetuneOptions
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -41,82 +41,6 @@ TEACHER = "teacher"
 """Name of the array that holds the teacher's outputs."""
 CHECKED_SAMPLES = 8
 """Samples on which the tuned file is held against the module."""
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """What ``laurel finetune`` is asked for; each field is a flag.
-
-    Attributes:
-        model: a transformed ``.onnx`` file.
-        data: training data: ``.npz``, ``.parquet``, a folder or ``package.module:function``; arrays are named after
-            the model's inputs, plus the target. Arrays ``NAME`` and ``NAME.2`` are the two sides of a pair.
-        tuned: the ``.onnx`` file to write (``-o``).
-        adapter: the ``.safetensors`` file to write with the LAuReL tensors alone, or ``None``.
-        validation: data for the metric in one of the same forms, or a share of the training data such as ``0.2``.
-        loss: ``cross_entropy``, ``mse``, ``l1``, ``bce``, ``cosine``, ``distill`` or ``package.module:function``.
-        metric: ``accuracy``, ``pearson``, ``loss`` or ``package.module:function``; by default what suits the loss.
-        target: name of the target's array; by default the only array that is no input.
-        output: the output, or any other value of the graph, to train on; by default the only output.
-        teacher: the model whose outputs ``distill`` aims at; by default the model without its LAuReL residuals.
-        head: put a new linear classifier of so many classes on ``output`` (by default on what enters the last linear
-            layer) and train it too.
-        train: names or globs of further initializers to train.
-        dropout: Dropout nodes are active while training.
-        epochs: passes over the data.
-        batch_size: samples per step, over all processes together.
-        lr: the highest learning rate.
-        schedule: ``constant``, ``linear`` or ``cosine``.
-        warmup: share of the steps in which the rate rises.
-        weight_decay: of a head and of what ``train`` names; LAuReL tensors have none.
-        clip: largest norm of the gradient, 0 for no limit.
-        seed: of the order of the samples and of a validation share.
-        patience: epochs without a better metric before training stops.
-        precision: ``no`` or ``bf16``.
-        checkpoint: file of the run's state; by default ``TUNED.checkpoint``. It is deleted when the run is done.
-        checkpoint_every: steps between two checkpoints.
-        resume: continue from the checkpoint.
-        quiet: no progress on stderr.
-    """
-
-    model: Path
-    data: str
-    tuned: Path
-    adapter: Path | None = None
-    validation: str | None = None
-    loss: str = "cross_entropy"
-    metric: str | None = None
-    target: str | None = None
-    output: str | None = None
-    teacher: Path | None = None
-    head: int | None = None
-    train: tuple[str, ...] = ()
-    dropout: bool = False
-    epochs: int = 10
-    batch_size: int = 32
-    lr: float = 1e-3
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    seed: int = 0
-    patience: int | None = None
-    precision: str = "no"
-    checkpoint: Path | None = None
-    checkpoint_every: int = 100
-    resume: bool = False
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("model", "tuned", "adapter", "teacher", "checkpoint"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
-        if self.checkpoint is None:
-            object.__setattr__(self, "checkpoint", self.tuned.with_name(f"{self.tuned.name}.checkpoint"))
-        if self.head is not None and self.head < 1:
-            raise ConfigError(f"head = {self.head!r} is not valid: expected a number of classes of at least 1.")
-        if self.teacher is not None and self.loss != "distill":
-            raise ConfigError(f"teacher goes with the loss distill, found loss = {self.loss!r}.")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -67,14 +68,14 @@ def with_flags(
 
 
 def _parameter(field: Field[Any], hint: Any) -> tuple[Any, Any]:
-    """Returns the type and the default that typer shows for one field; tuples become lists."""
+    """Returns the type and the default that typer shows for one field; tuples become lists, no path is no default."""
     default: Any = inspect.Parameter.empty
     if field.default is not MISSING:
-        default = field.default
+        default = None if field.default == Path() else field.default
     elif field.default_factory is not MISSING:
         default = field.default_factory()
     for kind in (hint, *(get_args(hint) if isinstance(hint, UnionType) else ())):
         if get_origin(kind) is tuple:
             values = list(default) if isinstance(default, tuple) and default else None
             return GenericAlias(list, get_args(kind)[:1]) | None, values
-    return hint, default
+    return hint | None if default is None else hint, default
