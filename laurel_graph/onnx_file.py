@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -83,7 +83,23 @@ def _parse(data: bytes, path: Path) -> ModelProto:
         raise ModelError(f"{path} holds no graph: it is truncated or not an ONNX model.")
     if not model.opset_import:
         raise ModelError(f"{path} imports no opset: it is truncated or older than ONNX 1.0.")
+    if not all(isinstance(name, str) for name in _names(model)):
+        raise ModelError(f"{path} is damaged: names in it are not valid UTF-8. Fetch or export it again.")
     return model
+
+
+def _names(model: ModelProto) -> Iterator[object]:
+    """Every name of a value, node or tensor; protobuf hands damaged ones out as bytes."""
+    for graph in graphs_of(model.graph):
+        yield graph.name
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            yield info.name
+            yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+        for node in graph.node:
+            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    yield from (tensor.name for tensor in tensors_of(model))
+    yield from (prop.key for prop in model.metadata_props)
+    yield from (prop.value for prop in model.metadata_props)
 
 
 def _check_external(model: ModelProto, path: Path) -> None:

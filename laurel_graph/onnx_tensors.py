@@ -160,10 +160,13 @@ def _array(tensor: TensorProto, base_dir: str | Path) -> Array:
                 f"{error.strerror or error}."
             ) from None
         tensor = inline
-    if tensor.data_type == TensorProto.BFLOAT16:
-        bits = np.frombuffer(tensor.raw_data, "<u2") if tensor.HasField("raw_data") else np.array(tensor.int32_data)
-        return (bits.astype(np.uint32) << 16).view(np.float32).reshape(tuple(tensor.dims))
-    return np.asarray(numpy_helper.to_array(tensor))
+    try:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            bits = np.frombuffer(tensor.raw_data, "<u2") if tensor.HasField("raw_data") else np.array(tensor.int32_data)
+            return (bits.astype(np.uint32) << 16).view(np.float32).reshape(tuple(tensor.dims))
+        return np.asarray(numpy_helper.to_array(tensor))
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"tensor {tensor.name!r} is damaged: {error}") from None
 
 
 def _raw_bytes(array: Array, data_type: int) -> bytes:

@@ -86,6 +86,19 @@ def test_read_fails_when_the_file_is_truncated_at_any_byte(file, tmp_path):
             onnx_file.read(path)
 
 
+def test_read_fails_when_a_name_is_no_text(file):
+    file.write_bytes(file.read_bytes().replace(b"MatMul", b"Mat\xfful"))
+    with pytest.raises(ModelError, match="not valid UTF-8"):
+        onnx_file.read(file)
+
+
+def test_tensor_array_says_so_when_the_data_does_not_fill_the_shape():
+    model = small_model()
+    model.graph.initializer[0].raw_data = b"1234"
+    with pytest.raises(ModelError, match="tensor 'w' is damaged"):
+        onnx_file.tensor_array(model, "w")
+
+
 def test_read_fails_when_the_path_is_missing_or_a_directory(file, tmp_path):
     with pytest.raises(ModelError, match="no such file"):
         onnx_file.read(tmp_path / "none.onnx")
