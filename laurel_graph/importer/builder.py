@@ -41,6 +41,8 @@ class Value:
         host: integers derived from shapes: they stay on the CPU.
         elem_type: the ONNX element type, or ``None`` if unknown.
         shape: the static shape where the file tells it (ints, symbols, ``None``), or ``None``.
+        host_node: the fx node of a constant's copy that stays on the CPU.
+        steps: for a quantised value, the same integers as floats that carry the gradient.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Value:
     elem_type: int | None = None
     shape: tuple[int | str | None, ...] | None = None
     host_node: fx.Node | None = None
+    steps: Value | None = None
 
     @property
     def is_const(self) -> bool:

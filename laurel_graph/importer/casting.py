@@ -93,6 +93,7 @@ def cast(node: Node, elem_type: int) -> Value:
             return node.emit(as_float, x, anchor)
         return node.emit(rounded, x, STORAGE[elem_type], anchor)
     if elem_type == TensorProto.FLOAT:
+        x = x if x.steps is None else x.steps
         return node.emit(as_float, x, node.builder.anchor if not x.is_const else torch.empty(0))
     if elem_type in _FLOAT8:
         return node.emit(to_float8, x, elem_type, bool(node.attr("saturate", 1)))

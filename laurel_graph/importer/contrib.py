@@ -226,10 +226,7 @@ def matmul_integer_to_float(
 
 
 def _matmul_integer_to_float(node: Node) -> Value:
-    from .quantisation import Quantised
-
-    a = node[0]
-    source = a.steps if isinstance(a, Quantised) else a
+    source = node[0] if node[0].steps is None else node[0].steps
     inputs = [node.get(i) for i in range(2, 7)]
     return node.emit(matmul_integer_to_float, source, node[1], *inputs)
 

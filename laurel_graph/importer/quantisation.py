@@ -64,10 +64,15 @@ def dequantise(x: Tensor, scale: Tensor, zero: Tensor | None, axis: int, block: 
     return wide * along(x, scale, axis, block)
 
 
-class Quantised(Value):
-    """An integer value of which the differentiable form is known: ``steps`` holds the same integers as floats."""
+def _stored(node: Node, steps: Value, elem_type: int) -> Value:
+    """Returns integers in their own type that remember their differentiable form."""
+    value = node.emit(to_storage, steps, STORAGE[elem_type])
+    value.elem_type, value.steps = elem_type, steps
+    return value
 
-    steps: Value
+
+def _differentiable(value: Value) -> Value:
+    return value if value.steps is None else value.steps
 
 
 def _quantize(node: Node) -> Value:
@@ -90,10 +95,7 @@ def _quantize(node: Node) -> Value:
     node.require(elem_type in INTEGER_RANGE, f"quantisation to {type_name(elem_type)}")
     low, high = INTEGER_RANGE[elem_type]
     steps = node.emit(quantised, node[0], node[1], zero, low, high, axis, block)
-    stored = node.emit(to_storage, steps, STORAGE[elem_type])
-    value = Quantised(node.name, const=stored.const, node=stored.node, elem_type=elem_type)
-    value.steps = steps
-    return value
+    return _stored(node, steps, elem_type)
 
 
 def scaled(x: Tensor, scale: Tensor, axis: int, block: int) -> Tensor:
@@ -102,8 +104,7 @@ def scaled(x: Tensor, scale: Tensor, axis: int, block: int) -> Tensor:
 
 
 def _dequantize(node: Node) -> Value:
-    x = node[0]
-    source = x.steps if isinstance(x, Quantised) else x
+    source = _differentiable(node[0])
     return node.emit(dequantise, source, node[1], node.get(2), node.attr("axis", 1), node.attr("block_size", 0))
 
 
@@ -118,20 +119,7 @@ def dynamic_quantise(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _dynamic_quantize(node: Node) -> list[Value]:
     steps, scale, zero = node.unpack(node.emit(dynamic_quantise, node[0]), 3)
-    stored = node.emit(to_storage, steps, torch.uint8)
-    value = Quantised(node.name, const=stored.const, node=stored.node, elem_type=TensorProto.UINT8)
-    value.steps = steps
-    return [value, scale, zero]
-
-
-class Accumulated(Value):
-    """An int32 product of which the same numbers as differentiable floats are known."""
-
-    steps: Value
-
-
-def _differentiable(value: Value) -> Value:
-    return value.steps if isinstance(value, Quantised) else value
+    return [_stored(node, steps, TensorProto.UINT8), scale, zero]
 
 
 def centred(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
@@ -157,23 +145,16 @@ def conv_integer(
     return conv(centred(x, x_zero, 1), centred(w, w_zero, 0), None, auto, pads, strides, dilations, groups)
 
 
-def _accumulated(node: Node, product: Value) -> Value:
-    stored = node.emit(to_storage, product, torch.int32)
-    value = Accumulated(node.name, const=stored.const, node=stored.node, elem_type=TensorProto.INT32)
-    value.steps = product
-    return value
-
-
 def _matmul_integer(node: Node) -> Value:
     a, b = _differentiable(node[0]), _differentiable(node[1])
-    return _accumulated(node, node.emit(matmul_integer, a, b, node.get(2), node.get(3)))
+    return _stored(node, node.emit(matmul_integer, a, b, node.get(2), node.get(3)), TensorProto.INT32)
 
 
 def _conv_integer(node: Node) -> Value:
     names: dict[str, Any] = {"auto_pad": "NOTSET", "pads": [], "strides": None, "dilations": None, "group": 1}
     options = tuple(node.attr(name, default) for name, default in names.items())
     x, w = _differentiable(node[0]), _differentiable(node[1])
-    return _accumulated(node, node.emit(conv_integer, x, w, node.get(2), node.get(3), options))
+    return _stored(node, node.emit(conv_integer, x, w, node.get(2), node.get(3), options), TensorProto.INT32)
 
 
 def _qoperator(node: Node) -> Value:
