@@ -23,6 +23,9 @@ from .formula import initial_parameters
 FROZEN = "laurel_frozen"
 """Key of ``GraphModule.meta``: the parameters that :func:`freeze_base` froze."""
 
+CONFIG = "laurel_config"
+"""Key of ``GraphModule.meta``: the JSON form of the config that the module was rewritten with."""
+
 
 class LaurelResidual(nn.Module):
     """The LAuReL residual of one site in the place of ``x + f``.

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from laurel_graph.config import SiteSpec
+from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError, RewriteError, near
-from laurel_graph.module import FROZEN, LaurelResidual
+from laurel_graph.module import CONFIG, FROZEN, LaurelResidual
 from laurel_graph.opset.schema import PREFIX
 from laurel_graph.passes.fx_memory import Memory
 from laurel_graph.passes.fx_view import is_in_place, operator_name
@@ -84,7 +84,7 @@ class _Edit:
     moved: list[fx.Node] = field(default_factory=list)
 
 
-def insert(module: fx.GraphModule, plans: Sequence[SitePlan]) -> InsertReport:
+def insert(module: fx.GraphModule, plans: Sequence[SitePlan], config: LaurelConfig | None = None) -> InsertReport:
     """Replaces the joins of *plans* by LAuReL residuals that compute the same bits at the start, in place.
 
     In-place adds (``+=``, ``add_``) lose their side effect: what read the overwritten value afterwards reads the join.
@@ -93,6 +93,7 @@ def insert(module: fx.GraphModule, plans: Sequence[SitePlan]) -> InsertReport:
     Args:
         module: a traced model; names in the plans are those of its nodes.
         plans: what goes where.
+        config: kept in the module's ``meta``, for files that are written from it.
 
     Raises:
         RewriteError: a join is not there, is no add of two values, adds something else than its plan says, or
@@ -103,6 +104,8 @@ def insert(module: fx.GraphModule, plans: Sequence[SitePlan]) -> InsertReport:
     for plan in fresh:
         inserter.plan(plan)
     inserter.apply()
+    if config is not None:
+        module.meta[CONFIG] = config.to_json()
     return InsertReport(
         tuple(plan.spec.site for plan in fresh),
         tuple(plan.spec.site for plan in plans if plan not in fresh),
@@ -139,6 +142,7 @@ def remove(module: fx.GraphModule) -> fx.GraphModule:
             _restore(module.graph, node, record)
     for target in sorted(calls, key=lambda target: -target.count(".")):
         _delete(module, target)
+    module.meta.pop(CONFIG, None)
     for name in module.meta.pop(FROZEN, ()):
         module.get_parameter(name).requires_grad_(True)
     _finish(module)

@@ -39,6 +39,8 @@ METADATA_FORMAT = "laurel.format"
 METADATA_CONFIG = "laurel.config"
 METADATA_SITES = "laurel.sites"
 METADATA_UNDO = "laurel.undo"
+METADATA_BASE = "laurel.base"
+"""Fingerprints of the torch module that a file was exported from."""
 METADATA_DEPLOYED = "laurel.deployed"
 
 EPILOGUES = ("", "Relu", "LayerNorm", "RMSNorm")

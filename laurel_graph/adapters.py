@@ -1,0 +1,259 @@
+"""Saves, loads and applies adapters: the trained LAuReL tensors of a model, by themselves.
+
+Torch modules, imported modules and ONNX files share one file format (:mod:`laurel_graph.adapter_file`); ONNX files hold
+resolved α and β. An adapter remembers which base it was trained on and is never put into another one unasked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .adapter_file import Adapter, Array, check_names, listed, read_adapter, shapes_of, to_bytes
+from .config import SiteSpec
+from .errors import AdapterError, LaurelError
+from .formula import unresolve
+from .opset.schema import METADATA_BASE, METADATA_CONFIG, read_metadata, read_specs, tensor_name
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+__all__ = [
+    "Adapter",
+    "adapter_of",
+    "apply_adapter",
+    "load_adapter",
+    "read_adapter",
+    "save_adapter",
+    "write_ort_adapter",
+]
+
+
+def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
+    """Writes the LAuReL tensors of *model* to *path* (safetensors), aside and renamed; returns the path.
+
+    Args:
+        model: a rewritten or imported module (or any module that holds one), or a transformed ``.onnx`` file.
+        path: the file to write.
+
+    Raises:
+        AdapterError: the model has no LAuReL residuals.
+        ModelError: the ONNX file cannot be read.
+        OutputError: *path* cannot be written.
+    """
+    from .onnx_file import check_output, write_aside
+
+    path = check_output(path)
+    adapter = adapter_of(model)
+    text = to_bytes(adapter)
+    write_aside(path, lambda aside: aside.write_bytes(text))
+    return path
+
+
+def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True) -> None:
+    """Puts the tensors of an adapter file into *module*, in place; nothing changes when they do not fit.
+
+    Args:
+        module: a rewritten or imported module, or any module that holds one.
+        path: the adapter file.
+        check_base: refuse an adapter that was trained on another base.
+
+    Raises:
+        AdapterError: not an adapter; tensors missing, extra or of another shape; sites of another variant; another base
+            graph.
+    """
+    import torch
+
+    from .module import laurel_modules
+
+    adapter = read_adapter(path)
+    modules = laurel_modules(module)
+    if not modules:
+        raise AdapterError(f"{type(module).__name__} has no LAuReL residuals: transform it first.")
+    _check_fit(path, adapter, {site: m.spec for site, m in modules.items()})
+    if check_base and adapter.base:
+        _check_base(path, adapter.base, module_fingerprints(module))
+    with torch.no_grad():
+        for site, laurel in modules.items():
+            for name, value in adapter.parameters(site).items():
+                laurel.get_parameter(name).copy_(torch.from_numpy(np.array(value)))
+
+
+def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *, check_base: bool = True) -> Path:
+    """Writes a copy of a transformed ONNX file with the tensors of an adapter; returns the path written.
+
+    Only the ``laurel.*`` initializers differ; external weight files stay as they are.
+
+    Args:
+        model: a transformed or exported ``.onnx`` file.
+        adapter: the adapter file.
+        output: the file to write.
+        check_base: refuse an adapter that was trained on another base.
+
+    Raises:
+        AdapterError: as for :func:`load_adapter`; the model has no LAuReL residuals, or they were deployed (folded).
+        ModelError: the model cannot be read.
+        OutputError: the output cannot be written, or is the input.
+    """
+    from . import onnx_file
+
+    onnx_file.check_output(output, model)
+    proto = onnx_file.read(model)
+    found = read_adapter(adapter)
+    specs = _specs_of(proto, model)
+    _check_fit(adapter, found, specs)
+    if check_base and found.base:
+        _check_base(adapter, found.base, file_fingerprints(proto, Path(model).parent))
+    for name, value in found.resolved().items():
+        onnx_file.set_tensor(proto, name, value)
+    onnx_file.write(proto, output, source=model)
+    return Path(output)
+
+
+def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
+    """Writes the resolved tensors in ONNX Runtime's own adapter format, for ``RunOptions.add_active_adapter``.
+
+    The session's model must have them as overridable inputs (``laurel transform --adapter-inputs``).
+
+    Args:
+        source: an adapter file, a transformed ``.onnx`` file or a rewritten module.
+        path: the ``.onnx_adapter`` file to write.
+
+    Raises:
+        AdapterError: *source* has no LAuReL tensors, or they are of a type that the format does not hold (bfloat16).
+        OutputError: *path* cannot be written.
+    """
+    import onnxruntime
+
+    from .onnx_file import check_output, write_aside
+
+    path = check_output(path)
+    is_file = isinstance(source, (str, Path)) and Path(source).suffix != ".onnx"
+    adapter = read_adapter(source) if is_file and isinstance(source, (str, Path)) else adapter_of(source)
+    values = {}
+    dtypes = {tensor_name(site, n): spec.dtype for site, spec in adapter.specs.items() for n in spec.tensor_shapes()}
+    for name, value in adapter.resolved().items():
+        if dtypes[name] == "bfloat16":
+            raise AdapterError(f"{name} is bfloat16, which ONNX Runtime's adapter format cannot hold; use float32.")
+        values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value, dtypes[name]))
+    native = onnxruntime.AdapterFormat()
+    native.set_adapter_version(1)
+    native.set_model_version(1)
+    native.set_parameters(values)
+    write_aside(path, lambda aside: native.export_adapter(str(aside)))
+    return path
+
+
+def adapter_of(model: nn.Module | str | Path) -> Adapter:
+    """Returns the adapter that *model* holds now; see :func:`save_adapter`."""
+    if isinstance(model, (str, Path)):
+        return _of_file(Path(model))
+    from .module import CONFIG, laurel_modules
+
+    modules = laurel_modules(model)
+    if not modules:
+        raise AdapterError(f"{type(model).__name__} has no LAuReL residuals: transform it first.")
+    specs: dict[str, SiteSpec] = {}
+    tensors: dict[str, Array] = {}
+    for site, laurel in modules.items():
+        dtypes = {p.dtype for p in laurel.parameters()}
+        specs[site] = laurel.spec.with_dtype(str(dtypes.pop()).removeprefix("torch."))
+        for name in specs[site].parameter_shapes():
+            value = laurel.get_parameter(name).detach().cpu()
+            tensors[f"{site}.{name}"] = (value.float() if specs[site].dtype == "bfloat16" else value).numpy()
+    metas: list[Any] = [getattr(m, "meta", {}) for m in model.modules()]
+    config = next((str(meta[CONFIG]) for meta in metas if CONFIG in meta), "")
+    return Adapter(specs, tensors, module_fingerprints(model), config)
+
+
+def _of_file(path: Path) -> Adapter:
+    from . import onnx_file
+
+    proto = onnx_file.read(path)
+    specs = _specs_of(proto, path)
+    tensors: dict[str, Array] = {}
+    for site, spec in specs.items():
+        stored = {
+            name: np.asarray(onnx_file.tensor_array(proto, tensor_name(site, name), path.parent), np.float64)
+            for name in spec.tensor_shapes()
+        }
+        tensors.update((f"{site}.{name}", value) for name, value in unresolve(spec, stored).items())
+    config = read_metadata(proto, METADATA_CONFIG) or ""
+    return Adapter(specs, tensors, file_fingerprints(proto, path.parent), config)
+
+
+def _specs_of(proto: onnx.ModelProto, path: str | Path) -> dict[str, SiteSpec]:
+    specs = read_specs(proto)
+    if not specs:
+        raise AdapterError(
+            f"{path} has no LAuReL residuals: expected a file that laurel transform or export_onnx wrote."
+        )
+    held = {tensor.name for tensor in proto.graph.initializer}
+    gone = [
+        name for site, spec in specs.items() for n in spec.tensor_shapes() if (name := tensor_name(site, n)) not in held
+    ]
+    if gone:
+        raise AdapterError(f"{path} does not hold {listed(gone)} any more: it was deployed; use the file from before.")
+    return specs
+
+
+def file_fingerprints(proto: onnx.ModelProto, base_dir: str | Path) -> dict[str, str]:
+    """Returns kind to fingerprint of an ONNX file's base: its own, and that of the module it was exported from."""
+    from .onnx_file import fingerprint
+
+    exported = json.loads(read_metadata(proto, METADATA_BASE) or "{}")
+    return {**exported, "onnx": fingerprint(proto, base_dir)}
+
+
+def module_fingerprints(module: nn.Module) -> dict[str, str]:
+    """Returns kind to fingerprint of a module's base: its frozen weights, or the file it was imported from."""
+    from .importer import META
+    from .module import LaurelResidual
+    from .onnx_file import read
+
+    for inner in module.modules():
+        record = getattr(inner, "meta", {}).get(META)
+        if record is not None:
+            try:
+                return file_fingerprints(read(record.source), record.source.parent) if record.source else {}
+            except LaurelError:  # the file has moved: its sites alone can be compared
+                return {}
+    ours = {id(p) for m in module.modules() if isinstance(m, LaurelResidual) for p in m.parameters()}
+    base = [p for p in module.parameters() if id(p) not in ours]
+    frozen = [p for p in base if not p.requires_grad] or base
+    digests = []
+    for p in frozen:
+        flat = p.detach().flatten()
+        ends = (end.double().cpu().numpy().tobytes() for end in (flat[:1024], flat[-1024:]))
+        digests.append(hashlib.sha256(b"".join((repr(tuple(p.shape)).encode(), *ends))).hexdigest())
+    return {"torch": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()} if digests else {}
+
+
+def _check_fit(path: str | Path, adapter: Adapter, specs: Mapping[str, SiteSpec]) -> None:
+    """Raises AdapterError when tensors are missing, extra or wrong-shaped, or sites are of another kind."""
+    check_names(f"adapter {path} and the model", shapes_of(specs), {n: v.shape for n, v in adapter.tensors.items()})
+    fields = ("variant", "axis", "weights", "previous_map")
+    other = [
+        f"{site} ({field}: {getattr(adapter.specs[site], field)!r}, the model has {getattr(spec, field)!r})"
+        for site, spec in specs.items()
+        for field in fields
+        if getattr(adapter.specs[site], field) != getattr(spec, field)
+    ]
+    if other:
+        raise AdapterError(f"adapter {path} is of another kind than the model at {listed(other)}.")
+
+
+def _check_base(path: str | Path, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    kinds = [kind for kind in expected if kind in found]
+    if kinds and not any(expected[kind] == found[kind] for kind in kinds):
+        raise AdapterError(
+            f"adapter {path} was trained on another base: expected the {kinds[0]} graph with fingerprint "
+            f"{expected[kinds[0]][:16]}, found {found[kinds[0]][:16]}. Use the model it was trained on, or pass "
+            "check_base=False if only weights besides the residual branches differ."
+        )

@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import run_onnx
+from tolerance import assert_close
+from torch import nn
+from torch_models import leaves, randomise, rewritten
+
+from laurel_graph.adapters import file_fingerprints, module_fingerprints
+from laurel_graph.config import LaurelConfig
+from laurel_graph.errors import ModelError, OutputError
+from laurel_graph.module import laurel_modules
+from laurel_graph.opset.schema import laurel_nodes, read_metadata, read_specs, tensor_name
+from laurel_graph.passes.export import export_onnx
+
+
+def dynamic(inputs):
+    return tuple({0: "batch"} for _ in inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "options"),
+    [
+        ("prenorm", "rw+lr+pa", {"previous_map": "low-rank"}),
+        ("parallel", "rw+pa", {"per_channel": True}),
+        ("weighted", "rw+lr+pa", {}),
+        ("resnet", "rw+lr+pa", {"per_channel": True}),
+        ("bert", "rw+lr", {}),
+    ],
+)
+def test_exported_file_agrees_with_the_module_and_keeps_names_and_dims(tmp_path, name, variant, options):
+    module, inputs, plans = rewritten(name, variant, **options)
+    kept = sorted(n for n, _ in module.named_parameters())
+    start = [t.clone() for t in module.state_dict().values()]
+    module.train()
+    path = export_onnx(module, inputs, tmp_path / "start.onnx", dynamic_shapes=dynamic(inputs))
+    assert all(m.training for m in module.modules())
+    assert sorted(n for n, _ in module.named_parameters()) == kept
+    module.eval()
+    for batch in (1, 7):
+        _, inputs, _ = rewritten(name, variant, batch, **options)
+        for parameters in ("start", "random"):
+            if parameters == "random":
+                path = tmp_path / "random.onnx"
+                randomise(module)
+                if batch == 1:
+                    export_onnx(module, inputs, path, dynamic_shapes=dynamic(inputs))
+            else:
+                module.load_state_dict(dict(zip(module.state_dict(), start, strict=True)))
+                path = tmp_path / "start.onnx"
+            model = onnx.load(path)
+            onnx.checker.check_model(model, full_check=True)
+            feeds = {i.name: x.numpy() for i, x in zip(model.graph.input, inputs, strict=True)}
+            for actual, expected in zip(run_onnx(model, feeds), leaves(module(*inputs)), strict=True):
+                assert_close(actual, expected.detach())
+    held = [t.name for t in model.graph.initializer]
+    assert len(held) == len(set(held))
+    assert {tensor_name(p.spec.site, n) for p in plans for n in p.spec.tensor_shapes()} <= set(held)
+    assert {n for n, _ in module.named_parameters() if not n.startswith("laurel.")} <= set(held)
+    assert {i.type.tensor_type.shape.dim[0].dim_param for i in model.graph.input} == {"batch"}
+    assert all(not node.attribute and node.name.startswith("laurel.") for node in laurel_nodes(model.graph))
+    assert read_specs(model) == {p.spec.site: p.spec for p in plans}
+    assert {f.name for f in model.functions} == {n.op_type for n in laurel_nodes(model.graph)}
+
+
+def test_torch_exported_module_and_older_opset_agree(tmp_path):
+    module, inputs, _ = rewritten("resnet", "rw+lr", export=True)
+    randomise(module)
+    model = onnx.load(export_onnx(module, inputs, tmp_path / "m.onnx", opset=17))
+    assert {o.domain: o.version for o in model.opset_import} == {"": 17, "ai.laurel": 1}
+    assert_close(run_onnx(model, {model.graph.input[0].name: inputs[0].numpy()})[0], module(*inputs).detach())
+
+
+def test_wrapped_module_keeps_the_names_of_its_residuals(tmp_path):
+    inner, inputs, plans = rewritten("prenorm", "rw")
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = inner, nn.Linear(12, 2)
+
+        def forward(self, *, x):
+            return self.head(self.body(x))
+
+    module = Wrapped()
+    model = onnx.load(export_onnx(module, (), tmp_path / "m.onnx", kwargs={"x": inputs[0]}))
+    held = {t.name for t in model.graph.initializer}
+    assert {tensor_name(p.spec.site, n) for p in plans for n in ("alpha", "beta")} <= held
+    assert "head.weight" in held and not any(name.startswith("body.laurel") for name in held)
+    assert LaurelConfig.from_json(read_metadata(model, "laurel.config")).variant == "rw"
+    assert json.loads(read_metadata(model, "laurel.base")) == module_fingerprints(module)
+    assert set(file_fingerprints(model, tmp_path)) == {"torch", "onnx"}
+    assert set(laurel_modules(module)) == {p.spec.site for p in plans}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bit_module_is_written_in_its_own_type(tmp_path, dtype):
+    module, inputs, plans = rewritten("prenorm", "rw+lr")
+    randomise(module)
+    module.to(getattr(torch, dtype))
+    x = inputs[0].to(getattr(torch, dtype))
+    model = onnx.load(export_onnx(module, x, tmp_path / "m.onnx"))
+    kind = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16}[dtype]
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    assert {types[tensor_name(p.spec.site, n)] for p in plans for n in p.spec.tensor_shapes()} == {kind}
+    assert {spec.dtype for spec in read_specs(model).values()} == {dtype}
+    if dtype == "float16":
+        assert_close(run_onnx(model, {"x": x.numpy()})[0].astype(np.float32), module(x).detach().float(), dtype)
+
+
+def test_export_fails_with_one_line_and_writes_nothing_when_the_module_cannot_be_traced(tmp_path):
+    class Bad(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ModelError, match="Bad cannot be exported to ONNX"):
+        export_onnx(Bad(), torch.ones(2), tmp_path / "m.onnx")
+    with pytest.raises(OutputError, match="does not exist"):
+        export_onnx(Bad(), torch.ones(2), tmp_path / "gone" / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
