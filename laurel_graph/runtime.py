@@ -51,6 +51,8 @@ def _library() -> ctypes.CDLL | None:
     library.laurel_available_isa.restype = ctypes.c_char_p
     library.laurel_available_isa.argtypes = [ctypes.c_int]
     library.laurel_select.argtypes = [ctypes.c_char_p]
+    library.laurel_multiply_adds.restype = ctypes.c_double
+    library.laurel_multiply_adds.argtypes = [ctypes.c_int64]
     return library
 
 
@@ -81,6 +83,15 @@ def available_isas() -> tuple[str, ...]:
     while library is not None and (name := library.laurel_available_isa(len(names))):
         names.append(name.decode())
     return tuple(names)
+
+
+def multiply_adds(rounds: int) -> float:
+    """Runs multiply-adds on registers alone and returns the number of float32 operations; 0 without the library.
+
+    The time it takes gives the peak rate of one core, the roof over every kernel.
+    """
+    library = _library()
+    return float(library.laurel_multiply_adds(rounds)) if library is not None else 0.0
 
 
 def session_options(

@@ -1,7 +1,5 @@
 #include "arguments.h"
 
-#include <algorithm>
-
 namespace laurel {
 
 namespace {
@@ -17,25 +15,20 @@ bool present(const Arguments& arguments, Parameter parameter) { return arguments
 
 int64_t rank_of(const Arguments& arguments, Parameter down) {
   const Shape& shape = arguments[down].shape;
-  return shape.empty() ? 0 : shape.back();
+  return shape.empty() ? 0 : shape[shape.size() - 1];
 }
 
-std::string pair_misfit(const Arguments& arguments, Parameter down, Parameter up, Shape lead, int64_t width) {
+// A pair (D, r) and (r, D), or k of them.
+std::string pair_misfit(const Arguments& arguments, Parameter down, Parameter up, int k, int64_t width) {
   const Argument &a = arguments[down], &b = arguments[up];
-  Shape expected = lead;
   const int64_t rank = rank_of(arguments, down);
-  expected.insert(expected.end(), {width, rank});
-  const std::string k = lead.empty() ? "" : std::to_string(lead[0]) + ", ";
-  const std::string d = std::to_string(width);
-  if (a.shape != expected) {
-    return mismatch(down, a, "(" + k + d + ", r): x has " + d + " features");
+  if (a.shape != (k ? Shape{k, width, rank} : Shape{width, rank})) {
+    const std::string d = std::to_string(width);
+    return mismatch(down, a, "(" + (k ? std::to_string(k) + ", " : "") + d + ", r): x has " + d + " features");
   }
-  expected = lead;
-  expected.insert(expected.end(), {rank, width});
-  if (b.shape != expected) {
-    return mismatch(up, b, to_text(expected) + " to go with " + kNames[down] + " of shape " + to_text(a.shape));
-  }
-  return "";
+  const Shape expected = k ? Shape{k, rank, width} : Shape{rank, width};
+  if (b.shape == expected) return "";
+  return mismatch(up, b, to_text(expected) + " to go with " + kNames[down] + " of shape " + to_text(a.shape));
 }
 
 }  // namespace
@@ -64,9 +57,9 @@ Arguments arguments_of(const Operator& op) {
 
 std::string factor_misfit(const Operator& op, const Arguments& arguments, int64_t width) {
   std::string reason;
-  if (present(arguments, kA)) reason = pair_misfit(arguments, kA, kB, {}, width);
+  if (present(arguments, kA)) reason = pair_misfit(arguments, kA, kB, 0, width);
   if (reason.empty() && present(arguments, kPreviousA)) {
-    reason = pair_misfit(arguments, kPreviousA, kPreviousB, {op.previous}, width);
+    reason = pair_misfit(arguments, kPreviousA, kPreviousB, op.previous, width);
   }
   return reason;
 }

@@ -1,7 +1,9 @@
 // The inputs of one operator: where each parameter stands, what shape it must have, and its float32 form.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <string>
@@ -11,7 +13,30 @@
 
 namespace laurel {
 
-using Shape = std::vector<int64_t>;
+// A shape without memory of its own: a run allocates nothing.
+class Shape {
+ public:
+  static constexpr size_t kMostAxes = 16;
+
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> sizes) {
+    for (int64_t size : sizes) sizes_[count_++] = size;
+  }
+  void resize(size_t count) { count_ = count; }
+  size_t size() const { return count_; }
+  bool empty() const { return count_ == 0; }
+  int64_t* data() { return sizes_; }
+  const int64_t* data() const { return sizes_; }
+  int64_t operator[](size_t i) const { return sizes_[i]; }
+  const int64_t* begin() const { return sizes_; }
+  const int64_t* end() const { return sizes_ + count_; }
+  bool operator==(const Shape& other) const { return std::equal(begin(), end(), other.begin(), other.end()); }
+  bool operator!=(const Shape& other) const { return !(*this == other); }
+
+ private:
+  size_t count_ = 0;
+  int64_t sizes_[kMostAxes];
+};
 
 std::string to_text(const Shape& shape);
 int64_t count_elements(const Shape& shape);

@@ -64,48 +64,65 @@ void spread_tile(const Job& job, const float* h, int64_t h_step, const float* b,
     }
   }
   const bool relu_after = job.epilogue == Epilogue::kRelu;
-  T* y = static_cast<T*>(job.y);
+  const int64_t inner = job.inner;
+  auto load_at = [&](const void* from, int g, int v) LAUREL_LAMBDA {
+    const T* element = static_cast<const T*>(from) + at + g * inner + v * kWidth;
+    return v == V - 1 ? load_as<E>(element, count) : load(element);
+  };
+  for (int j = 0; j < job.previous; ++j) {
+#pragma GCC unroll 8
+    for (int g = 0; g < kGroup; ++g) {
+      if (g >= rows) break;
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) sum[g][v] += job.gamma[j] * load_at(job.previous_x[j], g, v);
+    }
+  }
+  // All loads before all stores: see up_tile.
 #pragma GCC unroll 8
   for (int g = 0; g < kGroup; ++g) {
     if (g >= rows) break;
-    Floats alpha = splat(job.alpha.data[(channel + g) * job.alpha.stride]);
-    Floats beta = splat(job.beta.data[(channel + g) * job.beta.stride]);
-    auto finish = [&](auto extent, int v) LAUREL_LAMBDA {
-      constexpr Extent kExtent = extent.value;
-      const int64_t i = at + g * job.inner + v * kWidth;
-      Floats value = combine<kExtent, T>(job, i, count, sum[g][v], alpha, beta, Floats{});
-      if (relu_after) value = relu(value);
-      store_as<kExtent>(y + i, value, count);
-    };
+    const Floats alpha = splat(job.alpha.data[(channel + g) * job.alpha.stride]);
+    const Floats beta = splat(job.beta.data[(channel + g) * job.beta.stride]);
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) {
-      if (v == V - 1) {
-        finish(std::integral_constant<Extent, E>(), v);
-      } else {
-        finish(std::integral_constant<Extent, kFull>(), v);
-      }
+      Floats value = alpha * load_at(job.f, g, v) + beta * (sum[g][v] + load_at(job.x, g, v));
+      sum[g][v] = relu_after ? relu(value) : value;
+    }
+  }
+  T* y = static_cast<T*>(job.y) + at;
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroup; ++g) {
+    if (g >= rows) break;
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) {
+      T* to = y + g * inner + v * kWidth;
+      v == V - 1 ? store_as<E>(to, sum[g][v], count) : store(to, sum[g][v]);
     }
   }
 }
 
-// Calls function(vectors, extent, first position, elements in the last vector) for the tiles of [0, positions).
 template <int V, typename Function>
-LAUREL_INLINE void with_span(int64_t start, int64_t left, Function function) {
+LAUREL_INLINE void with_span(int vectors, int64_t start, int64_t left, Function function) {
   if constexpr (V > 1) {
-    if (left <= (V - 1) * kWidth) return with_span<V - 1>(start, left, function);
+    if (vectors < V) return with_span<V - 1>(vectors, start, left, function);
   }
-  const int count = static_cast<int>(smaller(kWidth, left - (V - 1) * kWidth));
-  if (count == kWidth) {
-    function(std::integral_constant<int, V>(), std::integral_constant<Extent, kFull>(), start, count);
+  const int64_t count = left - (V - 1) * kWidth;
+  if (count >= kWidth) {
+    function(std::integral_constant<int, V>(), std::integral_constant<Extent, kFull>(), start, kWidth);
   } else {
-    function(std::integral_constant<int, V>(), std::integral_constant<Extent, kPart>(), start, count);
+    function(std::integral_constant<int, V>(), std::integral_constant<Extent, kPart>(), start,
+             static_cast<int>(count));
   }
 }
 
+// Calls function(vectors, extent, first position, elements in the last vector) for the tiles of [0, positions), which
+// get nearly equal numbers of vectors: a narrow tile has too few sums to keep the units for multiply-adds busy.
 template <typename Function>
 LAUREL_INLINE void each_span(int64_t positions, Function function) {
-  for (int64_t start = 0; start < positions; start += kSpan * kWidth) {
-    with_span<kSpan>(start, positions - start, function);
+  const int64_t vectors = (positions + kWidth - 1) / kWidth, tiles = (vectors + kSpan - 1) / kSpan;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = vectors * t / tiles, last = vectors * (t + 1) / tiles;
+    with_span<kSpan>(static_cast<int>(last - first), first * kWidth, positions - first * kWidth, function);
   }
 }
 

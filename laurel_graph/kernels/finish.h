@@ -27,18 +27,6 @@ LAUREL_INLINE Floats relu(Floats value) {
   return bit_cast<Floats>(~bit_cast<Words>(negative) & bit_cast<Words>(value));
 }
 
-// alpha (f + bias) + beta (x + carried + sum of gamma_j previous_j) at element `at` of the arrays.
-template <Extent E, typename T>
-LAUREL_INLINE Floats combine(const Job& job, int64_t at, int count, Floats carried, Floats alpha, Floats beta,
-                             Floats bias) {
-  carried += load_as<E>(static_cast<const T*>(job.x) + at, count);
-  for (int j = 0; j < job.previous; ++j) {
-    carried += job.gamma[j] * load_as<E>(static_cast<const T*>(job.previous_x[j]) + at, count);
-  }
-  Floats branch = load_as<E>(static_cast<const T*>(job.f) + at, count) + bias;
-  return alpha * branch + beta * carried;
-}
-
 template <Extent E>
 LAUREL_INLINE Floats load_vector(const Vector& vector, int64_t at, int count) {
   // A scalar is repeated, so the whole vector may be read there.

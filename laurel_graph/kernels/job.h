@@ -47,6 +47,7 @@ struct Job {
   void* y = nullptr;
   void* sum = nullptr;  // the residual before a norm, or null
   Vector alpha, beta, bias, scale, offset;
+  bool biased = false;
   Epilogue epilogue = Epilogue::kNone;
   float epsilon = 0;
   int previous = 0;  // earlier activations taken as they are
@@ -67,8 +68,8 @@ struct Job {
 
   // Set by Path::plan.
   int64_t tasks = 1;
-  int64_t block = 0;       // elements, rows or columns of one task, by kind of job
-  int64_t blocks_per_row = 1;
+  int64_t block = 0;        // what one task takes: elements, tiles of rows or positions
+  int64_t parts = 1;        // tiles that the rows are cut into, or tasks of one row
   int64_t block_tiles = 1;  // tiles of rows that share one pass over A and B
 };
 
@@ -87,6 +88,8 @@ struct Path {
   // Divides the job into independent tasks.
   void (*plan)(Job* job);
   void (*run)(const Job& job, int64_t task);
+  // Runs multiply-adds and returns how many floating-point operations they were; for measuring.
+  double (*multiply_adds)(int64_t rounds);
 };
 
 // The paths this machine can run, best first; null-terminated.

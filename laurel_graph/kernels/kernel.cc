@@ -2,8 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <functional>
-#include <memory>
+#include <new>
 #include <stdexcept>
 
 namespace laurel {
@@ -42,6 +41,17 @@ void give_back(void* loan, void* memory) {
   if (ort::Status* status = from->api->AllocatorFree(from->allocator, memory)) from->api->ReleaseStatus(status);
 }
 
+struct Borrowed {
+  void* loan;
+  void* memory;
+  Borrowed(void* from, size_t bytes) : loan(from), memory(bytes ? borrow(from, bytes) : nullptr) {}
+  ~Borrowed() {
+    if (memory) give_back(loan, memory);
+  }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+};
+
 }  // namespace
 
 void Kernel::fail(const std::string& reason) const { throw std::runtime_error(name_ + ": " + reason + "."); }
@@ -59,12 +69,13 @@ Kernel::Tensor Kernel::tensor(const ort::Value* value) const {
   check(api_.GetTensorTypeAndShape(value, &info));
   size_t count = 0;
   ort::Status* status = api_.GetDimensionsCount(info, &count);
-  if (!status) {
+  if (!status && count <= Shape::kMostAxes) {
     result.shape.resize(count);
     status = api_.GetDimensions(info, result.shape.data(), count);
   }
   api_.ReleaseTensorTypeAndShapeInfo(info);
   check(status);
+  if (count > Shape::kMostAxes) fail("a tensor has " + std::to_string(count) + " axes, more than any known model");
   check(api_.GetTensorMutableData(const_cast<ort::Value*>(value), &result.data));
   return result;
 }
@@ -207,7 +218,7 @@ void Kernel::compute(ort::KernelContext* context) const {
 
   Arguments changed;
   if (!all_constant_) {
-    changed = arguments_;
+    changed = arguments_;  // what may change between runs
     for (Argument& argument : changed) {
       if (argument.index < 0 || argument.constant) continue;
       const Tensor tensor = input(context, argument.index);
@@ -216,8 +227,11 @@ void Kernel::compute(ort::KernelContext* context) const {
     }
   }
   const Arguments& arguments = all_constant_ ? arguments_ : changed;
-  const std::string reason = misfit(op_, arguments, job.width);
-  if (!reason.empty()) fail(reason);
+  if (!all_constant_ || checked_width_.load(std::memory_order_relaxed) != job.width) {
+    const std::string reason = misfit(op_, arguments, job.width);
+    if (!reason.empty()) fail(reason);
+    checked_width_.store(job.width, std::memory_order_relaxed);
+  }
 
   job.y = output(context, 0, x.shape);
   job.sum = outputs_ > 1 ? output(context, 1, x.shape) : nullptr;
@@ -249,14 +263,11 @@ void Kernel::run(ort::KernelContext* context, Job* job, const Arguments& argumen
     }
     if (factors && !factors_ready_) floats += factor_floats(*path_, op_, arguments, job->width);
   }
-  std::unique_ptr<void, std::function<void(void*)>> borrowed(nullptr, [=](void* memory) {
-    if (memory) give_back(job->allocator, memory);
-  });
-  if (floats) borrowed.reset(borrow(job->allocator, floats * sizeof(float)));
+  const Borrowed borrowed(job->allocator, floats * sizeof(float));
   if (type_ == Type::kDouble) {
     describe_factors(op_, arguments, &prepared);
   } else if (!all_constant_) {
-    auto* memory = static_cast<float*>(borrowed.get());
+    auto* memory = static_cast<float*>(borrowed.memory);
     for (int parameter = 0; parameter < kParameters; ++parameter) {
       const Argument& argument = arguments[parameter];
       if (argument.index < 0 || argument.constant || is_factor(parameter)) continue;
@@ -275,6 +286,7 @@ void Kernel::run(ort::KernelContext* context, Job* job, const Arguments& argumen
   job->alpha = vector(kAlpha, kOnes);
   job->beta = vector(kBeta, kOnes);
   job->bias = vector(kBias, kZeros);
+  job->biased = op_.bias;
   job->scale = vector(kScale, kOnes);
   job->offset = vector(kOffset, kZeros);
   for (int parameter = 0; parameter < kParameters; ++parameter) job->raw[parameter] = arguments[parameter].data;

@@ -1,6 +1,7 @@
 // One node of a session: what it keeps from its creation, and how it runs.
 #pragma once
 
+#include <atomic>
 #include <string>
 
 #include "arguments.h"
@@ -45,6 +46,7 @@ class Kernel {
   Arguments arguments_;
   bool factors_ready_ = false;
   bool all_constant_ = false;
+  mutable std::atomic<int64_t> checked_width_{-1};  // the last D that the constants were found to fit
   Prepared prepared_;
   Buffer vectors_, factors_;
 };

@@ -12,8 +12,8 @@ namespace laurel::LAUREL_PATH {
 
 // Rough speeds of one core, to weigh work against the price of handing it to another thread.
 constexpr double kFlopsPerNs = kWidth * 8.0;
-constexpr double kBytesPerNs = 10.0;
-constexpr double kTaskNs = 3000;  // a task of this length is worth handing over
+constexpr double kBytesPerNs = 16.0;
+constexpr double kTaskNs = 8000;  // less work than this is not worth handing over
 constexpr int64_t kMostTasks = 256;
 
 inline bool elementwise(const Job& job) {
@@ -21,38 +21,56 @@ inline bool elementwise(const Job& job) {
   return job.rank == 0 && !norm;
 }
 
-// Tasks of about equal size for work of `ns` in all; 1 if it is too little to share.
-inline int64_t tasks_for(double ns, int64_t units) {
-  const int64_t wanted = static_cast<int64_t>(ns / kTaskNs);
-  return larger(1, smaller(units, smaller(wanted, kMostTasks)));
+// Units of work in a task, of `units` that take `ns` in all.
+inline int64_t task_units(double ns, int64_t units) {
+  const int64_t worth = static_cast<int64_t>(kTaskNs * static_cast<double>(units) / (ns + 1)) + 1;
+  return larger(smaller(worth, units), (units + kMostTasks - 1) / kMostTasks);
+}
+
+void plan_elementwise(Job* job, double ns) {
+  constexpr int64_t kUnit = 1024;
+  const int64_t elements = job->rows * job->width * larger(1, job->inner);
+  job->block = kUnit * task_units(ns, (elements + kUnit - 1) / kUnit);
+  job->tasks = (elements + job->block - 1) / job->block;
+}
+
+// Blocks are counted in tiles of nearly equal size; `parts` says how many tiles the rows are cut into.
+void plan_tokens(Job* job, double ns) {
+  int64_t tiles = (job->rows + kRows - 1) / kRows;
+  if (tiles > 1 && tiles < 8) tiles += tiles % 2;  // so that two threads get the same
+  job->parts = smaller(tiles, job->rows);
+  // Weights that do not stay in the first-level cache are shared by several tiles of rows.
+  job->block_tiles = job->width * job->rank * 8 > (24 << 10) ? 4 : 1;
+  job->block = task_units(ns, job->parts);
+  if (job->parts >= 16 * job->block_tiles) job->block = round_up(job->block, job->block_tiles);
+  job->tasks = (job->parts + job->block - 1) / job->block;
+}
+
+// Blocks of positions whose x stays in the second-level cache between its two uses, more of them if that leaves too
+// few tasks to share.
+void plan_channels(Job* job, double ns) {
+  constexpr int64_t kUnit = kSpan * kWidth;
+  const int64_t fits = larger(2, (224 << 10) / (job->width * 4 * kUnit));
+  const int64_t scratch = larger(1, kStackFloats / (job->rank * kUnit));
+  const int64_t units = (job->inner + kUnit - 1) / kUnit;
+  const int64_t block = smaller(fits, scratch);
+  int64_t parts = (units + block - 1) / block;
+  const int64_t worth = smaller(4, static_cast<int64_t>(ns / kTaskNs));
+  if (parts * job->rows < worth) parts = smaller(units, (worth + job->rows - 1) / job->rows);
+  job->block = round_up((job->inner + parts - 1) / parts, parts < 8 ? kWidth : kUnit);
+  job->parts = (job->inner + job->block - 1) / job->block;
+  job->tasks = job->rows * job->parts;
 }
 
 void plan(Job* job) {
-  const int64_t positions = larger(1, job->inner);
-  const double elements = static_cast<double>(job->rows) * job->width * positions;
+  const double elements = static_cast<double>(job->rows * job->width * larger(1, job->inner));
   const int arrays = 3 + (job->sum ? 1 : 0) + job->previous + (job->products ? job->products - 1 : 0);
-  const double bytes = elements * arrays * size_of(job->type);
-  const double ns = elements * 4 * job->rank / kFlopsPerNs + bytes / kBytesPerNs;
+  const double bytes = elements * arrays * static_cast<double>(size_of(job->type));
+  const double ns = elements * 4 * static_cast<double>(job->rank) / kFlopsPerNs + bytes / kBytesPerNs;
   if (elementwise(*job)) {
-    job->tasks = tasks_for(ns, round_up(static_cast<int64_t>(elements), 1024) / 1024);
-    job->block = round_up((static_cast<int64_t>(elements) + job->tasks - 1) / job->tasks, 64);
-    job->tasks = (static_cast<int64_t>(elements) + job->block - 1) / job->block;
-  } else if (job->inner == 0) {
-    job->tasks = tasks_for(ns, job->rows);
-    // Weights that do not stay in the second-level cache are shared by several tiles of rows.
-    job->block_tiles = job->width * job->rank * 8 > (256 << 10) ? 4 : 1;
+    plan_elementwise(job, ns);
   } else {
-    // Blocks of positions whose x stays in the second-level cache between its two uses.
-    constexpr int64_t kUnit = kSpan * kWidth;
-    const int64_t fits = larger(1, (192 << 10) / (job->width * 4 * kUnit));
-    const int64_t wanted = tasks_for(ns, kMostTasks);
-    const int64_t units = (job->inner + kUnit - 1) / kUnit;
-    const int64_t per_row = (wanted + job->rows - 1) / job->rows;
-    const int64_t scratch = larger(1, kStackFloats / (job->rank * kUnit));
-    const int64_t block = larger(1, smaller(smaller(fits, scratch), units / per_row));
-    job->block = block * kUnit;
-    job->blocks_per_row = (job->inner + job->block - 1) / job->block;
-    job->tasks = job->rows * job->blocks_per_row;
+    job->inner ? plan_channels(job, ns) : plan_tokens(job, ns);
   }
 }
 
@@ -63,10 +81,11 @@ void run_as(const Job& job, int64_t task) {
     const int64_t begin = task * job.block, end = smaller(elements, begin + job.block);
     job.inner ? elementwise_channels<T>(job, begin, end) : elementwise_tokens<T>(job, begin, end);
   } else if (job.inner == 0) {
-    run_tokens<T>(job, job.rows * task / job.tasks, job.rows * (task + 1) / job.tasks);
+    const int64_t first = task * job.block, last = smaller(job.parts, first + job.block);
+    run_tokens<T>(job, job.rows * first / job.parts, job.rows * last / job.parts);
   } else {
-    const int64_t begin = task % job.blocks_per_row * job.block;
-    run_channels<T>(job, task / job.blocks_per_row, begin, smaller(job.inner, begin + job.block));
+    const int64_t begin = task % job.parts * job.block;
+    run_channels<T>(job, task / job.parts, begin, smaller(job.inner, begin + job.block));
   }
 }
 
@@ -74,7 +93,24 @@ void run(const Job& job, int64_t task) {
   with_type(job.type, [&](auto* null) { run_as<std::remove_pointer_t<decltype(null)>>(job, task); });
 }
 
+// Multiply-adds on registers alone, as many independent ones as hide their latency.
+double multiply_adds(int64_t rounds) {
+  Floats sums[12];
+  for (int i = 0; i < 12; ++i) sums[i] = splat(static_cast<float>(i));
+  Floats factor = splat(0.999f), term = splat(0.001f);
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; ++i) sums[i] = sums[i] * factor + term;
+  }
+  Floats total{};
+  for (int i = 0; i < 12; ++i) total += sums[i];
+  volatile float kept = sum_lanes(total);
+  (void)kept;
+  return 2.0 * 12 * kWidth * static_cast<double>(rounds);
+}
+
 extern const Path path;
-const Path path = {LAUREL_NAME(LAUREL_PATH), down_size, up_size, pack_down, pack_up, convert, plan, run};
+const Path path = {LAUREL_NAME(LAUREL_PATH), down_size, up_size, pack_down, pack_up, convert, plan, run,
+                   multiply_adds};
 
 }  // namespace laurel::LAUREL_PATH

@@ -42,7 +42,7 @@ struct Brain {
   uint16_t bits;
 };
 
-LAUREL_INLINE Floats splat(float value) { return Floats{} + value; }
+LAUREL_INLINE Floats splat(float value) { return value - Floats{}; }  // 0 + value would not keep -0
 
 template <typename To, typename From>
 LAUREL_INLINE To bit_cast(From from) {

@@ -12,6 +12,7 @@
 namespace laurel::LAUREL_PATH {
 
 constexpr int kRows = kRegisters == 32 ? 8 : 6;
+constexpr int kUpRows = kRegisters == 32 ? 6 : 3;  // of the wider tiles of the second product
 constexpr int kDotRows = kRegisters == 32 ? 6 : 3;
 constexpr int64_t kDepth = 256;  // rows of A that a panel keeps in the first-level cache
 
@@ -175,32 +176,62 @@ template <int M, int V, Extent E, typename T>
 void up_tile(const Job& job, const float* h, const float* b, int64_t b_step, int64_t at, int64_t column, int count,
              Target<T> target) {
   Floats sum[M][V] = {};
-  if (V == 2) b_step = kPanel;
   const int64_t rank = job.rank, width = job.width;
+  if (V > 1) b_step = kPanel;
+  const float* const next = b + rank * kPanel;  // the panel of the third and fourth vector
   for (int64_t k = 0; k < rank; ++k) {
     Floats panel[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) panel[v] = load(b + k * b_step + v * kWidth);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) panel[v] = load((v < 2 ? b : next) + k * b_step + v % 2 * kWidth);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       Floats value = splat(h[m * rank + k]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[m][v] += value * panel[v];
     }
   }
-#pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) {
-    const int64_t i = column + v * kWidth;
-    Floats alpha = load_vector<E>(job.alpha, i, count);
-    Floats beta = load_vector<E>(job.beta, i, count);
-    Floats bias = load_vector<E>(job.bias, i, count);
+  for (int j = 0; j < job.previous; ++j) {
+    const T* from = static_cast<const T*>(job.previous_x[j]) + at;
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      Floats value = combine<E, T>(job, at + m * width + v * kWidth, count, sum[m][v], alpha, beta, bias);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[m][v] += job.gamma[j] * load_as<E>(from + m * width + v * kWidth, count);
+    }
+  }
+  Floats alpha[V], beta[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    alpha[v] = load_vector<E>(job.alpha, column + v * kWidth, count);
+    beta[v] = load_vector<E>(job.beta, column + v * kWidth, count);
+  }
+  // Row by row, and all loads before all stores: with widths that are powers of two the rows of all arrays fall on the
+  // same few lines of the cache, and a load waits for a store whose address ends in the same bits.
+  auto finish = [&](auto biased) LAUREL_LAMBDA {
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        Floats branch = load_as<E>(static_cast<const T*>(job.f) + at + m * width + v * kWidth, count);
+        if (biased.value) branch += load_vector<E>(job.bias, column + v * kWidth, count);
+        sum[m][v] += load_as<E>(static_cast<const T*>(job.x) + at + m * width + v * kWidth, count);
+        sum[m][v] = alpha[v] * branch + beta[v] * sum[m][v];
+      }
+    }
+  };
+  if (job.biased) {
+    finish(std::true_type());
+  } else {
+    finish(std::false_type());
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const int64_t to = m * width + column + v * kWidth;
       if (std::is_same_v<T, float> || !target.wide) {
-        store_as<E>(target.data + m * width + i, value, count);
+        store_as<E>(target.data + to, sum[m][v], count);
       } else {
-        store_as<E>(target.wide + m * width + i, value, count);
+        store_as<E>(target.wide + to, sum[m][v], count);
       }
     }
   }
@@ -209,7 +240,11 @@ void up_tile(const Job& job, const float* h, const float* b, int64_t b_step, int
 // All columns of M rows.
 template <int M, typename T>
 void up_rows(const Job& job, const float* h, int64_t row, Target<T> target) {
-  for (int64_t start = 0; start < job.width; start += kPanel) {
+  int64_t start = 0;
+  for (; job.width - start >= 2 * kPanel; start += 2 * kPanel) {
+    up_tile<M, 4, kFull>(job, h, job.up + start * job.rank, kPanel, row * job.width + start, start, kWidth, target);
+  }
+  for (; start < job.width; start += kPanel) {
     const float* b = job.up + start * job.rank;
     const int64_t left = job.width - start, at = row * job.width + start;
     if (left >= kPanel) {
@@ -224,6 +259,16 @@ void up_rows(const Job& job, const float* h, int64_t row, Target<T> target) {
         up_tile<M, 1, kPart>(job, h, b + i, b_step, at + i, start + i, static_cast<int>(left - i), target);
       }
     }
+  }
+}
+
+// All columns of one tile of rows.
+template <typename T>
+void up(const Job& job, const float* h, int64_t row, int rows, Target<T> target) {
+  for (int done = 0; done < rows; done += kUpRows) {
+    const int part = rows - done < kUpRows ? rows - done : kUpRows;
+    const Target<T> to{target.data + done * job.width, target.wide ? target.wide + done * job.width : nullptr};
+    with_count<kUpRows>(part, [&](auto m) { up_rows<m.value>(job, h + done * job.rank, row + done, to); });
   }
 }
 
@@ -262,7 +307,7 @@ void run_tokens(const Job& job, int64_t begin, int64_t end) {
       T* y = static_cast<T*>(job.y) + row * width;
       T* sum = job.sum ? static_cast<T*>(job.sum) + row * width : nullptr;
       const Target<T> target{norm && sum ? sum : y, norm && kNarrow ? wide : nullptr};
-      with_count<kRows>(tiles[t], [&](auto m) { up_rows<m.value>(job, h_from, row, target); });
+      up(job, h_from, row, tiles[t], target);
       if (norm) {
         for (int m = 0; m < tiles[t]; ++m) {
           if constexpr (kNarrow) {

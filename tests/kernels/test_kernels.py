@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from kernels.battery import Case, all_operators, make_session, residuals, rounded
 from tolerance import assert_close
 
+from kernels.battery import Case, all_operators, make_session, residuals, rounded
 from laurel_graph.opset.schema import Operator
 from laurel_graph.runtime import library_path
 

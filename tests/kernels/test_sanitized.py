@@ -1,0 +1,46 @@
+"""The battery once more on a library built with AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "sanitize"
+TESTS = ("test_kernels.py", "test_hostile.py", "test_isa.py")
+
+
+def tool(name):
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.is_file() else shutil.which(name)
+
+
+def sanitizer_runtime():
+    compiler = shutil.which("g++")
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    found = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    return Path(found).resolve() if Path(found).is_absolute() else None
+
+
+def test_battery_passes_when_built_with_sanitizers():
+    libasan, cmake, ninja = sanitizer_runtime(), tool("cmake"), tool("ninja")
+    if libasan is None or cmake is None or ninja is None:
+        pytest.skip("needs Linux, g++ with libasan, cmake and ninja")
+    configure = [cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-DLAUREL_SANITIZE=ON", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    subprocess.run(configure, check=True, capture_output=True)
+    subprocess.run([cmake, "--build", BUILD], check=True, capture_output=True)
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(libasan),
+        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "LAUREL_TEST_LIBRARY": str(BUILD / "liblaurel_ops.so"),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    files = [str(Path(__file__).with_name(name)) for name in TESTS]
+    result = subprocess.run([*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
