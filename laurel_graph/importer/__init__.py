@@ -81,7 +81,6 @@ def import_onnx(
 
     from ..onnx_file import read
     from .convert import Converter
-    from .fusion import fuse
     from .laurel import LaurelSites
     from .registry import default_registry
 
@@ -96,7 +95,6 @@ def import_onnx(
     converter = Converter(model, default_registry(), base_dir, selector.is_parameter, dropout, sites.translate)
     module = converter.run()
     selector.check()
-    fuse(module)
     stored = {t.name for t in model.graph.initializer}
     module.meta[META] = ImportRecord(
         source=source,

@@ -264,12 +264,15 @@ class Builder:
         if owner._modules.get(leaf) is not module:
             owner.add_module(leaf, module)
 
-    def finish(self, outputs: Sequence[Value], name: str) -> fx.GraphModule:
-        """Adds the output node and returns the module, with what nothing uses removed."""
+    def close(self, outputs: Sequence[Value]) -> None:
+        """Adds the output node and removes what nothing uses."""
         nodes = [self.node_of(v) for v in outputs]
         self.origin = None
         self.graph.output(nodes[0] if len(nodes) == 1 else tuple(nodes))
         _eliminate_dead(self.graph)
+
+    def module(self, name: str) -> fx.GraphModule:
+        """Returns the closed graph as a module."""
         module = fx.GraphModule(self.root, self.graph, class_name=name)
         if "host" in module._modules:  # GraphModule copies attributes into plain modules
             module._modules["host"] = self.root.get_submodule("host")

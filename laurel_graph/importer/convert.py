@@ -15,6 +15,7 @@ from torch import fx
 
 from ..errors import LaurelError, ModelError, UnsupportedOperatorError
 from .builder import Builder, Origin, Value
+from .fusion import fuse
 from .node import Node
 from .registry import NEWEST, Registry, since_version
 from .types import FLOATS, HALF, STORAGE, attribute_value, tensor_to_torch, type_name
@@ -104,7 +105,9 @@ class Converter:
                 f"{len(self.refused)} node(s) have no differentiable counterpart:\n  {listed}{more}"
             )
         self.tensor_names = builder.onnx_names
-        return builder.finish(outputs, "ImportedModel")
+        builder.close(outputs)
+        fuse(builder.root, builder.graph)
+        return builder.module("ImportedModel")
 
     def _add_inputs(self, graph: GraphProto, builder: Builder, scope: Scope) -> None:
         stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
@@ -268,7 +271,9 @@ class Converter:
             captured.append(value)
             inner.values[outer_name] = builder.input(outer_name, value.elem_type, value.shape, value.host)
         builder.origin = None
-        return builder.finish(self.graph_nodes(graph, builder, inner), "Subgraph"), captured
+        builder.close(self.graph_nodes(graph, builder, inner))
+        fuse(builder.root, builder.graph)
+        return builder.module("Subgraph"), captured
 
     def inline(self, graph: GraphProto, builder: Builder, scope: Scope) -> list[Value]:
         """Translates a subgraph without inputs in the place of its node."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from .activation import softmax
@@ -52,14 +52,14 @@ Match = tuple[fx.Node, Callable[..., Any], tuple[Any, ...]]
 class _Matcher:
     """Looks at the nodes of one graph; a method returns ``None`` where there is no match."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
 
     def tensor(self, node: Any) -> Tensor | None:
         """The tensor that a ``get_attr`` node reads."""
         if not isinstance(node, fx.Node) or node.op != "get_attr":
             return None
-        found: Any = self.module
+        found: Any = self.root
         for part in str(node.target).split("."):
             found = getattr(found, part)
         return found if isinstance(found, Tensor) else None
@@ -219,9 +219,14 @@ class _Matcher:
         return self.calls(node, torch.mean) and node.args[1] == (-1,) and node.args[2] is True
 
 
-def fuse(module: fx.GraphModule) -> int:
-    """Replaces what matches in *module*, in place, and returns how many layers were put together."""
-    matcher = _Matcher(module)
+def fuse(root: nn.Module, graph: fx.Graph) -> int:
+    """Replaces what matches in *graph*, in place, and returns how many layers were put together.
+
+    Args:
+        root: the module that holds the tensors of the graph.
+        graph: a graph with its output node.
+    """
+    matcher = _Matcher(root)
     patterns: dict[Any, Callable[[fx.Node], Any]] = {
         torch.erf: matcher.gelu,
         torch.sqrt: matcher.layer_norm,
@@ -229,21 +234,19 @@ def fuse(module: fx.GraphModule) -> int:
         softmax: matcher.attention,
     }
     count = 0
-    for node in list(module.graph.nodes):
+    for node in list(graph.nodes):
         if node.op != "call_function" or node.target not in patterns or not node.users:
             continue
         found = patterns[node.target](node)
         if found is None:
             continue
         last, function, args = found
-        with module.graph.inserting_after(last):
-            fused = module.graph.call_function(function, args)
+        with graph.inserting_after(last):
+            fused = graph.call_function(function, args)
         fused.meta = dict(last.meta)
         last.replace_all_uses_with(fused)
-        _erase_unused(module.graph, last)
+        _erase_unused(graph, last)
         count += 1
-    if count:
-        module.recompile()
     return count
 
 

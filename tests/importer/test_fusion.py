@@ -15,7 +15,8 @@ def n(op, inputs, output, **attributes):
 
 
 GELU = [
-    n("Div", "x root", "a"), n("Erf", "a", "e"), n("Add", "e one", "p"), n("Mul", "x p", "xp"), n("Mul", "xp half", "y"),
+    n("Div", "x root", "a"), n("Erf", "a", "e"), n("Add", "e one", "p"), n("Mul", "x p", "xp"),
+    n("Mul", "xp half", "y"),
 ]  # fmt: skip
 NORM = [
     n("ReduceMean", "x", "mean", axes=[-1]), n("Sub", "x mean", "d"), n("Pow", "d two", "sq"),
