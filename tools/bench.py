@@ -142,7 +142,7 @@ def latencies(
     cpu_time: bool = False,
     kernels: Sequence[bool] | None = None,
 ) -> list[list[float]]:
-    """Returns the seconds of *runs* runs for each model, the models taking turns in alternating order.
+    """Returns the seconds of *runs* runs for each model, the models taking turns in random order.
 
     *kernels* says for each model whether the fused kernels may run; without them function bodies do.
     """
@@ -156,9 +156,9 @@ def latencies(
         for _ in range(warm):
             session.run(names, feed)
     taken: list[list[float]] = [[] for _ in paths]
-    turn = list(range(len(paths)))
-    for run in range(runs):
-        for i in turn if run % 2 == 0 else reversed(turn):
+    order = np.random.default_rng(0)
+    for _ in range(runs):
+        for i in order.permutation(len(paths)):  # whoever runs twice in a row finds warm caches: chance is fair
             before = clock()
             sessions[i].run(outputs[i], wanted[i])
             taken[i].append(clock() - before)
