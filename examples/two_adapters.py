@@ -13,6 +13,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 import laurel_graph as lg
+from laurel_graph.adapters import write_ort_adapter
 from laurel_graph.tools.finetune import FinetuneOptions, finetune
 
 
@@ -37,17 +38,6 @@ def write_model(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def write_adapter(tuned: Path, path: Path) -> None:
-    """Writes the LAuReL tensors of a tuned model in ONNX Runtime's adapter format."""
-    tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(tuned).graph.initializer}
-    values = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in tensors.items() if n.startswith("laurel.")}
-    adapter = ort.AdapterFormat()
-    adapter.set_adapter_version(1)
-    adapter.set_model_version(1)
-    adapter.set_parameters(values)
-    adapter.export_adapter(str(path))
-
-
 def main(epochs: int = 15) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(1)
     x = rng.standard_normal((400, 8)).astype(np.float32)
@@ -69,7 +59,7 @@ def main(epochs: int = 15) -> dict[str, dict[str, float]]:
                     quiet=True,
                 )
             )
-            write_adapter(folder / f"{task}.onnx", folder / f"{task}.onnx_adapter")
+            write_ort_adapter(folder / f"{task}.onnx", folder / f"{task}.onnx_adapter")
 
         session = lg.session(folder / "model.onnx")
         accuracy: dict[str, dict[str, float]] = {}
