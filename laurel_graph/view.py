@@ -1,8 +1,8 @@
 """The neutral view of a traced graph: what detection looks at, whatever the graph was written in.
 
 A vertex is one value together with what made it. Both front ends translate their operators into the few
-:class:`Role` words below; nothing after them knows an ATen overload or an ONNX type name. The view is for analysis only:
-it is built, read and thrown away, and graphs are edited where they live (:mod:`torch.fx`, :mod:`onnx`).
+:class:`Role` words below; nothing after them knows an ATen overload or an ONNX type name. The view is for analysis
+only: it is built, read and thrown away, and graphs are edited where they live (:mod:`torch.fx`, :mod:`onnx`).
 """
 
 from __future__ import annotations

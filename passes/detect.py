@@ -2,18 +2,19 @@
 
 The rule
     A *join* is an add J of activations of J's own shape. Walk up from an operand s of J through operators of one
-    input: the *chain*. The first value c on it from which another operand b descends makes ``(c, b)`` a candidate. It is a
-    residual connection when **a weighted operator lies on the path from c to b**. What stands on the chain decides:
+    input: the *chain*. The first value c on it from which another operand b descends makes ``(c, b)`` a candidate.
+    It is a residual connection when **a weighted operator lies on the path from c to b**. What stands on the chain
+    decides:
 
     - nothing, or pass-through, reshapes, slices, a scalar scale: *identity*;
     - a vector scale too: identity, where J is read twice or c is itself a join;
     - a norm, a pool, up to two convolutions or one linear map: *projection*, with the longer side holding the
-      non-linearity.
+      non-linearity; an activation may stand before the map (pre-activation nets) when the branch is longer still.
 
     A branch without weights counts when it mixes positions (attention, FFT, pooling) and holds a norm or a scale.
 
-What else the graph is asked is written at each exception in :func:`_judge`. No names, no templates: an architecture that
-nobody has seen is as good as any other.
+What else the graph is asked is written at each exception in :func:`_judge`. No names, no templates: an architecture
+that nobody has seen is as good as any other.
 
 Cost
     One sweep in topological order. Facts about the paths from a fork travel only as long as the fork *lives*, that is
@@ -98,6 +99,7 @@ class Chain:
     changed: bool = False
     convs: int = 0
     linears: int = 0
+    active: bool = False
     weight: str = ""
 
     @property
@@ -216,6 +218,8 @@ def _above(view: GraphView, vertex: Vertex, chain: Chain) -> Chain | None:
         return chain if vertex.scale == 1 else replace(chain, scaled=True)
     if role in (Role.NORM, Role.POOL, Role.ADD, Role.SUB):
         return replace(chain, changed=True)
+    if role is Role.ACTIVATION and (chain.convs or chain.linears) and not chain.active:
+        return replace(chain, active=True)
     if role is Role.CONV and vertex.weighted and chain.convs < 2 and not chain.linears:
         return replace(chain, convs=chain.convs + 1, weight=chain.weight or vertex.weight)
     if role is Role.LINEAR and vertex.weighted and not chain.convs and not chain.linears:
@@ -368,7 +372,9 @@ def _judge(state: _State, index: int, candidate: _Candidate) -> tuple[str, str]:
     vertices = view.vertices
     fork, branch = vertices[candidate.fork].value, vertices[candidate.branches[0]].value
     # The rule: weights on the way, or mixing between parameters.
-    if not facts & WEIGHTED and not (facts & MIXED and (facts & PARAMETER or _next_to_norm(view, candidate.fork, index))):
+    if not facts & WEIGHTED and not (
+        facts & MIXED and (facts & PARAMETER or _next_to_norm(view, candidate.fork, index))
+    ):
         return NO_WEIGHTED_OP, f"nothing between {fork} and {branch} has weights"
     # A tensor that is added to several values is no branch.
     used = next((b for b in candidate.branches if _read_elsewhere(view, b, index)), None)
@@ -384,11 +390,13 @@ def _judge(state: _State, index: int, candidate: _Candidate) -> tuple[str, str]:
     if facts & UPSAMPLED and (facts & JOINED or any(_upsampled_last(view, b) for b in candidate.branches)):
         return LONG_SKIP, f"the path from {fork} to {branch} is upsampled"
     if chain.projection:
+        if any(_joins_same_fork(state, b, candidate.fork) for b in candidate.branches):
+            return BRANCH_SUM, f"{branch} is a join of {fork} already"
         shorter = chain.convs + chain.linears
         if chain.weight and any(chain.weight == _last_weight(view, b) for b in candidate.branches):
             return SHARED_MAP, f"both sides pass {chain.weight}"
-        if not facts & NONLINEAR or _depth(facts) < shorter:
-            return PARALLEL_MAPS, f"no non-linearity between {fork} and {branch}"
+        if not facts & NONLINEAR or _depth(facts) < shorter + chain.active:
+            return PARALLEL_MAPS, f"between {fork} and {branch} is no more than on the other side"
     elif chain.scaled and not (len(view.consumers[index]) > 1 or _is_join(state, candidate.fork)):
         return SCALED_SKIP, f"the skip from {fork} is scaled per channel"
     candidate.rank = (2 if chain.projection else 1 if chain.scaled else 0, chain.convs + chain.linears)
@@ -397,8 +405,10 @@ def _judge(state: _State, index: int, candidate: _Candidate) -> tuple[str, str]:
 
 def _next_to_norm(view: GraphView, fork: int, index: int) -> bool:
     """Tells whether a norm makes the fork or reads the join: the post-norm form of a branch without weights."""
-    below = [index, *view.consumers[index]]
-    return view.vertices[view.up(fork)].role is Role.NORM or any(view.vertices[v].role is Role.NORM for v in below)
+    below = _only_reader(view, index)
+    return view.vertices[view.up(fork)].role is Role.NORM or (
+        below is not None and view.vertices[below].role is Role.NORM
+    )
 
 
 def _read_elsewhere(view: GraphView, branch: int, add: int) -> bool:
@@ -469,6 +479,11 @@ def _last_weight(view: GraphView, branch: int) -> str:
             return vertex.weight
         branch = vertex.inputs[0]
     return ""
+
+
+def _joins_same_fork(state: _State, branch: int, fork: int) -> bool:
+    join = state.joins.get(state.view.up(branch))
+    return join is not None and join.fork == fork
 
 
 def _is_join(state: _State, index: int) -> bool:

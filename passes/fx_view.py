@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from laurel_graph.view import GraphView, Role, Shape, Vertex, source_line
 
@@ -91,10 +91,9 @@ _ROLES: dict[Role, str] = {
 ROLE_OF = {op: role for role, ops in _ROLES.items() for op in ops.split()}
 
 _PARTS = frozenset(
-    "split chunk unbind tensor_split split_with_sizes unsafe_split unsafe_chunk unsafe_split_with_sizes split_copy "
-    "unbind_copy split_with_sizes_copy".split()
+    op for op in ROLE_OF if op.startswith(("split", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk"))
 )
-_VIEWS = frozenset({Role.RESHAPE, Role.SLICE})
+_ATTRIBUTES = {"T": Role.RESHAPE, "mT": Role.RESHAPE, "real": Role.OTHER, "imag": Role.OTHER, "data": Role.PASS}
 _LAYER_ROLES: tuple[tuple[Role, str], ...] = (
     (Role.UPSAMPLE, r"ConvTranspose|Upsampl|PixelShuffle"),
     (Role.CONV, r"Conv[123]d|Conv$"),
@@ -244,7 +243,7 @@ class _Builder:
         args = node.args
         role = ROLE_OF.get(op, Role.OTHER)
         if op == "getattr":
-            role = Role.RESHAPE if args[1:2] in (("T",), ("mT",)) else Role.META
+            role = _ATTRIBUTES.get(str(args[1]), Role.META)
         elif op == "getitem":
             self.getitem(node)
             return
@@ -417,16 +416,11 @@ def _dtype(node: fx.Node) -> str | None:
     return _type(_value(node))
 
 
-def _scope(node: fx.Node) -> str | None:
-    stack = node.meta.get("nn_module_stack")
-    if stack is None:
-        return None
-    entries = list(stack.items())
-    if node.op == "call_module" and entries and str(entries[-1][1][0]) == str(node.target):
+def _scope(node: fx.Node) -> str:
+    entries = list((node.meta.get("nn_module_stack") or {}).values())
+    if node.op == "call_module" and entries and str(entries[-1][0]) == str(node.target):
         entries.pop()
-    if not entries:
-        return ""
-    path = str(entries[-1][1][0])
+    path = str(entries[-1][0]) if entries else ""
     return re.sub(r"^(L\['self'\]|L__self__)\.?|@\d+", "", path)
 
 

@@ -278,11 +278,9 @@ class _Builder:
             self.call(node, function, names)
         elif any(True for _ in bodies(node)):
             self.subgraphs(node, names)
-        elif op in _SKIP_NORMS:
-            self.skip_norm(node, names)
         else:
-            special = _SPECIAL.get(op)
-            (special or _Builder.plain)(self, node, names)
+            special, least = _SPECIAL.get(op, (_Builder.plain, 0))
+            (special if len(node.input) >= least else _Builder.plain)(self, node, names)
 
     def operands(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> list[int]:
         chosen = _OPERANDS.get(node.op_type)
@@ -504,15 +502,17 @@ class _Builder:
                 names[name] = self.put(Role.OTHER, node.op_type, name, inputs, **more)
 
 
-_SPECIAL: dict[str, Callable[[_Builder, onnx.NodeProto, MutableMapping[str, int]], None]] = {
-    "FusedConv": _Builder.fused_conv,
-    "NhwcFusedConv": _Builder.fused_conv,
-    "Gemm": _Builder.gemm,
-    "FusedGemm": _Builder.gemm,
-    "Slice": _Builder.slice,
-    "Split": _Builder.slice,
-    "Gather": _Builder.gather,
+_SPECIAL: dict[str, tuple[Callable[[_Builder, onnx.NodeProto, MutableMapping[str, int]], None], int]] = {
+    "FusedConv": (_Builder.fused_conv, 2),
+    "NhwcFusedConv": (_Builder.fused_conv, 2),
+    "Gemm": (_Builder.gemm, 2),
+    "FusedGemm": (_Builder.gemm, 2),
+    "Slice": (_Builder.slice, 1),
+    "Split": (_Builder.slice, 1),
+    "Gather": (_Builder.gather, 1),
+    **dict.fromkeys(_SKIP_NORMS, (_Builder.skip_norm, 2)),
 }
+"""Operators with a translation of their own, and how many inputs it needs."""
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

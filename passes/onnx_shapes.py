@@ -1,7 +1,7 @@
 """Shapes and element types of every value of an ONNX model, as far as they can be known; never fails.
 
-ONNX's own inference runs on a light copy without large weights, in which operators of ONNX Runtime that it does not know
-are replaced by standard ones of the same output shape.
+ONNX's own inference runs on a light copy without large weights, in which operators of ONNX Runtime that it does not
+know are replaced by standard ones of the same output shape.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ def select(detection: Detection, config: LaurelConfig) -> Selection:
     if not plans:
         reasons = "; ".join(f"{site}: {reason}" for site, reason in skipped[:NEAREST_MISSES])
         raise NoResidualError(
-            f"{detection.model} has {len(found)} residual connections, but none of them can be rewritten as asked: {reasons}."
+            f"{detection.model} has {len(found)} residual connections, but none of them can be rewritten as asked: "
+            f"{reasons}."
         )
     return Selection(tuple(plans), tuple(skipped))
 

@@ -43,8 +43,8 @@ _LONGEST_WALK = 32
 def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
     """Returns the residual connections in topological order, named and placed on their streams."""
     names = _names(view, found)
-    axes = [_feature_axis(view, item) for item in found]
     streams, segments = _streams(view, found)
+    axes = _feature_axes(view, found, streams)
     shared = _shared(view, found)
     made: list[Residual] = []
     length: Counter[int] = Counter()
@@ -115,7 +115,7 @@ def _names(view: GraphView, found: Sequence[Found]) -> list[str]:
             name = unique = "res_" + _identifier(join.name or join.key).replace(".", "_")
             number = 1
         else:
-            path = _identifier(join.scope)
+            path = _identifier(join.scope) if join.scope else ""
             count[path] += 1
             number = count[path]
             name = f"{path}.res" if path else "res"
@@ -135,29 +135,44 @@ def _identifier(name: str) -> str:
 # The feature axis -----------------------------------------------------------------------------------------------------
 
 
+def _feature_axes(view: GraphView, found: Sequence[Found], streams: Sequence[int]) -> list[tuple[int, int | None]]:
+    """Returns axis (-1, 1, or another where that is what it is) and width D, ``None`` if unknown, per residual.
+
+    One stream keeps its axis as long as it keeps its shape, so that a branch along another axis (token mixing) does not
+    turn it.
+    """
+    axes: list[tuple[int, int | None]] = []
+    before: dict[int, tuple[Shape, tuple[int, int | None]]] = {}
+    for item, stream in zip(found, streams, strict=True):
+        shape = view.vertices[item.adds[0]].shape
+        kept = before.get(stream)
+        axis = kept[1] if kept is not None and kept[0] == shape else _feature_axis(view, item)
+        if shape is not None:
+            before[stream] = shape, axis
+        axes.append(axis)
+    return axes
+
+
 def _feature_axis(view: GraphView, item: Found) -> tuple[int, int | None]:
-    """Returns axis (-1, 1, or another where that is what it is) and width D, ``None`` if unknown."""
     join = view.vertices[item.adds[0]]
+    shape = join.shape
     if join.role is Role.LAUREL:
-        shape = join.shape or view.vertices[item.skip].shape
+        shape = shape or view.vertices[item.skip].shape
         size = shape[join.axis] if shape is not None and len(shape) > 1 else None
         return join.axis, join.width or (size if isinstance(size, int) else None)
-    shape = join.shape
-    for operand in (*item.branches, item.skip, *(c for c in view.consumers[item.adds[-1]][:2])):
-        answer = _axis_above(view, operand, shape)
-        if answer is not None:
-            axis, width = answer
-            break
-    else:
-        axis, width = (1 if shape is not None and len(shape) == 4 else -1), None
-    if shape is not None:
-        rank = len(shape)
-        if not -rank <= axis < rank:
-            axis = -1
-        axis = -1 if axis % rank == rank - 1 else axis % rank
-        size = shape[axis]
-        return axis, size if isinstance(size, int) else width
-    return axis, width
+    operands = (item.skip, *item.branches, *view.consumers[item.adds[-1]][:2])
+    answers = (_axis_above(view, operand, shape) for operand in operands)
+    axis, width = next(
+        (answer for answer in answers if answer is not None),
+        (1 if shape is not None and len(shape) == 4 else -1, None),
+    )
+    if shape is None:
+        return axis, width
+    rank = len(shape)
+    axis = axis if -rank <= axis < rank else -1
+    axis = -1 if axis % rank == rank - 1 else axis % rank
+    size = shape[axis]
+    return axis, size if isinstance(size, int) else width
 
 
 def _axis_above(view: GraphView, index: int, shape: Shape | None) -> tuple[int, int | None] | None:

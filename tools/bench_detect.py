@@ -29,7 +29,7 @@ NODES_PER_LAYER = 26
 
 @dataclass(frozen=True)
 class Timing:
-    """One size: nodes, residual connections found, seconds of the front end and of detection, µs a node, peak memory."""
+    """One size: nodes, joins found, seconds of the front end and of detection, µs a node, peak memory."""
 
     nodes: int
     found: int

@@ -3,8 +3,8 @@
 ``python -m laurel_graph.tools.zoo [FILE] [--kinds ...] [--only GLOB] [--part N/M] [--json]``
 
 The file holds ``preamble`` (Python statements) and ``architectures``: name to ``build`` (an expression that gives an
-``nn.Module``), ``inputs`` (``args: (...)`` or ``kwargs: dict(...)``), ``joins`` (the truth), ``identity`` and ``projection``
-where the split is known, and ``soft``: joins of the form x + f(x) that are no classical residual connections, so
+``nn.Module``), ``inputs`` (``args: (...)`` or ``kwargs: dict(...)``), ``joins`` (the truth), ``identity`` and
+``projection`` where the split is known, and ``soft``: joins of the form x + f(x) that are no classical residual connections, so
 that either answer is right. Each architecture is turned into every kind of graph that its exporters can make of it.
 """
 
@@ -370,7 +370,8 @@ def totals(rows: Iterable[Row]) -> list[Total]:
         nodes = sum(row.nodes for row in own)
         result.append(
             Total(
-                kind, len(own), joins, found, false, missed, 1 - false / max(1, found), 1 - missed / max(1, joins), split,
+                kind, len(own), joins, found, false, missed,
+                1 - false / max(1, found), 1 - missed / max(1, joins), split,
                 sum(row.micros * row.nodes for row in own) / max(1, nodes),
             )
         )  # fmt: skip
@@ -412,7 +413,17 @@ def _print(rows: Sequence[Row], as_json: bool, wrong: bool) -> None:
         "architectures",
         ("architecture", "graph", "truth", "found", "false", "missed", "nodes", "µs/node", "failure"),
         [
-            (row.name, row.kind, row.truth, row.found, row.false, row.missed, row.nodes, round(row.micros, 1), row.failure)
+            (
+                row.name,
+                row.kind,
+                row.truth,
+                row.found,
+                row.false,
+                row.missed,
+                row.nodes,
+                round(row.micros, 1),
+                row.failure,
+            )
             for row in shown
         ],
     )
