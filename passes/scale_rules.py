@@ -43,12 +43,11 @@ def _carried_axis(node: onnx.NodeProto, axis: int, editor: GraphEditor) -> int |
     return axis if op in _CHANNELWISE else None
 
 
-_CHANNELWISE = frozenset(
-    (
-        "Relu LeakyRelu PRelu MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool Identity Dropout Neg Abs "
-        "Add Sub Sum Mean Max Min Cast Resize Upsample Mul Div BatchNormalization Where"
-    ).split()
+_CHANNELWISE_NAMES = (
+    "Relu LeakyRelu PRelu MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool Identity Dropout Neg Abs "
+    "Add Sub Sum Mean Max Min Cast Resize Upsample Mul Div BatchNormalization Where"
 )
+_CHANNELWISE = frozenset(_CHANNELWISE_NAMES.split())
 
 
 def channel_axes(editor: GraphEditor, seeds: Mapping[str, int]) -> dict[str, int]:

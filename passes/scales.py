@@ -2,8 +2,8 @@
 
 A value v is stored as v / s(v). Operators link the scales of what they read and make: ReLU gives ``s(out) = s(in)``, a
 square ``s(out) = s(in)²``, a residual ``s(out) = β·s(x) = α·s(f)``; a linear map with weights links nothing, because
-its weights take any factor. Linked values form a *component*; within it every scale is ``c(v)·g^e(v)`` of one unknown g,
-which stays free until something fixes it. Factors are float64 scalars or one number per channel.
+its weights take any factor. Linked values form a *component*; within it every scale is ``c(v)·g^e(v)`` of one unknown
+g, which stays free until something fixes it. Factors are float64 scalars or one number per channel.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The exact forms that a LAuReL residual can take in a served graph, and the nodes that each is made of.
 
-``operator``   the fused operator of ``ai.laurel``, with its surroundings taken in: the bias of the branch, a ReLU, a norm
+``operator``   the fused operator of ``ai.laurel``, with its surroundings taken in: the bias before it, a ReLU, a norm
 ``widened``    the branch's last 1×1 convolution or linear map takes ``[W; B]`` on ``Concat(h, xA)``
 ``chained``    plain nodes; on channel axes 1×1 convolutions, each of which the runtime fuses with the next add
 
