@@ -6,47 +6,56 @@
 
 namespace laurel {
 
-#if !defined(LAUREL_NEON_PATH)
-namespace baseline {
-extern const Path path;
-}
+// The build says which paths there are.
+#define LAUREL_DECLARE(name) \
+  namespace name {           \
+  extern const Path path;    \
+  }
+#if defined(LAUREL_HAS_avx512)
+LAUREL_DECLARE(avx512)
 #endif
-#if defined(LAUREL_X86_PATHS)
-namespace avx2 {
-extern const Path path;
-}
-namespace avx512 {
-extern const Path path;
-}
+#if defined(LAUREL_HAS_avx2)
+LAUREL_DECLARE(avx2)
 #endif
-#if defined(LAUREL_NEON_PATH)
-namespace neon {
-extern const Path path;
-}
+#if defined(LAUREL_HAS_neon)
+LAUREL_DECLARE(neon)
 #endif
+#if defined(LAUREL_HAS_baseline)
+LAUREL_DECLARE(baseline)
+#endif
+#undef LAUREL_DECLARE
 
-const Path* const* available_paths() {
-  static const Path* paths[4] = {};
-  static const bool ready = [] {
-    int count = 0;
-#if defined(LAUREL_X86_PATHS)
-    __builtin_cpu_init();
-    const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+namespace {
+
+struct Available {
+  const Path* paths[5] = {};
+  int count = 0;
+
+  Available() {
+#if defined(LAUREL_HAS_avx512)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq")) {
       paths[count++] = &avx512::path;
     }
-    if (fma) paths[count++] = &avx2::path;
 #endif
-#if defined(LAUREL_NEON_PATH)
+#if defined(LAUREL_HAS_avx2)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) paths[count++] = &avx2::path;
+#endif
+#if defined(LAUREL_HAS_neon)
     paths[count++] = &neon::path;
-#else
+#endif
+#if defined(LAUREL_HAS_baseline)
     paths[count++] = &baseline::path;
 #endif
-    return true;
-  }();
-  (void)ready;
-  return paths;
+  }
+};
+
+}  // namespace
+
+const Path* const* available_paths() {
+  static const Available available;
+  return available.paths;
 }
 
 const Path* choose_path() {

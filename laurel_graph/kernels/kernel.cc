@@ -104,7 +104,8 @@ Kernel::Kernel(const ort::Api& api, const Operator& op, const ort::KernelInfo* i
     for (const Path* const* path = available_paths(); *path; ++path) {
       names += (names.empty() ? "" : ", ") + std::string((*path)->name);
     }
-    fail("LAUREL_ISA = " + std::string(std::getenv("LAUREL_ISA")) + " is not available here; expected one of " + names);
+    const char* wanted = std::getenv("LAUREL_ISA");
+    fail("LAUREL_ISA = " + std::string(wanted ? wanted : "") + " is not available here; expected one of " + names);
   }
   const std::vector<std::string> names = op.inputs();
   size_t inputs = 0;

@@ -51,7 +51,6 @@ ort::Status* compute(void* kernel, ort::KernelContext* context) {
   }
 }
 
-// Every output has x's shape.
 // Gives each unknown dim of a shape a name of its own: ONNX Runtime takes a nameless one for the size -1.
 ort::Status* name_unknown_dims(ort::TensorInfo* shape, size_t axes) {
   static std::atomic<unsigned> count{0};
@@ -68,6 +67,7 @@ ort::Status* name_unknown_dims(ort::TensorInfo* shape, size_t axes) {
   return g_api->SetSymbolicDimensions(shape, names.data(), axes);
 }
 
+// Every output has x's shape.
 ort::Status* infer_shapes(const ort::CustomOp* op, ort::ShapeContext* context) {
   ort::TensorInfo* x = nullptr;
   if (ort::Status* status = g_api->ShapeInferContext_GetInputTypeShape(context, static_cast<size_t>(0), &x)) {

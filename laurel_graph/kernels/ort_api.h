@@ -62,7 +62,6 @@ using Task = void (*)(void* data, size_t index);
   SLOT(234, KernelInfo_GetInputTypeInfo, Status*, (const KernelInfo* info, size_t index, TypeInfo** out))          \
   SLOT(249, KernelInfoGetConstantInput_tensor, Status*,                                                            \
        (const KernelInfo* info, size_t index, int* is_constant, const Value** out))                                \
-  SLOT(267, ShapeInferContext_GetInputCount, Status*, (const ShapeContext* context, size_t* out))                  \
   SLOT(268, ShapeInferContext_GetInputTypeShape, Status*,                                                          \
        (const ShapeContext* context, size_t index, TensorInfo** out))                                              \
   SLOT(270, ShapeInferContext_SetOutputTypeShape, Status*,                                                         \
