@@ -8,7 +8,7 @@ byte of the graph staying as it was. The result is then run on ONNX Runtime and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -358,9 +358,6 @@ def trained_tensors(module: fx.GraphModule) -> dict[str, Array]:
         if parameter.requires_grad and id(parameter) not in own:
             values[names[path]] = parameter.detach().cpu().numpy()
     return values
-
-
-Finetune = Callable[[FinetuneOptions], FinetuneReport]
 
 
 def with_changes(options: FinetuneOptions, **changes: Any) -> FinetuneOptions:
