@@ -186,6 +186,24 @@ def _print_table(report: dict[str, Any], verbose: Sequence[Outcome]) -> None:
         write(f"{outcome.status}: {outcome.case}: {outcome.detail}\n")
 
 
+def _run_models(paths: Sequence[Path], as_json: bool) -> int:
+    from .conformance_models import run_model
+
+    outcomes = [run_model(path) for path in paths]
+    if as_json:
+        sys.stdout.write(json.dumps({"models": [asdict(o) for o in outcomes]}) + "\n")
+    else:
+        sys.stdout.write(f"{'model':50} {'status':8} {'forward':>9} {'gradient':>9} {'onnx2fx':>9}\n")
+        for o in outcomes:
+            figures = " ".join(
+                f"{'-' if v is None else format(v, '.1e'):>9}" for v in (o.forward, o.gradient, o.second)
+            )
+            sys.stdout.write(
+                f"{o.model[-50:]:50} {o.status:8} {figures} {o.detail.splitlines()[0] if o.detail else ''}\n"
+            )
+    return int(any(o.status == WRONG for o in outcomes))
+
+
 def _selected(cases: Sequence[Any], globs: Sequence[str]) -> Iterator[Any]:
     for case in cases:
         if not globs or any(fnmatchcase(case_operator(case), g) or fnmatchcase(case.name, g) for g in globs):
@@ -201,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--verbose", action="store_true", help="list every case that does not pass")
     options = parser.parse_args(arguments)
+    if options.models:
+        return _run_models(options.models, options.json)
     outcomes = [run_case(case) for case in _selected(node_cases(not options.no_expanded), options.ops)]
     report = summary(outcomes)
     if options.json:

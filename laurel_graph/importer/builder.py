@@ -101,6 +101,11 @@ def to_device_of(host: Any, data: Any) -> Any:
     return host.to(data.device) if tensors else host
 
 
+def _is_float_constant(value: Value) -> bool:
+    """Whether the value is a known tensor of floats: it follows the module's device and float type."""
+    return isinstance(value.const, torch.Tensor) and value.const.dtype.is_floating_point
+
+
 def _constant_size(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel()
@@ -156,8 +161,11 @@ class Builder:
                 return Value(name, const=known)
         data = [v for v, marked in values if not v.is_const and not marked]
         open_values = data or [v for v, _ in values if not v.is_const]
-        host = bool(open_values) and all(v.host for v in open_values)
+        weight = next((v for v, marked in values if not marked and _is_float_constant(v)), None)
+        host = weight is None and bool(open_values) and all(v.host for v in open_values)
         mover = None if host else next((v.node for v in data if not v.host), None)
+        if mover is None and weight is not None:
+            mover = self.node_of(weight)
 
         def argument(v: Value | Host) -> Any:
             if isinstance(v, Host) or (host and isinstance(v, Value)):
