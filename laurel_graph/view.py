@@ -89,7 +89,7 @@ class Vertex:
         window: ``(start, stop)`` of SLICE along *axis*, ``None`` if unknown.
         permutation: the axes of a transpose, ``None`` for every other RESHAPE.
         mixes: a pool with a window of more than one element and a stride of one.
-        quantised: adds of integers that stand for reals (QLinearAdd).
+        quantised: works on integers that stand for reals, or makes them (QLinearAdd, QuantizeLinear).
         blocked: why an add here cannot be rewritten, or "".
         rank: of LAUREL.
         site: of LAUREL.

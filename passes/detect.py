@@ -244,9 +244,11 @@ def _bits(vertex: Vertex) -> int:
     """What a vertex adds to the facts of every path through it."""
     bits = _ROLE_BITS.get(vertex.role, 0)
     if vertex.weighted:
-        return bits | WEIGHTED
+        return bits | WEIGHTED | (NONLINEAR if vertex.quantised else 0)
     if vertex.mixes:
         bits |= MIXED
+    if vertex.quantised:  # rounding clips: quantisers drop a ReLU in front of it
+        bits |= NONLINEAR
     if vertex.role is Role.LINEAR:
         bits |= MIXED | NONLINEAR
     elif vertex.role is Role.MUL:

@@ -299,6 +299,7 @@ class _Builder:
         if role in (Role.CONV, Role.LINEAR, Role.WEIGHTED):
             more["width"] = self.width(node)
         if role is Role.CONV:
+            more["quantised"] = op == "QLinearConv"
             more["axis"] = -1 if op.startswith("Nhwc") else 1
         elif role is Role.CONCAT:
             more["axis"] = _attribute(node, "axis", 0)
@@ -306,6 +307,8 @@ class _Builder:
             more["permutation"] = tuple(_attribute(node, "perm", ())) or None
         elif op == "QLinearAdd":
             more.update(quantised=True, blocked=more["blocked"] or _QUANTISED_ADVICE)
+        elif op == "QuantizeLinear":
+            more["quantised"] = True
         elif op == "DFT":
             more["shape"] = None
         elif role is Role.POOL:

@@ -4,8 +4,9 @@
 
 The file holds ``preamble`` (Python statements) and ``architectures``: name to ``build`` (an expression that gives an
 ``nn.Module``), ``inputs`` (``args: (...)`` or ``kwargs: dict(...)``), ``joins`` (the truth), ``identity`` and
-``projection`` where the split is known, and ``soft``: joins of the form x + f(x) that are no classical residual connections, so
-that either answer is right. Each architecture is turned into every kind of graph that its exporters can make of it.
+``projection`` where the split is known, and ``soft``: joins of the form x + f(x) that are no classical residual
+connections, so that either answer is right. Each architecture is turned into every kind of graph that its exporters can
+make of it.
 """
 
 from __future__ import annotations
