@@ -5,18 +5,24 @@ PYTHON ?= python3
 PIP_FLAGS = --disable-pip-version-check --quiet -c constraints.txt
 SOURCES = pyproject.toml constraints.txt CMakeLists.txt $(wildcard laurel_graph/kernels/*)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint types clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python examples/demo.py
 
 test: .venv/test.stamp
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/test.stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	$(MAKE) --no-print-directory types
+
+# mypy reads the three folders as the one package that they install as
+types: .venv/test.stamp
+	rm -rf build/types && mkdir -p build/types/laurel_graph
+	ln -s $(abspath $(wildcard laurel_graph/*) passes tools) build/types/laurel_graph/
+	cd build/types && ../../.venv/bin/mypy --config-file ../../pyproject.toml --package laurel_graph
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ModelError, OutputError
@@ -183,7 +183,7 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
     if not _is_onnx(model):
         from laurel_graph.passes.insert_fx import remove as remove_fx
 
-        return remove_fx(model)
+        return remove_fx(cast("fx.GraphModule", model))
     from laurel_graph import onnx_file
     from laurel_graph.passes.insert_onnx import remove as remove_onnx
 
@@ -202,7 +202,7 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
     return Path(output)
 
 
-def _is_onnx(model: object) -> bool:
+def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto]:
     """Tells ONNX input by type, without importing onnx for torch models."""
     return isinstance(model, (str, Path)) or type(model).__name__ == "ModelProto"
 

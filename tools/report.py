@@ -91,6 +91,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
     try:
         import jinja2
         import matplotlib  # noqa: F401
+        from markupsafe import Markup
     except ImportError as error:
         raise DependencyError(f"{error.name} is missing; pip install 'laurel-graph[report]'.") from error
     path = Path(model)
@@ -113,8 +114,8 @@ def write_report(model: str | Path, output: str | Path) -> Path:
         residuals=found.residuals,
         rejected=found.rejected,
         nodes=found.nodes,
-        streams=[jinja2.filters.Markup(svg) for svg in draw_streams(found)],
-        chart=jinja2.filters.Markup(draw_weights(tensors)) if any(s.has_rw or s.has_pa for s in tensors) else "",
+        streams=[Markup(svg) for svg in draw_streams(found)],
+        chart=Markup(draw_weights(tensors)) if any(s.has_rw or s.has_pa for s in tensors) else "",
         rows=rows,
         parameters=parameters,
         base=base,

@@ -18,7 +18,8 @@ from laurel_graph.config import LaurelConfig, canonical_variant
 from laurel_graph.errors import ConfigError, LaurelError, TrainingError
 from laurel_graph.opset.schema import read_specs
 
-from .finetune import FinetuneOptions, FinetuneReport, finetune, with_changes
+from .finetune import FinetuneReport, finetune, with_changes
+from .finetune_options import FinetuneOptions
 
 ORDER = ("rw", "lr", "rw+lr", "pa", "rw+lr+pa")
 """The order in which the paper recommends to try the variants."""

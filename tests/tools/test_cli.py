@@ -1,7 +1,6 @@
 """The command line as a user types it: results on stdout, errors in one line, exit codes, nothing half-written."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -181,22 +180,41 @@ def bad_inputs(folder: Path, model: Path) -> dict[str, tuple[int, list, list[str
     }
 
 
-CASES = (
-    "missing missing_transform not_onnx empty truncated directory no_residuals selector rank_zero rank_large variant "
-    "output_is_input output_folder output_directory remove_plain adapter verify_data verify_other verify_size "
-    "verify_symbol override callable"
-).split()
+CASES = [
+    "missing",
+    "missing_transform",
+    "not_onnx",
+    "empty",
+    "truncated",
+    "directory",
+    "no_residuals",
+    "selector",
+    "rank_zero",
+    "rank_large",
+    "variant",
+    "output_is_input",
+    "output_folder",
+    "output_directory",
+    "remove_plain",
+    "adapter",
+    "verify_data",
+    "verify_other",
+    "verify_size",
+    "verify_symbol",
+    "override",
+    "callable",
+]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_gives_one_clear_line_when(case, model, tmp_path):
     before = model.read_bytes()
     code, args, words = bad_inputs(tmp_path, model)[case]
-    files = sorted(os.listdir(tmp_path))
+    files = sorted(tmp_path.iterdir())
     got, out, err = laurel(*args)
     lines = [line for line in err.splitlines() if line and not line.endswith("...")]
     assert got == code, err
     assert "Traceback" not in err and out == ""
     assert len(lines) == 1 and lines[0].startswith("laurel: "), err
     assert all(word in lines[0] for word in words), lines[0]
-    assert sorted(os.listdir(tmp_path)) == files and model.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == files and model.read_bytes() == before
