@@ -42,6 +42,7 @@ void plan_tokens(Job* job, double ns) {
   // Weights that do not stay in the first-level cache are shared by several tiles of rows.
   job->block_tiles = job->width * job->rank * 8 > (24 << 10) ? 4 : 1;
   job->block = task_units(ns, job->parts);
+  job->block = larger(job->block, smaller(job->block_tiles, (job->parts + 1) / 2));
   if (job->parts >= 16 * job->block_tiles) job->block = round_up(job->block, job->block_tiles);
   job->tasks = (job->parts + job->block - 1) / job->block;
 }

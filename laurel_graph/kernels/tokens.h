@@ -265,8 +265,9 @@ void up_rows(const Job& job, const float* h, int64_t row, Target<T> target) {
 // All columns of one tile of rows.
 template <typename T>
 void up(const Job& job, const float* h, int64_t row, int rows, Target<T> target) {
-  for (int done = 0; done < rows; done += kUpRows) {
-    const int part = rows - done < kUpRows ? rows - done : kUpRows;
+  const int parts = (rows + kUpRows - 1) / kUpRows;  // of nearly equal size: a single row has too few sums
+  for (int p = 0; p < parts; ++p) {
+    const int done = rows * p / parts, part = rows * (p + 1) / parts - done;
     const Target<T> to{target.data + done * job.width, target.wide ? target.wide + done * job.width : nullptr};
     with_count<kUpRows>(part, [&](auto m) { up_rows<m.value>(job, h + done * job.rank, row + done, to); });
   }

@@ -21,11 +21,15 @@ def tool(name):
 
 
 def sanitizer_runtime():
+    """What to preload: AddressSanitizer, and the C++ library whose exceptions it wants to see from the start."""
     compiler = shutil.which("g++")
     if compiler is None or not sys.platform.startswith("linux"):
         return None
-    found = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    return Path(found).resolve() if Path(found).is_absolute() else None
+    found = []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = [compiler, f"-print-file-name={name}"]
+        found.append(Path(subprocess.run(command, capture_output=True, text=True).stdout.strip()))
+    return ":".join(str(path.resolve()) for path in found) if all(path.is_absolute() for path in found) else None
 
 
 def test_battery_passes_when_built_with_sanitizers():
@@ -39,12 +43,13 @@ def test_battery_passes_when_built_with_sanitizers():
     subprocess.run([cmake, "--build", BUILD], check=True, capture_output=True)
     environment = {
         **os.environ,
-        "LD_PRELOAD": str(libasan),
+        "LD_PRELOAD": libasan,
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "LAUREL_TEST_LIBRARY": str(BUILD / "liblaurel_ops.so"),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    # Without capture, so that a report of the sanitizers on the way to the exit is not lost.
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
     files = [str(Path(__file__).with_name(name)) for name in TESTS]
     result = subprocess.run([*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
