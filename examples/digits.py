@@ -53,7 +53,7 @@ def training(count: int = 300) -> Digits:
     return Digits(images[:count], classes[:count])
 
 
-def validation(count: int = 500) -> Digits:
+def validation(count: int = 1000) -> Digits:
     """Returns digits that are not learned from."""
     images, classes = read()
     return Digits(images[-count:], classes[-count:])

@@ -43,7 +43,8 @@ class Task:
             sides.append(tuple(batch[name + PAIR] for name in self.inputs))
             if all(a.shape == b.shape for a, b in zip(*sides, strict=True)):  # one pass over both sides is faster
                 both = self._run(module, tuple(torch.cat(two) for two in zip(*sides, strict=True)))
-                return both.unflatten(0, (2, -1)).transpose(0, 1)
+                stacked: Tensor = both.unflatten(0, (2, -1)).transpose(0, 1)  # type: ignore[no-untyped-call]
+                return stacked
         outputs = [self._run(module, side) for side in sides]
         return torch.stack(outputs, 1) if self.pairs else outputs[0]
 

@@ -81,7 +81,7 @@ class Tokenizer:
 
     def __init__(self) -> None:
         try:
-            import blingfire
+            import blingfire  # type: ignore[import-untyped]
         except ImportError as error:
             raise DependencyError("this experiment needs blingfire: pip install laurel-graph[experiments].") from error
         self._library = blingfire

@@ -72,8 +72,8 @@ def trunk(method: str, rank: int, lora_rank: int, seed: int) -> nn.Module:
         import peft
 
         plain = with_modules(module_of(nsfw_model(), FEATURES))
-        config = peft.LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=r".*convolutions\.\d+")
-        adapted: nn.Module = peft.inject_adapter_in_model(config, plain)
+        lora = peft.LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=r".*convolutions\.\d+")
+        adapted: nn.Module = peft.inject_adapter_in_model(lora, plain)
         return adapted
     with tempfile.TemporaryDirectory() as folder:
         config = lg.LaurelConfig(variant=method, rank=rank, seed=seed)
@@ -87,8 +87,8 @@ def with_modules(module: nn.Module) -> nn.Module:
     for node in [node for node in module.graph.nodes if node.target is F.conv2d]:
         x, weight, bias, strides, pads, dilations, groups = node.args
         kernel, offset = (tensor_at(module, str(part.target)) for part in (weight, bias))
-        out, each, *size = kernel.shape
-        layer = nn.Conv2d(each * groups, out, tuple(size), strides, pads, dilations, groups).requires_grad_(False)
+        out, each, height, width = kernel.shape
+        layer = nn.Conv2d(each * groups, out, (height, width), strides, pads, dilations, groups).requires_grad_(False)
         layer.weight.data.copy_(kernel)
         assert layer.bias is not None
         layer.bias.data.copy_(offset)
