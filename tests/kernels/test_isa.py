@@ -52,5 +52,5 @@ def test_conversions_of_16_bit_floats_are_exact_when_values_are_extreme(name, dt
 
 def test_error_lists_the_paths_when_the_forced_one_is_unknown(monkeypatch):
     monkeypatch.setenv("LAUREL_ISA", "mmx")
-    with pytest.raises(KernelLibraryError, match=r"LAUREL_ISA = 'mmx'.*baseline|neon"):
+    with pytest.raises(KernelLibraryError, match=r"LAUREL_ISA = 'mmx'.*expected one of"):
         runtime.isa()
