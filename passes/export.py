@@ -18,7 +18,7 @@ from laurel_graph.adapters import module_fingerprints
 from laurel_graph.config import PARTS, LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError
 from laurel_graph.module import CONFIG, LaurelResidual, laurel_modules
-from laurel_graph.onnx_graph import graphs_of
+from laurel_graph.onnx_graph import default_opset, graphs_of
 from laurel_graph.onnx_tensors import make_tensor
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.nodes import ELEMENT_TYPES
@@ -72,7 +72,7 @@ def export_onnx(
 
     Raises:
         OutputError: *path* cannot be written.
-        ModelError: torch cannot export the module; names the reason.
+        ModelError: torch cannot export the module, or not at that opset; names the reason.
         RewriteError: a join has more axes than the operator set knows.
     """
     path = onnx_file.check_output(path)
@@ -85,6 +85,11 @@ def export_onnx(
             large = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) > IN_MEMORY
             program.save(str(aside), external_data=large, keep_initializers_as_inputs=False)
         model = onnx_file.read(aside)
+        if opset is not None and default_opset(model) != opset:
+            raise ModelError(
+                f"{type(module).__name__} cannot be written at opset {opset}: torch's exporter reaches "
+                f"{default_opset(model)} for its operators. Leave opset out, or give that one."
+            )
         finish(model, module)
         weights = aside.with_name(f"{path.name}.data")
         if weights.exists():
@@ -109,7 +114,7 @@ def _export(
         )
     except Exception as error:  # the module's own code runs here
         lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
-        reason = " ".join(lines[:3])[:600] or type(error).__name__
+        reason = " ".join(lines[:3])[:600].rstrip(".") or type(error).__name__
         raise ModelError(
             f"{type(module).__name__} cannot be exported to ONNX: {reason}. Check the inputs and dynamic_shapes."
         ) from error

@@ -7,6 +7,7 @@ same nodes back, copies and pickles included. All edits are worked out before th
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -299,15 +300,13 @@ class _Inserter:
 
     def target(self, site: str) -> str:
         """Returns where the site's module goes: ``laurel.<site>``, or near it where that is taken."""
-        name = f"{PREFIX}.{site}"
-        if not self.free(name):
-            flat, count = f"{PREFIX}.{site.replace('.', '_')}", 1
-            name = flat
-            while not self.free(name):
-                count += 1
-                name = f"{flat}_{count}"
-        self.taken.add(name)
-        return name
+        for number in itertools.count(1):
+            root = PREFIX if number == 1 else f"{PREFIX}_{number}"
+            for name in (f"{root}.{site}", f"{root}.{site.replace('.', '_')}"):
+                if self.free(name):
+                    self.taken.add(name)
+                    return name
+        raise AssertionError("unreachable")
 
     def free(self, name: str) -> bool:
         if name in self.taken:

@@ -137,7 +137,7 @@ def make(name, batch=2, seed=0):
 
 
 def rewritten(name, variant="rw+lr", batch=2, export=False, **options):
-    """Returns (rewritten GraphModule, inputs, plans) of a small model."""
+    """Returns (rewritten GraphModule, inputs, plans) of a small model; *export* is False, True or "dynamic"."""
     from laurel_graph.config import LaurelConfig
     from laurel_graph.passes.detect import detect
     from laurel_graph.passes.fx_frontend import capture
@@ -145,7 +145,10 @@ def rewritten(name, variant="rw+lr", batch=2, export=False, **options):
     from laurel_graph.passes.select import select
 
     model, inputs = make(name, batch)
-    captured = capture(torch.export.export(model, inputs) if export else model, inputs)
+    if export:
+        dims = tuple({0: torch.export.Dim.AUTO} for _ in inputs) if export == "dynamic" else None
+        model = torch.export.export(model, inputs, dynamic_shapes=dims)
+    captured = capture(model, inputs)
     plans = select(detect(captured.view), LaurelConfig(variant=variant, **options)).plans
     insert(captured.module, plans)
     return captured.module, inputs, plans
