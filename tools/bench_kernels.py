@@ -264,13 +264,13 @@ def copy_bandwidth(threads: int) -> float:
 
 def multiply_add_rate(threads: int) -> float:
     """Returns float32 operations per µs of multiply-adds on registers, on all threads, the best of several."""
-    rounds = 200_000
+    rounds = 2_000_000
     total = [0.0] * threads
 
     def work(i: int) -> None:
         total[i] = runtime.multiply_adds(rounds)
 
-    best = min(_in_threads(work, threads) for _ in range(60))
+    best = min(_in_threads(work, threads) for _ in range(20))
     return sum(total) / best / 1e6
 
 
