@@ -161,7 +161,7 @@ def transform(
     detection = replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
     selection = select(detection, config)
     base = sum(parameter.numel() for parameter in captured.module.parameters())
-    insert_fx(captured.module, selection.plans)
+    insert_fx(captured.module, selection.plans, config)
     freeze_base(captured.module)
     return TransformResult(captured.module, TransformReport(detection, selection.plans, selection.skipped, base))
 
