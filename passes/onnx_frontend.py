@@ -178,16 +178,16 @@ def view_of(model: onnx.ModelProto, name: str = "") -> GraphView:
             f"Convert it first: onnx.version_converter.convert_version(model, {SUPPORTED_OPSET})."
         )
     types, note = tensor_types(model)
-    builder = _Builder(GraphView(model=name or model.graph.name or "ONNX model"), types, model)
+    builder = _Builder(GraphView(model=name or model.graph.name or "ONNX model"), types, model, opset or 0)
     builder.notes([note] if note else [])
     return builder.build()
 
 
 class _Builder:
     def __init__(
-        self, view: GraphView, types: dict[str, tuple[Shape | None, str | None]], model: onnx.ModelProto
+        self, view: GraphView, types: dict[str, tuple[Shape | None, str | None]], model: onnx.ModelProto, opset: int
     ) -> None:
-        self.view, self.types, self.model = view, types, model
+        self.view, self.types, self.model, self.opset = view, types, model, opset
         self.functions = {(f.domain, f.name): f for f in model.functions if f.domain != DOMAIN}
         self.constants: dict[str, onnx.TensorProto] = {}
         self.body = ""
@@ -348,7 +348,8 @@ class _Builder:
             Role.CONV, node.op_type, value, self.operands(node, names), **more, width=self.width(node), axis=1
         )
         if len(node.input) > 3 and node.input[3]:
-            more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
+            if node.op_type != "FusedConv":
+                more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
             last = self.put(Role.ADD, node.op_type, value, [last, self.lookup(node.input[3], names)], **more)
         if _attribute(node, "activation", b""):
             last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
@@ -361,11 +362,22 @@ class _Builder:
         if len(node.input) > 2 and node.input[2]:
             addend = self.lookup(node.input[2], names)
             if self.view.vertices[addend].data:
-                more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
+                more = {**more, "blocked": self.body or self.gemm_blocked(node)}
                 last = self.put(Role.ADD, node.op_type, value, [last, addend], **more)
         if _attribute(node, "activation", b""):
             last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
         names[value] = last
+
+    def gemm_blocked(self, node: onnx.NodeProto) -> str:
+        """Why the add in a Gemm cannot be taken apart, or ""."""
+        if node.op_type != "Gemm":
+            return _FUSED_ADVICE.format(op=node.op_type)
+        beta = _attribute(node, "beta", 1.0)
+        if beta != 1:
+            return f"Gemm scales what it adds by beta = {beta:g}; only beta = 1 comes apart"
+        if self.opset < 11:
+            return f"Gemm needs its third input at opset {self.opset}; convert the model to opset 11 or newer"
+        return ""
 
     def skip_norm(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
         """x + skip (+ bias), then the norm; the fourth output is the sum."""
