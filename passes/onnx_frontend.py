@@ -381,11 +381,16 @@ class _Builder:
 
     def skip_norm(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
         """x + skip (+ bias), then the norm; the fourth output is the sum."""
-        more, values = self.more, list(node.output)
+        more, values = dict(self.more), list(node.output)
+        if node.op_type == "SkipGroupNorm":
+            more["blocked"] = self.body or _FUSED_ADVICE.format(op=node.op_type)
+        elif any(values[1:3]):
+            more["blocked"] = self.body or f"{node.op_type} gives out its mean or deviation, which only training needs"
         total = values[3] if len(values) > 3 else ""
         named = next(name for name in (total, *values) if name)
         last = self.put(Role.ADD, node.op_type, named, [self.lookup(name, names) for name in node.input[:2]], **more)
-        bias = node.input[4] if len(node.input) > 4 else ""
+        place = 3 if node.op_type == "SkipSimplifiedLayerNormalization" else 4
+        bias = node.input[place] if len(node.input) > place else ""
         if bias:
             last = self.put(Role.ADD, "bias", named, [last, self.lookup(bias, names)], **more)
         if total:

@@ -27,7 +27,7 @@ MATCHES = {
     "cast": "c = Cast<to=1>(x) h = MatMul(c, w) y = Add(c, h)",
     "skip norm": "f = MatMul(x, w) y = com.microsoft.SkipLayerNormalization(x, f, g)",
     "skip norm with a bias and the sum": (
-        "f = MatMul(x, w) n, m, v, y = com.microsoft.SkipSimplifiedLayerNormalization(x, f, g, g)"
+        "f = MatMul(x, w) n, , , y = com.microsoft.SkipSimplifiedLayerNormalization(x, f, g, g)"
     ),
     "norm written out": (
         "two = Constant<value = float {2.0}>() q = Pow(x, two) m = ReduceMean<axes=[-1]>(q) s = Sqrt(m) n = Div(x, s) "
@@ -60,6 +60,8 @@ BLOCKED = {
         "r = com.microsoft.QLinearAdd(q, s, z, p, s, z, s, z) y = DequantizeLinear(r, s, z)"
     ),
     "Gemm": "f = MatMul(x, w) y = Gemm<beta = 0.5>(f, w, x)",
+    "SkipLayerNormalization": "f = MatMul(x, w) y, m = com.microsoft.SkipLayerNormalization(x, f, g)",
+    "SkipGroupNorm": "f = MatMul(x, w) y = com.microsoft.SkipGroupNorm(x, f, g)",
     "FusedGemm": "f = MatMul(x, w) y = com.microsoft.FusedGemm(f, w, x)",
 }
 
@@ -79,6 +81,16 @@ def test_detect_finds_the_join_when_a_convolution_swallowed_it():
     (residual,) = found.residuals
     assert residual.axis == 1
     assert not residual.blocked
+
+
+def test_detect_reads_the_bias_when_a_simplified_skip_norm_adds_one():
+    view = view_of(
+        parser.parse_model(
+            f"{HEADER} agraph (float[B,S,4] x) => (float[B,S,4] y) {WEIGHTS} "
+            "{ f = MatMul(x, w) y = com.microsoft.SkipSimplifiedLayerNormalization(x, f, g, g) }"
+        )
+    )
+    assert [vertex.op for vertex in view.vertices].count("bias") == 1
 
 
 def test_detect_names_joins_when_they_stand_inside_a_loop():
