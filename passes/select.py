@@ -11,6 +11,7 @@ from laurel_graph.errors import NoResidualError, SelectorError, near
 from laurel_graph.residual import Detection, Residual, SitePlan
 
 NEAREST_MISSES = 5
+MAX_CHANNEL_NDIM = 5
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def _plan(residual: Residual, config: LaurelConfig, skips: dict[str, str]) -> Si
         return "the size of its feature axis is unknown"
     earlier = tuple(skips[site] for site in residual.previous if site in skips)
     rank = len(residual.shape) if residual.shape is not None else 4 if residual.axis == 1 else 3
+    if residual.axis == 1 and rank > MAX_CHANNEL_NDIM:
+        return f"its channels have {rank - 2} axes of space; at most {MAX_CHANNEL_NDIM - 2} are supported"
     spec = config.spec_for(
         residual.site,
         axis=residual.axis,

@@ -6,6 +6,7 @@ from models import onnx_text, run_onnx
 from tolerance import assert_close
 
 from laurel_graph.config import LaurelConfig
+from laurel_graph.errors import NoResidualError
 from laurel_graph.passes.pipeline import inspect, remove, transform
 
 WEIGHTS = {"k": (4, 4, 3, 3), "w": (8, 8), "g": (8,), "c": (8,), "b": (4,)}
@@ -41,3 +42,10 @@ def test_transform_keeps_the_start_and_remove_the_model_when_the_add_is_fused(na
     for actual, expected in zip(run_onnx(new, feeds), run_onnx(model, feeds), strict=True):
         assert_close(actual, expected, "float32")
     assert remove(new).SerializeToString() == model.SerializeToString()
+
+
+def test_transform_is_refused_with_a_reason_when_channels_have_four_axes_of_space():
+    shape = "float[N,4,3,3,3,3]"
+    model = onnx_text(f"({shape} x) => ({shape} y) {{ a = Conv(x, k) y = Add(x, a) }}", {"k": (4, 4, 1, 1, 1, 1)})
+    with pytest.raises(NoResidualError, match="4 axes of space; at most 3"):
+        transform(model)
