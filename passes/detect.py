@@ -196,6 +196,10 @@ def _forks(view: GraphView, operand: int) -> Iterator[tuple[int, Chain]]:
         if len(view.consumers[index]) > 1:
             yield index, chain
         vertex = view.vertices[index]
+        if vertex.role is Role.LAUREL:
+            if vertex.inputs and len(view.consumers[index]) == 1:  # a further branch is added to a rewritten join
+                stack.append((vertex.inputs[0], chain))
+            continue
         above = _above(view, vertex, chain)
         if above is not None:
             parts = vertex.inputs if vertex.role is Role.CONCAT else vertex.inputs[:1]
@@ -237,6 +241,7 @@ _ROLE_BITS = {
     Role.WEIGHTED: NONLINEAR,
     Role.NORM: PARAMETER,
     Role.UPSAMPLE: UPSAMPLED,
+    Role.LAUREL: JOINED,
 }
 
 
@@ -484,12 +489,17 @@ def _last_weight(view: GraphView, branch: int) -> str:
 
 
 def _joins_same_fork(state: _State, branch: int, fork: int) -> bool:
-    join = state.joins.get(state.view.up(branch))
+    view = state.view
+    top = view.up(branch)
+    if view.vertices[top].role is Role.LAUREL:
+        return any(fork == other for other, _ in _forks(view, view.vertices[top].inputs[0]))
+    join = state.joins.get(top)
     return join is not None and join.fork == fork
 
 
 def _is_join(state: _State, index: int) -> bool:
-    return state.view.up(index) in state.joins
+    top = state.view.up(index)
+    return top in state.joins or state.view.vertices[top].role is Role.LAUREL
 
 
 # Joins of several branches --------------------------------------------------------------------------------------------
@@ -500,6 +510,7 @@ def _merge_branches(state: _State) -> list[Found]:
     view = state.view
     for index in sorted(state.joins):
         _drop_inner_sums(state, index)
+    sites = _rewritten(state)
     found: list[Found] = []
     taken: set[int] = set()
     for index in sorted(state.joins):
@@ -515,15 +526,52 @@ def _merge_branches(state: _State) -> list[Found]:
             branches.append(outer[1])
             taken.add(outer[0])
             state.verdicts.pop(outer[0], None)
+        site = sites.get(view.up(item.skip))
+        if site is not None and view.up(item.fork) not in site.adds:  # (x + a) + b with the inner add rewritten
+            site.branches.extend(branches)
+            site.adds.extend(adds)
+            continue
         kind = "projection" if item.chain.projection else "identity"
         found.append(Found(kind, item.fork, item.skip, tuple(branches), tuple(adds)))
-    found.extend(
-        Found("laurel", vertex.inputs[0], vertex.inputs[0], vertex.inputs[1:2], (index,), vertex.rank)
-        for index, vertex in enumerate(view.vertices)
-        if vertex.role is Role.LAUREL and vertex.live and len(vertex.inputs) > 1
-    )
+    for site in {id(site): site for site in sites.values()}.values():
+        skip = view.vertices[site.adds[0]].inputs[0]
+        found.append(Found("laurel", skip, skip, tuple(site.branches), tuple(site.adds), site.rank))
     found.sort(key=lambda item: item.adds[0])
     return found
+
+
+@dataclass(slots=True)
+class _Rewritten:
+    """A LAuReL residual that an earlier transformation put in."""
+
+    rank: int
+    branches: list[int] = field(default_factory=list)
+    adds: list[int] = field(default_factory=list)
+
+
+def _rewritten(state: _State) -> dict[int, _Rewritten]:
+    """Returns the site of every LAuReL vertex; those of one site, for its several branches, share it.
+
+    A sum of its branches in front of it is none of its own, as in :func:`_drop_inner_sums`.
+    """
+    view = state.view
+    sites: dict[int, _Rewritten] = {}
+    named: dict[str, _Rewritten] = {}
+    for index, vertex in enumerate(view.vertices):
+        if vertex.role is not Role.LAUREL or not vertex.live or len(vertex.inputs) < 2:
+            continue
+        site = named.get(vertex.site) if vertex.site else None
+        if site is None or view.up(vertex.inputs[0]) != site.adds[-1]:
+            site = named[vertex.site] = _Rewritten(vertex.rank)
+        site.adds.append(index)
+        site.branches.append(vertex.inputs[1])
+        sites[index] = site
+        inner = view.up(vertex.inputs[1])
+        join = state.joins.get(inner)
+        if join is not None and join.chain.projection and view.up(join.fork) == view.up(vertex.inputs[0]):
+            del state.joins[inner]
+            state.verdicts[inner] = BRANCH_SUM, f"it adds branches of the site {vertex.site or vertex.value}"
+    return sites
 
 
 def _laurel_rank(view: GraphView, item: _Candidate) -> int | None:

@@ -449,11 +449,11 @@ class _Builder:
         operator = Operator.parse(node.op_type)
         inputs = list(node.input)
         named = dict(zip(operator.inputs, inputs, strict=False)) if operator is not None else {}
-        ours = next((name for name in inputs if name.startswith(f"{PREFIX}.")), "")
+        ours = next((name for name in inputs if name.startswith(f"{PREFIX}.") and name in self.constants), "")
         values = [
             name
             for place, name in enumerate(inputs)
-            if name and (place < 2 or name in names) and not name.startswith(f"{PREFIX}.")
+            if name and (place < 2 or (name in names and name not in self.constants))
         ]
         factor = self.constants.get(named.get("A", "")) or self.constants.get(named.get("previous_A", ""))
         last = self.put(

@@ -41,7 +41,7 @@ def select(detection: Detection, config: LaurelConfig) -> Selection:
     found = [residual for residual in detection.residuals if residual.kind != "laurel"]
     if not found:
         raise NoResidualError(_nothing_found(detection))
-    sites = [residual.site for residual in found]
+    sites = [residual.site for residual in detection.residuals]
     for what, globs in (("sites", config.sites), ("overrides", config.overrides)):
         for glob in globs:
             if not any(_matches(site, (glob,)) for site in sites):

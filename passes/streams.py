@@ -108,8 +108,8 @@ def _names(view: GraphView, found: Sequence[Found]) -> list[str]:
     names: list[str] = []
     for item in found:
         join = view.vertices[item.adds[-1]]
-        if join.site:
-            names.append(join.site)
+        if site := view.vertices[item.adds[0]].site:
+            names.append(site)
             continue
         if join.scope is None:
             name = unique = "res_" + _identifier(join.name or join.key).replace(".", "_")
@@ -190,7 +190,10 @@ def _axis_above(view: GraphView, index: int, shape: Shape | None) -> tuple[int, 
                 width = _width_above(view, vertex.inputs[0]) if vertex.inputs else None
                 return _axis_of_size(shape, width)
             back.append(vertex.permutation)
-        elif vertex.role not in (*_SAME_ELEMENTS, Role.MUL, Role.ADD, Role.SLICE, Role.SUB) or not vertex.inputs:
+        elif (
+            vertex.role not in (*_SAME_ELEMENTS, Role.MUL, Role.ADD, Role.SLICE, Role.SUB, Role.LAUREL)
+            or not vertex.inputs
+        ):
             return None
         index = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])
     return None
