@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -104,7 +105,8 @@ def transform(
 ) -> TransformResult:
     """Replaces the residual connections of *model* by LAuReL residuals that compute the same bits at the start.
 
-    A torch module is traced on a copy and frozen but for the new parameters; an ONNX file is read and never written.
+    What is passed in stays as it is: a torch module is traced and its copy frozen but for the new parameters, sharing
+    the memory of the weights (not of buffers, which batch norms write); an ONNX file is read and never written.
 
     Args:
         model: as for :func:`inspect`.
@@ -160,10 +162,11 @@ def transform(
     found = detect(captured.view)
     detection = replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
     selection = select(detection, config)
-    base = sum(parameter.numel() for parameter in captured.module.parameters())
-    insert_fx(captured.module, selection.plans, config)
-    freeze_base(captured.module)
-    return TransformResult(captured.module, TransformReport(detection, selection.plans, selection.skipped, base))
+    module = _copy_sharing_weights(captured.module)
+    base = sum(parameter.numel() for parameter in module.parameters())
+    insert_fx(module, selection.plans, config)
+    freeze_base(module)
+    return TransformResult(module, TransformReport(detection, selection.plans, selection.skipped, base))
 
 
 def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | Path | None = None) -> Any:
@@ -200,6 +203,14 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
         return proto
     onnx_file.write(proto, output, source=source)
     return Path(output)
+
+
+def _copy_sharing_weights(module: fx.GraphModule) -> fx.GraphModule:
+    """Returns a copy whose parameters are objects of their own on the same memory, and whose buffers are copies."""
+    from torch import nn
+
+    weights = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in module.parameters()}
+    return deepcopy(module, weights)
 
 
 def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto]:
