@@ -269,7 +269,8 @@ def _sweep(state: _State) -> None:
     """Carries facts down the graph and judges each add as it comes."""
     view, last = state.view, state.last
     waiting = [len(readers) for readers in view.consumers]
-    state.facts = facts = [None] * len(view.vertices)
+    facts: list[dict[int, int] | None] = [None] * len(view.vertices)
+    state.facts = facts
     for index, vertex in enumerate(view.vertices):
         if not vertex.live:
             continue

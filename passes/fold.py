@@ -26,7 +26,7 @@ from laurel_graph.passes.scales import ScaleSystem, same
 
 Array = NDArray[Any]
 
-_LIMITS = {onnx.TensorProto.FLOAT16: 2.0**4, onnx.TensorProto.BFLOAT16: 2.0**16}
+_LIMITS: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**4, onnx.TensorProto.BFLOAT16: 2.0**16}
 """How far apart two scales may be, by element type; 2⁴⁰ in float32 and float64."""
 
 

@@ -17,7 +17,7 @@ from laurel_graph.view import Shape
 LARGE = 1024
 """Constants with more elements than this enter inference as shapes, not as values."""
 
-_DTYPES = {
+_DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",
@@ -112,7 +112,8 @@ def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """Returns the tensor of a Constant node (scalars and lists as tensors), ``None`` for strings and sparse tensors."""
     for attribute in node.attribute:
         if attribute.name == "value":
-            return attribute.t
+            value: onnx.TensorProto = attribute.t
+            return value
         if attribute.name in ("value_int", "value_ints"):
             ints = [attribute.i] if attribute.name == "value_int" else list(attribute.ints)
             dims = [] if attribute.name == "value_int" else [len(ints)]

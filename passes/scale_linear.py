@@ -133,7 +133,7 @@ class Conv(Linear):
         if s_in.ndim == 0:
             return rows * s_in
         per_group = s_in.reshape(group, shape[1])
-        return rows * np.repeat(per_group, shape[0] // group, axis=0).reshape(shape[0], shape[1], *tail)
+        return np.asarray(rows * np.repeat(per_group, shape[0] // group, axis=0).reshape(shape[0], shape[1], *tail))
 
 
 class ConvTranspose(Linear):
@@ -155,7 +155,7 @@ class ConvTranspose(Linear):
             return np.asarray(s_in / s_out)
         tail = (1,) * (len(shape) - 2)
         rows = np.broadcast_to(s_in, shape[0]).reshape(shape[0], 1, *tail)
-        return rows / np.broadcast_to(s_out, shape[1]).reshape(1, shape[1], *tail)
+        return np.asarray(rows / np.broadcast_to(s_out, shape[1]).reshape(1, shape[1], *tail))
 
 
 class MatMul(Linear):
@@ -185,7 +185,7 @@ class MatMul(Linear):
             return np.asarray(s_in / s_out)
         if len(shape) == 1:
             return s_in / s_out
-        return np.broadcast_to(s_in, shape[-2])[:, None] / np.broadcast_to(s_out, shape[-1])
+        return np.asarray(np.broadcast_to(s_in, shape[-2])[:, None] / np.broadcast_to(s_out, shape[-1]))
 
     def relate_other(self, node: onnx.NodeProto, context: Context) -> None:
         """Two variable operands: their scales multiply."""
@@ -233,7 +233,7 @@ class Gemm(Linear):
         transposed = attribute(node, "transB", 0)
         rows, columns = shape[::-1] if transposed else shape
         factor = np.broadcast_to(s_in, rows)[:, None] / np.broadcast_to(s_out, columns)
-        return factor.T if transposed else factor
+        return np.asarray(factor.T if transposed else factor)
 
 
 class BatchNorm(Rule):

@@ -11,6 +11,7 @@ output keeps its name.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -189,26 +190,34 @@ def _vector(editor: GraphEditor, join: Join, name: str) -> str:
     return editor.derived(name, ("column", shape), lambda v: v.reshape(shape))
 
 
+def _pick(values: Array, j: int, by: float = 1.0) -> Array:
+    return np.asarray(values[j] * by)
+
+
+def _depthwise(gamma: Array, j: int, shape: tuple[int, ...]) -> Array:
+    return np.full(shape, gamma[j])
+
+
 def _previous_terms(editor: GraphEditor, join: Join, block: int, carried: str, like: str) -> str:
     """Adds Σ γ_j·h_j(previous_j) to *carried*, one term at a time."""
     op = join.op
     for j in range(op.previous):
         value = join.names[f"previous_{j + 1}"]
         if op.low_rank_previous:
-            first = editor.derived(join.names["previous_A"], ("pick", j), lambda v, j=j: v[j])
+            first = editor.derived(join.names["previous_A"], ("pick", j), partial(_pick, j=j))
             gamma = editor.constant(join.names["gamma"])
             by = float(gamma[j]) if gamma is not None else 1.0
-            second = editor.derived(join.names["previous_B"], ("pick", j, by), lambda v, j=j, by=by: v[j] * by)
+            second = editor.derived(join.names["previous_B"], ("pick", j, by), partial(_pick, j=j, by=by))
             term = _times(editor, join, value, first, second, block, like)
         elif op.layout and (width := _channels(editor, join)):
             # a depthwise 1×1 convolution: the runtime fuses it with the add and stays in its channel layout
             shape = (width, 1, *(1,) * int(op.layout[0]))
             weights = editor.derived(
-                join.names["gamma"], ("depthwise", j, shape), lambda v, j=j, shape=shape: np.full(shape, v[j])
+                join.names["gamma"], ("depthwise", j, shape), partial(_depthwise, j=j, shape=shape)
             )
             term = editor.add_node("Conv", [value, weights], like=like, group=width)
         else:
-            gamma_j = editor.derived(join.names["gamma"], ("scalar", j), lambda v, j=j: v[j])
+            gamma_j = editor.derived(join.names["gamma"], ("scalar", j), partial(_pick, j=j))
             term = editor.add_node("Mul", [value, gamma_j], like=like)
         carried = editor.add_node("Add", [carried, term], like=like)
     return carried

@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -43,7 +44,7 @@ def deep_model(nodes: int) -> onnx.ModelProto:
     """Returns a pre-norm transformer encoder of about *nodes* nodes in ONNX."""
     steps: list[onnx.NodeProto] = []
 
-    def step(op: str, *inputs: str, **attributes: object) -> str:
+    def step(op: str, *inputs: str, **attributes: Any) -> str:
         name = f"v{len(steps)}"
         steps.append(helper.make_node(op, list(inputs), [name], name=f"n{len(steps)}", **attributes))
         return name
@@ -60,7 +61,7 @@ def deep_model(nodes: int) -> onnx.ModelProto:
         y = step("Mul", step("Mul", y, "half"), step("Add", step("Erf", y), "half"))
         x = step("Add", x, step("Dropout", step("Add", step("MatMul", y, "w"), "b")))
     constants = {"w": [WIDTH, WIDTH], "g": [WIDTH], "b": [WIDTH], "half": []}
-    shape = ["batch", "length", WIDTH]
+    shape: list[str | int | None] = ["batch", "length", WIDTH]
     graph = helper.make_graph(
         steps,
         "deep",

@@ -155,7 +155,20 @@ def measure(
                 probes = [fresh_process(path, feeds, threads, fresh) for path in (original, deployed)]
                 loads = [b / a for a, b in zip(*probes, strict=True) if a and b] or [None, None]
                 median = statistics.median(times[0]) * 1e3
-                row = ModelRow(name, variant, batch, median, *ratios, difference, *counts, *loads)
+                row = ModelRow(
+                    model=name,
+                    variant=variant,
+                    batch=batch,
+                    original_ms=median,
+                    plain_ratio=ratios[0],
+                    deployed_ratio=ratios[1],
+                    portable_ratio=ratios[2],
+                    max_rel_diff=difference,
+                    nodes_original=counts[0],
+                    nodes_deployed=counts[1],
+                    load_ratio=loads[0],
+                    memory_ratio=loads[1],
+                )
                 rows.append(row)
                 if report is not None:
                     report(row)
@@ -164,7 +177,7 @@ def measure(
 
 def _sizes(path: Path, tokens: int) -> dict[str, int]:
     """Returns *tokens* for every symbolic dim of the inputs that is no first axis and no side of an image."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     for value in onnx_file.read(path).graph.input:
         dims = value.type.tensor_type.shape.dim
         if len(dims) == 4 and value.type.tensor_type.elem_type == 1:

@@ -180,8 +180,9 @@ class Gpt2(nn.Module):
         """Scores of the next token at every place."""
         length = input_ids.shape[1]
         x = self.words(input_ids) + self.places.weight[:length]
+        mask: Any = self.mask
         for layer in self.layers:
-            x = layer(x, self.mask[:length, :length])
+            x = layer(x, mask[:length, :length])
         return self.norm(x) @ self.words.weight.T
 
 

@@ -32,12 +32,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     from rich.table import Table
     from rich.text import Text
 
-    rows = [[cell if isinstance(cell, str) else format_cell(cell) for cell in row] for row in rows]
+    cells = [[cell if isinstance(cell, str) else format_cell(cell) for cell in row] for row in rows]
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for i, name in enumerate(columns):
-        numeric = bool(rows) and all(row[i][:1] in "-0123456789" for row in rows if row[i])
+        numeric = bool(cells) and all(row[i][:1] in "-0123456789" for row in cells if row[i])
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+    for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     width = None if sys.stdout.isatty() else 160
     Console(width=width, highlight=False).print(table)

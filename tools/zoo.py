@@ -199,7 +199,7 @@ class Specimen:
         """torch.onnx.export(dynamo=False)."""
         import torch
 
-        file = io.BytesIO()
+        file: Any = io.BytesIO()  # the old exporter writes to buffers; its annotation says paths alone
         args: Any = (*self.args, self.kwargs) if self.kwargs else self.args
         torch.onnx.export(self.module, args, file, dynamo=False, verbose=False, opset_version=17)
         return view_of(onnx.load_from_string(file.getvalue()))
