@@ -285,6 +285,9 @@ def bench(
     size: Size = None,
     data: Annotated[Path | None, typer.Option(help="An .npz with one array per input, instead of a draw.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of drawn inputs.")] = 0,
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="Processor time, not the clock: for one thread on a busy machine.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure latency in interleaved, paired runs on ONNX Runtime, and load time and peak memory."""
@@ -293,7 +296,15 @@ def bench(
     quiet_runtime()
     with progress(f"measuring {', '.join(map(str, models))}"):
         rows = run(
-            models, against, threads=threads, runs=runs, batch=batch, sizes=_parse_sizes(size), data=data, seed=seed
+            models,
+            against,
+            threads=threads,
+            runs=runs,
+            batch=batch,
+            sizes=_parse_sizes(size),
+            data=data,
+            seed=seed,
+            cpu_time=cpu_time,
         )
     if json:
         print_json({"rows": [row.to_dict() for row in rows]})
