@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnx-graphsurgeon", "networkx", "numpy", "safetensors")
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "networkx", "numpy", "safetensors")
 EXTRAS = ("finetune", "report")
 
 
