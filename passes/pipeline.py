@@ -133,14 +133,7 @@ def transform(
         from laurel_graph.passes.insert_onnx import insert
         from laurel_graph.passes.onnx_frontend import view_of
 
-        source = Path(model) if isinstance(model, (str, Path)) else None
-        if output is not None:
-            onnx_file.check_output(output, source)
-        proto, name = _read(model)
-        if source is None:
-            copy = type(proto)()
-            copy.CopyFrom(proto)
-            proto = copy
+        proto, name, source = _read_to_change(model, output)
         detection = replace(detect(view_of(proto)), model=name)
         selection = select(detection, config)
         base = onnx_tensors.count_parameters(proto)
@@ -190,14 +183,7 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
     from laurel_graph import onnx_file
     from laurel_graph.passes.insert_onnx import remove as remove_onnx
 
-    source = Path(model) if isinstance(model, (str, Path)) else None
-    if output is not None:
-        onnx_file.check_output(output, source)
-    proto, _ = _read(model)
-    if source is None:
-        copy = type(proto)()
-        copy.CopyFrom(proto)
-        proto = copy
+    proto, _, source = _read_to_change(model, output)
     remove_onnx(proto)
     if output is None:
         return proto
@@ -224,6 +210,17 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
     if isinstance(model, (str, Path)):
         return onnx_file.read(model), str(model)
     return model, model.graph.name or "ModelProto"
+
+
+def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelProto, str, Path | None]:
+    """Returns a model of our own, its name and the file it came from, after checking that *output* can be written."""
+    from laurel_graph import onnx_file
+
+    source = Path(model) if isinstance(model, (str, Path)) else None
+    if output is not None:
+        onnx_file.check_output(output, source)
+    proto, name = _read(model)
+    return (proto if source is not None else deepcopy(proto)), name, source
 
 
 def _as_tuple(args: Any) -> tuple[Any, ...]:
