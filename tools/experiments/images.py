@@ -26,29 +26,30 @@ from laurel_graph.tools.train import TrainOptions, train
 
 from .files import mnist, nsfw_model
 from .overhead import module_of
+from .results import Results, add_flags
 
-FEATURES, WIDTH, INPUT, TARGET = "Reshape:0", 1024, "input:0", "digit"
+FEATURES, WIDTH, INPUT, TARGET = "Relu_48:0", 1024, "input:0", "digit"
 METHODS = ("head", "rw", "lr", "rw+lr", "rw+lr+pa", "lora", "full")
 MEAN_BGR = np.array([104, 117, 123], np.float32)
 
 
 class Digits:
-    """Digits enlarged to the classifier's input: 28×28 grey to 224×224×3."""
+    """Digits enlarged for the classifier: 28×28 grey to ``(28·scale, 28·scale, 3)``."""
 
-    def __init__(self, rows: slice) -> None:
+    def __init__(self, rows: slice, scale: int) -> None:
         images, classes = mnist()
-        self.images, self.classes = images[rows], classes[rows]
+        self.images, self.classes, self.scale = images[rows], classes[rows], scale
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        grey = self.images[index].repeat(8, 0).repeat(8, 1).astype(np.float32)
+        grey = self.images[index].repeat(self.scale, 0).repeat(self.scale, 1).astype(np.float32)
         return {INPUT: grey[..., None] - MEAN_BGR, TARGET: self.classes[index]}
 
 
 class Classifier(nn.Module):
-    """The trunk under a linear head that starts at zero."""
+    """The trunk, averaged over all places, under a linear head that starts at zero."""
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits."""
-        return self.head(self.trunk(images))  # type: ignore[no-any-return]
+        return self.head(self.trunk(images).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 def trunk(method: str, rank: int, lora_rank: int, seed: int) -> nn.Module:
@@ -122,36 +123,54 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--training", type=int, default=1000)
+    parser.add_argument("--training", type=int, default=400)
     parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--scale", type=int, default=4, help="a digit is 28 times this high and wide")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--full-lr", type=float, default=2e-4, help="learning rate of full fine-tuning")
+    add_flags(parser)
     args = parser.parse_args()
-    loss = build_loss("cross_entropy", TARGET)
-    task = Task((INPUT,), loss, build_metric("accuracy", "cross_entropy", loss, TARGET))
-    test, rows = Data(Digits(slice(-args.test, None)), "test digits"), []
+    test, results, rows = Data(Digits(slice(-args.test, None), args.scale), "test digits"), Results.of(args), []
     lora = matching_rank(count(trunk("rw+lr", args.rank, 1, 0))) if "lora" in args.methods else 1
     for method in args.methods:
-        values, began = [], time.perf_counter()
-        for seed in range(args.seeds):
-            start = seed * args.training % (5000 - args.test - args.training + 1)
-            known = Data(Digits(slice(start, start + args.training)), "training digits")
-            model = Classifier(trunk(method, args.rank, lora, seed))
-            lr = args.full_lr if method == "full" else args.lr
-            options = TrainOptions(epochs=args.epochs, batch_size=16, lr=lr, seed=seed, quiet=True)
-            train(model, task, known, None, options)
-            values.append(evaluate(model, task, test))
-            note(f"{method}, seed {seed}: accuracy {values[-1]:.4f}")
+        runs = [measured(method, seed, lora, test, results, args) for seed in range(args.seeds)]
+        done = [run for run in runs if run is not None]
+        if not done:
+            continue
+        values = [run["accuracy"] for run in done]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        seconds = (time.perf_counter() - began) / args.seeds
-        rows.append((method, f"{count(model):,}", f"{statistics.fmean(values):.4f}", f"{spread:.4f}", f"{seconds:.0f}"))
-    title = (
-        f"open-nsfw on digits: {args.training} to learn from, {args.test} to test, {args.seeds} seeds, rank {args.rank}"
-    )
-    print_table(title, ("method", "trained parameters", "test accuracy", "± std", "seconds"), rows)
+        seconds = statistics.fmean(run["seconds"] for run in done)
+        cells = (f"{done[0]['parameters']:,}", f"{statistics.fmean(values):.4f}", f"{spread:.4f}", f"{seconds:.0f}")
+        rows.append((method, str(len(done)), *cells))
+    title = f"open-nsfw on digits: {args.training} to learn from, {args.test} to test, rank {args.rank}"
+    print_table(title, ("method", "seeds", "trained parameters", "test accuracy", "± std", "seconds"), rows)
+
+
+def measured(
+    method: str, seed: int, lora: int, test: Data, results: Results, args: argparse.Namespace
+) -> dict[str, float] | None:
+    """Returns the test accuracy, the parameters and the processor seconds of training of one run, or ``None``."""
+
+    def run() -> dict[str, float]:
+        loss = build_loss("cross_entropy", TARGET)
+        task = Task((INPUT,), loss, build_metric("accuracy", "cross_entropy", loss, TARGET))
+        start = seed * args.training % (5000 - args.test - args.training + 1)
+        known = Data(Digits(slice(start, start + args.training), args.scale), "training digits")
+        model = Classifier(trunk(method, args.rank, lora, seed))
+        lr = args.full_lr if method == "full" else args.lr
+        began = time.process_time()
+        train(model, task, known, None, TrainOptions(epochs=args.epochs, batch_size=16, lr=lr, seed=seed, quiet=True))
+        seconds = time.process_time() - began
+        accuracy = evaluate(model, task, test)
+        note(f"{method}, seed {seed}: accuracy {accuracy:.4f}")
+        return {"accuracy": accuracy, "parameters": count(model), "seconds": seconds}
+
+    names = ("training", "test", "scale", "epochs", "rank", "lr", "full_lr")
+    settings = {"experiment": "images", "method": method, "seed": seed, "lora": lora if method == "lora" else 0}
+    return results.run(settings | {name: getattr(args, name) for name in names}, run)
 
 
 @torch.no_grad()

@@ -23,9 +23,10 @@ from laurel_graph.module import parameter_groups
 from laurel_graph.tools.console import note, print_table
 
 from .files import package_file
+from .results import Results, add_flags
 
 VARIANTS = ("baseline", "one more layer", "rw", "lr", "pa", "rw+lr", "rw+lr+pa")
-LAYERS, HEADS, CONTEXT, BLOCK = 6, 4, 128, 2000
+LAYERS, HEADS, CONTEXT, BLOCK = 6, 4, 64, 2000
 
 
 class Block(nn.Module):
@@ -127,12 +128,12 @@ def loss_of(model: nn.Module, text: Tensor) -> float:
 
 
 def train(model: nn.Module, corpus: Corpus, steps: int, batch: int, lr: float, seed: int) -> tuple[float, float, int]:
-    """Trains *model*; returns the held-out loss, the median seconds of a step and the bytes of saved activations."""
+    """Trains *model*; returns the held-out loss, median processor seconds of a step and bytes autograd saves."""
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1), lr=lr, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     times, held = [], dict[int, int]()
     for step, (x, y) in enumerate(corpus.batches(steps, batch, seed)):
-        began = time.perf_counter()
+        began = time.process_time()
         with saved_storage(held) if step == 0 else nullcontext():
             loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         optimizer.zero_grad()
@@ -140,7 +141,7 @@ def train(model: nn.Module, corpus: Corpus, steps: int, batch: int, lr: float, s
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return loss_of(model, corpus.held_out), statistics.median(times), sum(held.values())
 
 
@@ -158,41 +159,72 @@ def saved_storage(held: dict[int, int]) -> AbstractContextManager[None]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
+    add_flags(parser)
     args = parser.parse_args()
-    corpus = Corpus.read()
-    rows, base = [], [0.0]
+    corpus, results, rows, base = Corpus.read(), Results.of(args), [], dict[int, float]()
     for variant in args.variants:
-        results = []
-        for seed in range(args.seeds):
-            model = build(variant, corpus, args.width, args.rank, seed)
-            parameters = sum(p.numel() for p in model.parameters())
-            results.append(train(model, corpus, args.steps, args.batch, args.lr, seed))
-            note(f"{variant}, seed {seed}: held-out loss {results[-1][0]:.4f}, {1e3 * results[-1][1]:.0f} ms a step")
-        losses = [result[0] for result in results]
-        base = losses if variant == "baseline" else base
-        gains = [a - b for a, b in zip(losses, base, strict=False)]
+        runs = {seed: measured(variant, seed, corpus, results, args) for seed in range(args.seeds)}
+        done = {seed: run for seed, run in runs.items() if run is not None}
+        if not done:
+            continue
+        losses = [run["loss"] for run in done.values()]
+        base = {seed: run["loss"] for seed, run in done.items()} if variant == "baseline" else base
+        gains = [run["loss"] - base[seed] for seed, run in done.items() if seed in base]
         rows.append(
             (
                 variant,
-                f"{parameters:,}",
+                str(len(done)),
+                f"{next(iter(done.values()))['parameters']:,}",
                 f"{statistics.fmean(losses):.4f}",
-                f"{statistics.stdev(losses) if len(losses) > 1 else 0:.4f}",
-                f"{statistics.fmean(gains):+.4f}",
-                f"{statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0:.4f}",
-                f"{1e3 * statistics.median(result[1] for result in results):.0f}",
-                f"{results[0][2] / 2**20:.0f}",
+                f"{spread(losses):.4f}",
+                f"{statistics.fmean(gains):+.4f}" if gains else "",
+                f"{spread(gains) / max(len(gains), 1) ** 0.5:.4f}",
+                f"{1e3 * statistics.median(run['seconds'] for run in done.values()):.1f}",
+                f"{next(iter(done.values()))['saved'] / 2**20:.1f}",
             )
         )
     title = f"{LAYERS}-layer GPT, width {args.width}, rank {args.rank}, {args.steps} steps of {args.batch}×{CONTEXT}"
-    columns = ("variant", "parameters", "loss", "± std", "to baseline", "± s.e. (paired)", "ms a step", "saved MiB")
-    print_table(f"{title}, {args.seeds} seeds", columns, rows)
+    columns = (
+        "variant",
+        "seeds",
+        "parameters",
+        "loss",
+        "± std",
+        "to baseline",
+        "± s.e. (paired)",
+        "ms a step",
+        "saved MiB",
+    )
+    print_table(title, columns, rows)
+
+
+def measured(
+    variant: str, seed: int, corpus: Corpus, results: Results, args: argparse.Namespace
+) -> dict[str, float] | None:
+    """Returns the loss, the seconds of a step, the parameters and the saved bytes of one run, or ``None``."""
+
+    def run() -> dict[str, float]:
+        model = build(variant, corpus, args.width, args.rank, seed)
+        parameters = sum(p.numel() for p in model.parameters())
+        loss, seconds, saved = train(model, corpus, args.steps, args.batch, args.lr, seed)
+        note(f"{variant}, seed {seed}: held-out loss {loss:.4f}, {1e3 * seconds:.1f} ms a step")
+        return {"loss": loss, "seconds": seconds, "parameters": parameters, "saved": saved}
+
+    names = ("steps", "width", "rank", "batch", "lr")
+    settings = {"experiment": "pretraining", "variant": variant, "seed": seed, "context": CONTEXT}
+    return results.run(settings | {name: getattr(args, name) for name in names}, run)
+
+
+def spread(values: list[float]) -> float:
+    """Returns the standard deviation, 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

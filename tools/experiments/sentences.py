@@ -25,6 +25,7 @@ from laurel_graph.tools.console import note, print_table
 
 from .files import Tokenizer, documents, minilm_model, polarity
 from .overhead import module_of
+from .results import Results, add_flags
 
 VARIANTS = ("none", "rw", "lr", "rw+lr", "rw+lr+pa")
 EMBEDDING, WIDTH = "461", 384
@@ -125,21 +126,38 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
+    add_flags(parser)
     args = parser.parse_args()
-    rows = []
-    for task, run in (("polarity", classify), ("similarity", compare)):
-        for variant in args.variants if task in args.tasks else ():
-            began = time.perf_counter()
-            values = [run(variant, args, seed) for seed in range(args.seeds)]
+    results, rows = Results.of(args), []
+    for task in args.tasks:
+        for variant in args.variants:
+            runs = [measured(task, variant, seed, results, args) for seed in range(args.seeds)]
+            done = [run for run in runs if run is not None]
+            if not done:
+                continue
+            values = [run["value"] for run in done]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            count = sum(p.numel() for p in encoder(variant, args.rank, 0).parameters() if p.requires_grad)
-            seconds = (time.perf_counter() - began) / args.seeds
-            note(f"{task}, {variant}: {statistics.fmean(values):.4f}")
-            rows.append(
-                (task, variant, f"{count:,}", f"{statistics.fmean(values):.4f}", f"{spread:.4f}", f"{seconds:.0f}")
-            )
-    columns = ("task", "variant", "new parameters", "held out: accuracy / Pearson", "± std", "seconds")
-    print_table(f"MiniLM-L3, {args.seeds} seeds (other folds and initial values)", columns, rows)
+            seconds = statistics.fmean(run["seconds"] for run in done)
+            cells = (f"{done[0]['parameters']:,}", f"{statistics.fmean(values):.4f}", f"{spread:.4f}", f"{seconds:.0f}")
+            rows.append((task, variant, str(len(done)), *cells))
+    columns = ("task", "variant", "seeds", "new parameters", "held out: accuracy / Pearson", "± std", "seconds")
+    print_table("MiniLM-L3; each seed has other folds and initial values", columns, rows)
+
+
+def measured(task: str, variant: str, seed: int, results: Results, args: argparse.Namespace) -> dict[str, float] | None:
+    """Returns the held-out figure, the new parameters and the processor seconds of one run, or ``None``."""
+
+    def run() -> dict[str, float]:
+        began = time.process_time()
+        value = (classify if task == "polarity" else compare)(variant, args, seed)
+        seconds = time.process_time() - began
+        note(f"{task}, {variant}, seed {seed}: {value:.4f}")
+        parameters = sum(p.numel() for p in encoder(variant, args.rank, 0).parameters() if p.requires_grad)
+        return {"value": value, "parameters": parameters, "seconds": seconds}
+
+    names = ("folds", "epochs", "steps", "rank", "lr")
+    settings = {"experiment": "sentences", "task": task, "variant": variant, "seed": seed}
+    return results.run(settings | {name: getattr(args, name) for name in names}, run)
 
 
 if __name__ == "__main__":
