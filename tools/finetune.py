@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,7 +105,6 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
     began = time.perf_counter()
     for path in filter(None, (options.tuned, options.adapter, options.checkpoint)):
         onnx_file.check_output(path, options.model)
-    settings = _train_options(options)
     model = onnx_file.read(options.model)
     specs = read_specs(model)
     if not (specs or options.train or options.head):
@@ -118,14 +117,8 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
     module = run.importing()
     from .train import train
 
-    training = train(module, run.task, run.data, run.validation, settings)
+    training = train(module, run.task, run.data, run.validation, options)
     return run.finish(module, training, began)
-
-
-def _train_options(options: FinetuneOptions) -> Any:
-    from .train import TrainOptions
-
-    return TrainOptions(**{f.name: getattr(options, f.name) for f in fields(TrainOptions)})
 
 
 class _Run:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from laurel_graph.errors import ConfigError
 
+from .train_options import TrainOptions
 
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """What ``laurel finetune`` is asked for; each field is a flag.
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(TrainOptions):
+    """What ``laurel finetune`` is asked for beside how to train; each field is a flag.
 
     Attributes:
         model: a transformed ``.onnx`` file.
@@ -27,21 +29,7 @@ class FinetuneOptions:
         head: put a new linear classifier of so many classes on ``output`` (by default on what enters the last linear
             layer) and train it too.
         train: names or globs of further initializers to train.
-        dropout: Dropout nodes are active while training.
-        epochs: passes over the data.
-        batch_size: samples per step, over all processes together.
-        lr: the highest learning rate.
-        schedule: ``constant``, ``linear`` or ``cosine``.
-        warmup: share of the steps in which the rate rises.
-        weight_decay: of a head and of what ``train`` names; LAuReL tensors have none.
-        clip: largest norm of the gradient, 0 for no limit.
-        seed: of the order of the samples and of a validation share.
-        patience: epochs without a better metric before training stops.
-        precision: ``no`` or ``bf16``.
         checkpoint: file of the run's state; by default ``TUNED.checkpoint``. It is deleted when the run is done.
-        checkpoint_every: steps between two checkpoints.
-        resume: continue from the checkpoint.
-        quiet: no progress on stderr.
     """
 
     model: Path
@@ -56,21 +44,6 @@ class FinetuneOptions:
     teacher: Path | None = None
     head: int | None = None
     train: tuple[str, ...] = ()
-    dropout: bool = False
-    epochs: int = 10
-    batch_size: int = 32
-    lr: float = 1e-3
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    seed: int = 0
-    patience: int | None = None
-    precision: str = "no"
-    checkpoint: Path | None = None
-    checkpoint_every: int = 100
-    resume: bool = False
-    quiet: bool = False
 
     def __post_init__(self) -> None:
         for name in ("model", "tuned", "adapter", "teacher", "checkpoint"):
@@ -84,3 +57,4 @@ class FinetuneOptions:
             raise ConfigError(f"head = {self.head!r} is not valid: expected a number of classes of at least 1.")
         if self.teacher is not None and self.loss != "distill":
             raise ConfigError(f"teacher goes with the loss distill, found loss = {self.loss!r}.")
+        super().__post_init__()

@@ -14,7 +14,14 @@ import typer
 
 
 def attribute_help(options: type) -> dict[str, str]:
-    """Returns field name to its text in the ``Attributes:`` section of the class's docstring."""
+    """Returns field name to its text in the ``Attributes:`` section of the class's docstring and of its bases'."""
+    found: dict[str, str] = {}
+    for base in reversed(options.__mro__):
+        found |= _own_help(base)
+    return found
+
+
+def _own_help(options: type) -> dict[str, str]:
     section = inspect.cleandoc(options.__doc__ or "").partition("Attributes:\n")[2]
     found: dict[str, str] = {}
     name = ""
