@@ -26,6 +26,7 @@ FROZEN_NOTE = (
     "traced with torch.export: dropout and batch norm stay as they were at tracing time; train() and eval() do not "
     "switch them."
 )
+FIXED_NOTE = "traced with torch.export for the sizes of the example inputs; give dynamic_shapes= to leave axes open."
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,17 @@ class LaurelTracer(fx.Tracer):
         return type(m).__module__ == "laurel_graph.module" or super().is_leaf_module(m, module_qualified_name)
 
 
-def capture(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Captured:
+def capture(
+    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> Captured:
     """Traces *model* and returns its graph and the view of it.
 
     Args:
         model: ``nn.Module``, ``fx.GraphModule`` or ``torch.export.ExportedProgram``.
         args: example inputs, positional; needed wherever ``torch.export`` is, and for shapes.
         kwargs: example inputs by name.
+        dynamic_shapes: as for ``torch.export.export``, for the route that goes through it: which axes the captured
+            graph leaves open; without it they keep the sizes of the example inputs.
 
     Raises:
         ModelError: no route works; names the line where each one failed and what to try next.
@@ -87,7 +92,7 @@ def capture(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | No
         )
     try:
         with torch.no_grad():
-            program = torch.export.export(model, args, kwargs, strict=False)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         module = _unlifted(program)
     except Exception as error:  # likewise
         raise ModelError(
@@ -95,7 +100,8 @@ def capture(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | No
             f"{_where(error)}. Mend that line (no control flow on values, no items of tensors), or export the model "
             "to ONNX and give the file."
         ) from error
-    return _captured(module, name, [f"torch.fx.symbolic_trace stopped at {symbolic}.", FROZEN_NOTE])
+    notes = [f"torch.fx.symbolic_trace stopped at {symbolic}.", FROZEN_NOTE]
+    return _captured(module, name, [*notes, *([] if dynamic_shapes else [FIXED_NOTE])])
 
 
 def _captured(module: fx.GraphModule, name: str, notes: Sequence[str]) -> Captured:

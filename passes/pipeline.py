@@ -66,13 +66,16 @@ class TransformResult:
     report: TransformReport
 
 
-def inspect(model: Model, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Detection:
+def inspect(
+    model: Model, args: Any = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> Detection:
     """Finds every residual connection of *model* and changes nothing.
 
     Args:
         model: an ``.onnx`` path, a ``ModelProto``, an ``nn.Module``, a ``GraphModule`` or an ``ExportedProgram``.
         args: example inputs of a torch module: one tensor or a tuple of positional inputs.
         kwargs: example keyword inputs of a torch module.
+        dynamic_shapes: as for ``torch.export.export``, where a torch module has to be captured by it.
 
     Returns:
         The verdict on every add.
@@ -89,7 +92,7 @@ def inspect(model: Model, args: Any = (), kwargs: Mapping[str, Any] | None = Non
         return replace(detect(view_of(proto)), model=name)
     from laurel_graph.passes.fx_frontend import capture
 
-    captured = capture(model, _as_tuple(args), dict(kwargs or {}))
+    captured = capture(model, _as_tuple(args), dict(kwargs or {}), dynamic_shapes)
     found = detect(captured.view)
     return replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
 
@@ -100,6 +103,7 @@ def transform(
     args: Any = (),
     *,
     kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
     output: str | Path | None = None,
     adapter_inputs: bool = False,
 ) -> TransformResult:
@@ -113,6 +117,8 @@ def transform(
         config: what to put in; by default ``LaurelConfig()``.
         args: example inputs of a torch module.
         kwargs: example keyword inputs of a torch module.
+        dynamic_shapes: as for ``torch.export.export``: the axes of the inputs that stay open, where a torch module
+            cannot be traced symbolically and is captured for its example inputs.
         output: where to write the transformed ONNX file; required for weights in external files to be found.
         adapter_inputs: make the LAuReL tensors of an ONNX graph overridable inputs, so that ORT can switch adapters
             per request.
@@ -151,7 +157,7 @@ def transform(
     from laurel_graph.passes.fx_frontend import capture
     from laurel_graph.passes.insert_fx import insert as insert_fx
 
-    captured = capture(model, _as_tuple(args), dict(kwargs or {}))
+    captured = capture(model, _as_tuple(args), dict(kwargs or {}), dynamic_shapes)
     found = detect(captured.view)
     detection = replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
     selection = select(detection, config)

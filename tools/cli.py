@@ -30,7 +30,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[str, typer.Argument(help="An .onnx file, or package.module:callable returning (module, inputs).")]
+Model = Annotated[
+    str, typer.Argument(help="An .onnx file, or package.module:callable that gives (module, inputs[, dims]).")
+]
 OnnxModel = Annotated[Path, typer.Argument(help="An .onnx file.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the result; never the input file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
@@ -52,8 +54,8 @@ def inspect(model: Model, json: Json = False) -> None:
     from laurel_graph.passes.pipeline import inspect as run
 
     with progress(f"inspecting {model}"):
-        target, args, kwargs = _load(model)
-        found = run(target, args, kwargs)
+        target, args, kwargs, shapes = _load(model)
+        found = run(target, args, kwargs, shapes)
     if json:
         print_json({**found.to_dict(), "model": model})
     else:
@@ -120,15 +122,15 @@ def transform(
             seed=seed,
         )
     with progress(f"transforming {model}"):
-        target, args, kwargs = _load(model)
+        target, args, kwargs, shapes = _load(model)
         if isinstance(target, Path):
             result = run(target, chosen, output=output, adapter_inputs=adapter_inputs)
         else:
             from laurel_graph.passes.export import export_onnx
 
             onnx_file.check_output(output)
-            result = run(target, chosen, args, kwargs=kwargs, adapter_inputs=adapter_inputs)
-            export_onnx(result.model, args, output, kwargs=kwargs)
+            result = run(target, chosen, args, kwargs=kwargs, dynamic_shapes=shapes, adapter_inputs=adapter_inputs)
+            export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes)
     report = result.report
     if json:
         print_json({"model": model, "output": output, **report.to_dict()})
@@ -360,19 +362,22 @@ def doctor(json: Json = False) -> None:
             say(f"  {name:<22} {value}")
 
 
-def _load(model: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Returns (path or torch module, positional inputs, keyword inputs) for a MODEL argument."""
+def _load(model: str) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
+    """Returns (path or torch module, positional inputs, keyword inputs, dynamic shapes) for a MODEL argument."""
     from laurel_graph.tools.callables import is_reference, load_callable
 
     if not is_reference(model):
-        return Path(model), (), {}
+        return Path(model), (), {}, None
     made = load_callable(model, "MODEL")()
-    if not (isinstance(made, tuple) and len(made) == 2 and hasattr(made[0], "forward")):
-        raise ModelError(f"{model} returned {type(made).__name__}: expected (torch.nn.Module, example inputs).")
-    module, inputs = made
+    if not (isinstance(made, tuple) and len(made) in (2, 3) and hasattr(made[0], "forward")):
+        raise ModelError(
+            f"{model} returned {type(made).__name__}: expected (torch.nn.Module, example inputs), or a third item, "
+            "the dynamic_shapes of torch.export.export."
+        )
+    module, inputs, shapes = made if len(made) == 3 else (*made, None)
     if isinstance(inputs, dict):
-        return module, (), inputs
-    return module, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}
+        return module, (), inputs, shapes
+    return module, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, shapes
 
 
 def _read_text(path: Path, expected: str) -> str:

@@ -86,3 +86,25 @@ def test_trained_efficientnet_computes_the_same_bits_when_its_nine_residuals_are
         with torch.no_grad():
             assert torch.equal(rewritten(image), model(image))
             assert torch.equal(rewritten(image[:1]), model(image[:1]))
+
+
+def test_axes_stay_open_when_a_module_that_needs_torch_export_names_them(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BertModel(BertConfig(vocab_size=50, **sizes)).eval()
+    example = {"input_ids": torch.randint(50, (2, 7)), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+    axes = {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=64)}
+    config = lg.LaurelConfig(variant="rw+lr")
+    fixed = lg.transform(model, config, kwargs=example)
+    assert any("dynamic_shapes" in note for note in fixed.report.detection.notes)
+    opened = lg.transform(model, config, kwargs=example, dynamic_shapes=dict.fromkeys(example, axes))
+    other = {name: value.repeat(2, 2) for name, value in example.items()}
+    with torch.no_grad():
+        expected, found = model(**other), opened.model(**other)
+    assert len(opened.report.plans) == 4
+    assert torch.allclose(found["last_hidden_state"], expected.last_hidden_state, atol=1e-6)
+    path = lg.export_onnx(opened.model, (), tmp_path / "bert.onnx", example, dict.fromkeys(example, axes))
+    session = lg.session(path)
+    served = session.run(None, {i.name: other[i.name].numpy() for i in session.get_inputs()})[0]
+    assert abs(served - expected.last_hidden_state.numpy()).max() < 1e-5

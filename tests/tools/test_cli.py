@@ -133,12 +133,17 @@ def test_inspect_takes_a_callable_when_the_model_is_torch(tmp_path):
         "        return x + torch.relu(self.a(x))\n"
         "def make():\n"
         "    return torch.nn.Sequential(Block(), Block()), torch.ones(2, 8)\n"
+        "def make_open():\n"
+        "    return *make(), ({0: torch.export.Dim('n')},)\n"
     )
     code, out, _ = laurel("inspect", "net:make", "--json", cwd=tmp_path)
     assert code == 0 and [r["site"] for r in json.loads(out)["residuals"]] == ["0.res1", "1.res1"]
     code, _, err = laurel("transform", "net:make", "-o", tmp_path / "net.onnx", cwd=tmp_path)
     assert code == 0, err
     assert any(n.domain == "ai.laurel" for n in onnx.load(tmp_path / "net.onnx").graph.node)
+    code, _, err = laurel("transform", "net:make_open", "-o", tmp_path / "open.onnx", cwd=tmp_path)
+    assert code == 0, err
+    assert onnx.load(tmp_path / "open.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n"
 
 
 def add_only() -> onnx.ModelProto:
