@@ -118,13 +118,20 @@ def _tolerance(given: str | Path | ModelProto) -> float:
     return next((TOLERANCE[name] for kind, name in names.items() if kind in kinds), TOLERANCE["float32"])
 
 
-def _run_onnx(given: str | Path | ModelProto, feeds: dict[str, Any], outputs: list[str] | None) -> list[Any]:
-    """Runs the model as it is written, without optimisation; returns the outputs asked for."""
+def _run_onnx(
+    given: str | Path | ModelProto, feeds: dict[str, Any], outputs: list[str] | None, folder: str = ""
+) -> list[Any]:
+    """Runs the model as it is written, without optimisation; returns the outputs asked for.
+
+    *folder* is where a model in memory has its external weights: they are read from there, never copied into it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    if folder:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     content = given.SerializeToString() if isinstance(given, ModelProto) else str(given)
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return list(session.run(outputs, feeds))
@@ -169,16 +176,12 @@ def _first_difference(
         recorder.run(*(_to_torch(feeds[name]) for name in record.inputs))
     model = ModelProto()
     model.CopyFrom(given if isinstance(given, ModelProto) else read(given))
-    base = "" if isinstance(given, ModelProto) else str(Path(given).parent)
     nodes = {name: node for node in model.graph.node for name in node.output}
     names = [name for node in model.graph.node for name in node.output if name in recorder.values]
     del model.graph.output[:]
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    if base:
-        from onnx.external_data_helper import load_external_data_for_model
-
-        load_external_data_for_model(model, base)
-    expected = _run_onnx(model, feeds, names)
+    folder = "" if isinstance(given, ModelProto) else str(Path(given).absolute().parent)
+    expected = _run_onnx(model, feeds, names, folder)
     for name, wanted in zip(names, expected, strict=True):
         difference = _difference(name, recorder.values[name], wanted)
         if not difference.relative <= limit:

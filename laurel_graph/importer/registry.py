@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from onnx import defs
@@ -51,58 +52,37 @@ def since_version(domain: str, op: str, opset: int) -> int:
         return 0 if domain in ("", "ai.onnx.ml") else 1
 
 
+FAMILIES = (
+    "activation",
+    "arithmetic",
+    "attention",
+    "casting",
+    "contrib",
+    "contrib_attention",
+    "control_flow",
+    "convolution",
+    "generation",
+    "indexing",
+    "linear",
+    "loss",
+    "normalisation",
+    "pooling",
+    "quantisation",
+    "recurrent",
+    "reduction",
+    "resize",
+    "sequence",
+    "shape",
+    "signal",
+    "vision",
+)
+"""The modules beside this one that hold one operator family each."""
+
+
 @cache
 def default_registry() -> Registry:
     """Returns the registry with every operator family."""
-    from . import (
-        activation,
-        arithmetic,
-        attention,
-        casting,
-        contrib,
-        contrib_attention,
-        control_flow,
-        convolution,
-        generation,
-        indexing,
-        linear,
-        loss,
-        normalisation,
-        pooling,
-        quantisation,
-        recurrent,
-        reduction,
-        resize,
-        sequence,
-        shape,
-        signal,
-        vision,
-    )
-
     registry = Registry()
-    for family in (
-        activation,
-        arithmetic,
-        attention,
-        casting,
-        contrib,
-        contrib_attention,
-        control_flow,
-        convolution,
-        generation,
-        indexing,
-        linear,
-        loss,
-        normalisation,
-        pooling,
-        quantisation,
-        recurrent,
-        reduction,
-        resize,
-        sequence,
-        shape,
-        signal,
-        vision,
-    ):
-        family.register(registry)
+    for family in FAMILIES:
+        import_module(f".{family}", __package__).register(registry)
     return registry

@@ -145,14 +145,19 @@ def test_check_reports_each_output_when_module_is_faithful():
     assert difference.relative <= 1e-5
 
 
-def test_check_names_the_first_node_when_a_weight_is_changed():
+@pytest.mark.parametrize("external", [False, True])
+def test_check_names_the_first_node_when_a_weight_is_changed(external, tmp_path):
     nodes = [
         helper.make_node("MatMul", ["x", "w1"], ["h"], "first"),
         helper.make_node("MatMul", ["h", "w2"], ["y"], "second"),
     ]
     weights = {"w1": floats(4, 4), "w2": floats(4, 4, seed=1)}
     model = graph_of(nodes, {"x": floats(2, 4)}, {"y": "float32"}, weights)
+    if external:
+        onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+        model = tmp_path / "m.onnx"
     module = import_onnx(model)
-    module.get_buffer("w2").add_(1)
+    with torch.no_grad():
+        module.w2 = module.get_buffer("w2") + 1
     with pytest.raises(VerificationError, match="'second'"):
         check(module, [floats(2, 4)], model)
