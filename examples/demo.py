@@ -21,7 +21,7 @@ from laurel_graph.tools.bench import bench
 from laurel_graph.tools.console import note, print_table, say
 from laurel_graph.tools.finetune import FinetuneOptions, finetune
 
-RANK, EPOCHS, BATCH = 3, 8, 16
+RANK, EPOCHS, BATCH = 3, 6, 16
 
 
 def outputs(session: object, name: str, data: Digits) -> NDArray[np.float32]:
