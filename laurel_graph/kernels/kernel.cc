@@ -328,8 +328,10 @@ void Kernel::run_tasks(ort::KernelContext* context, Job* job) const {
     const auto* from = static_cast<const Shared*>(data);
     from->run(*from->job, static_cast<int64_t>(index));
   };
-  check(api_.KernelContext_ParallelFor(context, static_cast<ort::Task>(task), static_cast<size_t>(job->tasks),
-                                       static_cast<size_t>(0), static_cast<void*>(&shared)));
+  // Each task a batch of its own: threads take them as they come free, and the caller has begun before others wake up.
+  const size_t tasks = static_cast<size_t>(job->tasks);
+  check(api_.KernelContext_ParallelFor(context, static_cast<ort::Task>(task), tasks, tasks,
+                                       static_cast<void*>(&shared)));
 }
 
 }  // namespace laurel

@@ -2,7 +2,7 @@
 //
 // Tokens, A (D, r): panels of kPanel columns, the last one rounded up to whole vectors, each a (D, panel) array; but
 // for r <= kDotRank its transpose, rows rounded up to whole vectors, in groups of four rows.
-// Tokens, B (R, D): panels of kPanel columns, each an (R, panel) array; the last one rounded up to whole vectors.
+// Tokens, B (R, D): panels of kUpPanel columns, each an (R, panel) array; the last one rounded up to whole vectors.
 // Channels, A (D, r) and B^T (D, R): groups of kGroup columns of A, each (D, kGroup); groups of kGroup rows of B^T,
 // each transposed to (R, kGroup). What is rounded up is filled with zeros.
 #pragma once
@@ -12,7 +12,8 @@
 
 namespace laurel::LAUREL_PATH {
 
-constexpr int kPanel = 2 * kWidth;
+constexpr int kPanel = (kRegisters == 32 ? 2 : 3) * kWidth;
+constexpr int kUpPanel = (kRegisters == 32 ? 4 : 3) * kWidth;
 constexpr int kDotRank = kWidth / 2;
 constexpr int kGroup = kRegisters == 32 ? 8 : 4;
 
@@ -70,7 +71,7 @@ void pack_down_as(bool channels, const T* A, int64_t width, int64_t rank, float*
 
 template <typename T>
 void pack_up_as(bool channels, const T* B, int64_t width, int64_t rank, int64_t first, int64_t total, float* out) {
-  const int64_t unit = channels ? kGroup : kPanel;
+  const int64_t unit = channels ? kGroup : kUpPanel;
   pack_panels(B, width, 1, rank, first, total, width, unit, channels ? kGroup : kWidth, out);
 }
 

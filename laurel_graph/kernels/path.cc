@@ -13,8 +13,9 @@ namespace laurel::LAUREL_PATH {
 // Rough speeds of one core, to weigh work against the price of handing it to another thread.
 constexpr double kFlopsPerNs = kWidth * 8.0;
 constexpr double kBytesPerNs = 16.0;
-constexpr double kTaskNs = 8000;  // less work than this is not worth handing over
+constexpr double kTaskNs = 12000;  // less work than this is not worth handing over
 constexpr int64_t kMostTasks = 256;
+constexpr double kCacheBytes = 4 << 20;  // arrays larger than this come from memory
 
 inline bool elementwise(const Job& job) {
   const bool norm = job.epilogue == Epilogue::kLayerNorm || job.epilogue == Epilogue::kRMSNorm;
@@ -34,17 +35,16 @@ void plan_elementwise(Job* job, double ns) {
   job->tasks = (elements + job->block - 1) / job->block;
 }
 
-// Blocks are counted in tiles of nearly equal size; `parts` says how many tiles the rows are cut into.
+// Rows in equal shares, an even number of them so that two threads get the same, and not much less than a block each
+// where there are many.
 void plan_tokens(Job* job, double ns) {
-  int64_t tiles = (job->rows + kRows - 1) / kRows;
-  if (tiles > 1 && tiles < 8) tiles += tiles % 2;  // so that two threads get the same
-  job->parts = smaller(tiles, job->rows);
-  // Weights that do not stay in the first-level cache are shared by several tiles of rows.
-  job->block_tiles = job->width * job->rank * 8 > (24 << 10) ? 4 : 1;
-  job->block = task_units(ns, job->parts);
-  job->block = larger(job->block, smaller(job->block_tiles, (job->parts + 1) / 2));
-  if (job->parts >= 16 * job->block_tiles) job->block = round_up(job->block, job->block_tiles);
-  job->tasks = (job->parts + job->block - 1) / job->block;
+  // Whole tiles of both products, few enough that x, f and y stay in the second-level cache with A and B; with few
+  // ranks, in the first.
+  const bool heavy = job->width * job->rank > (64 << 10);  // A and B are worth sharing among more rows
+  job->block_rows = job->rank <= kDotRank ? 4 : heavy || job->width <= 512 ? 24 : 12;
+  const int64_t worth = smaller(kMostTasks, static_cast<int64_t>(ns / kTaskNs));
+  const int64_t most = larger(smaller(8, job->rows / 4), job->rows / 48);
+  job->tasks = larger(1, smaller(worth, most) / 2 * 2);
 }
 
 // Blocks of positions whose x stays in the second-level cache between its two uses, more of them if that leaves too
@@ -67,6 +67,7 @@ void plan(Job* job) {
   const double elements = static_cast<double>(job->rows * job->width * larger(1, job->inner));
   const int arrays = 3 + (job->sum ? 1 : 0) + job->previous + (job->products ? job->products - 1 : 0);
   const double bytes = elements * arrays * static_cast<double>(size_of(job->type));
+  job->streams = bytes > kCacheBytes;
   const double ns = elements * 4 * static_cast<double>(job->rank) / kFlopsPerNs + bytes / kBytesPerNs;
   if (elementwise(*job)) {
     plan_elementwise(job, ns);
@@ -82,8 +83,7 @@ void run_as(const Job& job, int64_t task) {
     const int64_t begin = task * job.block, end = smaller(elements, begin + job.block);
     job.inner ? elementwise_channels<T>(job, begin, end) : elementwise_tokens<T>(job, begin, end);
   } else if (job.inner == 0) {
-    const int64_t first = task * job.block, last = smaller(job.parts, first + job.block);
-    run_tokens<T>(job, job.rows * first / job.parts, job.rows * last / job.parts);
+    run_tokens<T>(job, job.rows * task / job.tasks, job.rows * (task + 1) / job.tasks);
   } else {
     const int64_t begin = task % job.parts * job.block;
     run_channels<T>(job, task / job.parts, begin, smaller(job.inner, begin + job.block));

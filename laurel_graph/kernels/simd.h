@@ -153,7 +153,7 @@ template <typename T>
 LAUREL_INLINE void store_part(T* to, Floats value, int count) {
   T part[kWidth];
   store(part, value);
-  for (int i = 0; i < count; ++i) to[i] = part[i];
+  for (int i = 0; i < kWidth && i != count; ++i) to[i] = part[i];
 }
 
 #if defined(__AVX512F__)

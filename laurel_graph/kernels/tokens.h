@@ -1,7 +1,8 @@
 // Low-rank residuals and norms over (rows, D) arrays.
 //
-// A task takes its rows in blocks: H = X A for the block, kept in scratch, then Y from H, B, X and F in one sweep.
-// Both products run on tiles of kRows x kPanel accumulators that stay in registers.
+// A task takes its rows in blocks: H = X A for the block, kept in scratch, then Y from H, B, X and F. Both products run
+// on tiles of rows x vectors of columns whose sums stay in registers. While one step of a block computes, it asks for
+// the lines of memory that the next one reads.
 #pragma once
 
 #include <type_traits>
@@ -11,10 +12,12 @@
 
 namespace laurel::LAUREL_PATH {
 
-constexpr int kRows = kRegisters == 32 ? 8 : 6;
-constexpr int kUpRows = kRegisters == 32 ? 6 : 3;  // of the wider tiles of the second product
+constexpr int kRows = kRegisters == 32 ? 8 : 6;    // of the tiles of the first product
+constexpr int kUpRows = kRegisters == 32 ? 6 : 4;  // of the wider tiles of the second product
 constexpr int kDotRows = kRegisters == 32 ? 6 : 3;
-constexpr int64_t kDepth = 256;  // rows of A that a panel keeps in the first-level cache
+constexpr int kSums = kRegisters == 32 ? 16 : 12;  // independent sums that hide the latency of multiply-adds
+constexpr int64_t kDepth = 256;                    // rows of A that a panel keeps in the first-level cache
+constexpr int64_t kLine = 16;                      // float32 elements of a cache line
 
 // Calls function(integral_constant n) for n in [1, Most].
 template <int Most, typename Function>
@@ -25,25 +28,61 @@ LAUREL_INLINE void with_count(int n, Function function) {
   function(std::integral_constant<int, Most>());
 }
 
+// Calls function(first row, integral_constant rows) for tiles of nearly equal size, at most Most rows each: a tile of
+// few rows has too few sums.
+template <int Most, typename Function>
+LAUREL_INLINE void each_tile(int rows, Function function) {
+  const int tiles = (rows + Most - 1) / Most;
+  for (int t = 0; t < tiles; ++t) {
+    const int first = rows * t / tiles;
+    with_count<Most>(rows * (t + 1) / tiles - first, [&](auto m) LAUREL_LAMBDA { function(first, m); });
+  }
+}
+
+// Rows of some arrays that a later step reads.
+template <typename T>
+struct Ahead {
+  int64_t step;  // from row to row
+  int count = 0;
+  const T* arrays[2 + kMaxProducts + kMaxPrevious] = {};
+
+  explicit Ahead(int64_t width) : step(width) {}
+  void add(const void* array, int64_t row) { arrays[count++] = static_cast<const T*>(array) + row * step; }
+
+  // Asks for the line at one column of rows [first, first + M).
+  template <int M>
+  LAUREL_INLINE void fetch(int64_t first, int64_t column) const {
+    for (int i = 0; i < count; ++i) {
+      const T* at = arrays[i] + first * step + column;
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) __builtin_prefetch(at + m * step, 0, 2);
+    }
+  }
+};
+
 // H += X A: M rows of X (float32), a panel of V vectors of A, `depth` steps. The first `columns` columns of the result
-// go to h, added to what is there if `add`, times `scale`.
-template <int M, int V>
-void down_tile(const float* x, int64_t x_step, const float* a, int64_t depth, float* h, int64_t h_step, int columns,
-               bool add, float scale) {
-  constexpr int kChains = M * V >= 8 ? 1 : M * V >= 4 ? 2 : 4;  // enough independent sums to hide the latency
+// go to h, added to what is there if `add`, times `scale`. fetch(k) is called every `fetch_step` steps.
+template <int M, int V, typename Fetch>
+LAUREL_INLINE void down_tile(const float* x, int64_t x_step, const float* a, int64_t depth, float* h, int64_t h_step,
+                             int columns, bool add, float scale, int64_t fetch_step, Fetch fetch) {
+  constexpr int kChains = 4 * M * V <= kSums ? 4 : 2 * M * V <= kSums ? 2 : 1;
   Floats sum[kChains][M][V] = {};
   int64_t k = 0;
-  for (; k + kChains <= depth; k += kChains) {
+  while (k + kChains <= depth) {
+    const int64_t stop = smaller(depth, k + fetch_step);
+    fetch(k);
+    for (; k + kChains <= stop; k += kChains) {
 #pragma GCC unroll 4
-    for (int c = 0; c < kChains; ++c) {
-      Floats panel[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) panel[v] = load(a + ((k + c) * V + v) * kWidth);
+      for (int c = 0; c < kChains; ++c) {
+        Floats panel[V];
+#pragma GCC unroll 3
+        for (int v = 0; v < V; ++v) panel[v] = load(a + ((k + c) * V + v) * kWidth);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        Floats value = splat(x[m * x_step + k + c]);
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sum[c][m][v] += value * panel[v];
+        for (int m = 0; m < M; ++m) {
+          Floats value = splat(x[m * x_step + k + c]);
+#pragma GCC unroll 3
+          for (int v = 0; v < V; ++v) sum[c][m][v] += value * panel[v];
+        }
       }
     }
   }
@@ -54,7 +93,7 @@ void down_tile(const float* x, int64_t x_step, const float* a, int64_t depth, fl
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int v = 0; v < V; ++v) {
       Floats total = sum[0][m][v];
 #pragma GCC unroll 4
@@ -73,12 +112,13 @@ void down_tile(const float* x, int64_t x_step, const float* a, int64_t depth, fl
 }
 
 // H = X A for M rows and up to four columns, from the transpose of A: sums along D in all lanes.
-template <int M, typename T>
-void dot_tile(const T* x, int64_t x_step, int64_t width, const float* a, int64_t a_step, float* h, int64_t h_step,
-              int columns, float scale) {
+template <int M, typename T, typename Fetch>
+LAUREL_INLINE void dot_tile(const T* x, int64_t x_step, int64_t width, const float* a, int64_t a_step, float* h,
+                            int64_t h_step, int columns, float scale, Fetch fetch) {
   Floats sum[M][4] = {};
   const int64_t whole = width / kWidth * kWidth;
   for (int64_t k = 0; k < whole; k += kWidth) {
+    if (k % kLine == 0) fetch(k);
     Floats value[M];
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) value[m] = load(x + m * x_step + k);
@@ -102,63 +142,58 @@ void dot_tile(const T* x, int64_t x_step, int64_t width, const float* a, int64_t
   }
 }
 
-// H (rows, rank of the product) for `rows` rows; `x32` is scratch for kDepth float32 columns of them.
 template <typename T>
-void down(const Job& job, const Product& product, int64_t row, const int* tiles, int count, float* h, float* x32) {
-  const int64_t width = job.width, h_step = job.rank;
-  const T* x = static_cast<const T*>(product.source) + row * width;
-  if (product.rank <= kDotRank) {
-    const int64_t a_step = round_up(width, kWidth);
-    for (int t = 0; t < count; ++t) {
-      for (int left = tiles[t]; left > 0;) {
-        const int rows = left < kDotRows ? left : kDotRows;
-        for (int64_t j = 0; j < product.rank; j += 4) {
-          const int columns = static_cast<int>(smaller(4, product.rank - j));
-          with_count<kDotRows>(rows, [&](auto m) {
-            dot_tile<m.value>(x, width, width, product.down + j * a_step, a_step, h + j, h_step, columns,
-                              product.scale);
-          });
-        }
-        x += rows * width, h += rows * h_step, left -= rows;
-      }
+void down_dots(const T* x, int64_t width, const Product& product, int rows, float* h, int64_t h_step,
+               const Ahead<T>& ahead) {
+  const int64_t a_step = round_up(width, kWidth);
+  each_tile<kDotRows>(rows, [&](int first, auto m) LAUREL_LAMBDA {
+    for (int64_t j = 0; j < product.rank; j += 4) {
+      const int columns = static_cast<int>(smaller(4, product.rank - j));
+      dot_tile<m.value>(x + first * width, width, width, product.down + j * a_step, a_step, h + first * h_step + j,
+                        h_step, columns, product.scale, [&](int64_t k) LAUREL_LAMBDA {
+                          if (j == 0) ahead.template fetch<m.value>(first, k);
+                        });
     }
-    return;
-  }
+  });
+}
+
+// One row of `count` elements in float32.
+template <typename T>
+void widen_row(const T* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) store(to + i, load(from + i));
+  if (i < count) store(to + i, load_part(from + i, static_cast<int>(count - i)));
+}
+
+// H (rows, rank of the product) for a block of rows; `x32` is scratch for kDepth float32 columns of them.
+template <typename T>
+void down(const Job& job, const Product& product, int64_t row, int rows, float* h, float* x32, const Ahead<T>& ahead) {
+  const int64_t width = job.width, h_step = job.rank;
+  const T* const x = static_cast<const T*>(product.source) + row * width;
+  if (product.rank <= kDotRank) return down_dots(x, width, product, rows, h, h_step, ahead);
   for (int64_t k = 0; k < width; k += kDepth) {
     const int64_t depth = smaller(kDepth, width - k);
     const float scale = k + depth == width ? product.scale : 1.0f;
+    const float* from = x32;
+    int64_t step = kDepth;
+    if constexpr (std::is_same_v<T, float>) {
+      from = x + k, step = width;
+    } else {
+      for (int m = 0; m < rows; ++m) widen_row(x + m * width + k, depth, x32 + m * kDepth);
+    }
     for (int64_t start = 0; start < product.rank; start += kPanel) {
       const int columns = static_cast<int>(smaller(kPanel, product.rank - start));
-      const int vectors = columns > kWidth ? 2 : 1;
-      const float* panel = product.down + start * width + k * vectors * kWidth;
-      int64_t first = 0;
-      for (int t = 0; t < count; ++t) {
-        const float* from;
-        int64_t step;
-        if constexpr (std::is_same_v<T, float>) {
-          from = x + first * width + k, step = width;
-        } else {
-          from = x32 + first * kDepth, step = kDepth;
-          if (start == 0) {
-            for (int m = 0; m < tiles[t]; ++m) {
-              const T* narrow_row = x + (first + m) * width + k;
-              float* wide_row = x32 + (first + m) * kDepth;
-              int64_t i = 0;
-              for (; i + kWidth <= depth; i += kWidth) store(wide_row + i, load(narrow_row + i));
-              if (i < depth) store(wide_row + i, load_part(narrow_row + i, static_cast<int>(depth - i)));
-            }
-          }
-        }
-        float* to = h + first * h_step + start;
-        with_count<kRows>(tiles[t], [&](auto m) {
-          if (vectors == 2) {
-            down_tile<m.value, 2>(from, step, panel, depth, to, h_step, columns, k > 0, scale);
-          } else {
-            down_tile<m.value, 1>(from, step, panel, depth, to, h_step, columns, k > 0, scale);
-          }
+      const bool fetches = start == 0 && ahead.count > 0;
+      with_count<kPanel / kWidth>((columns + kWidth - 1) / kWidth, [&](auto v) LAUREL_LAMBDA {
+        constexpr int V = v.value, kMost = V == 3 ? 4 : kRows;
+        const float* panel = product.down + start * width + k * V * kWidth;
+        each_tile<kMost>(rows, [&](int first, auto m) LAUREL_LAMBDA {
+          down_tile<m.value, V>(from + first * step, step, panel, depth, h + first * h_step + start, h_step, columns,
+                                k > 0, scale, fetches ? kLine : depth, [&](int64_t i) LAUREL_LAMBDA {
+                                  if (fetches) ahead.template fetch<m.value>(first, k + i);
+                                });
         });
-        first += tiles[t];
-      }
+      });
     }
   }
 }
@@ -177,12 +212,11 @@ void up_tile(const Job& job, const float* h, const float* b, int64_t b_step, int
              Target<T> target) {
   Floats sum[M][V] = {};
   const int64_t rank = job.rank, width = job.width;
-  if (V > 1) b_step = kPanel;
-  const float* const next = b + rank * kPanel;  // the panel of the third and fourth vector
+  if (V == kUpPanel / kWidth) b_step = kUpPanel;
   for (int64_t k = 0; k < rank; ++k) {
     Floats panel[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) panel[v] = load((v < 2 ? b : next) + k * b_step + v % 2 * kWidth);
+    for (int v = 0; v < V; ++v) panel[v] = load(b + k * b_step + v * kWidth);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       Floats value = splat(h[m * rank + k]);
@@ -237,43 +271,34 @@ void up_tile(const Job& job, const float* h, const float* b, int64_t b_step, int
   }
 }
 
-// All columns of M rows.
+// All columns of M rows; h and target are of the first of them, which is `first` in the block.
 template <int M, typename T>
-void up_rows(const Job& job, const float* h, int64_t row, Target<T> target) {
-  int64_t start = 0;
-  for (; job.width - start >= 2 * kPanel; start += 2 * kPanel) {
-    up_tile<M, 4, kFull>(job, h, job.up + start * job.rank, kPanel, row * job.width + start, start, kWidth, target);
+void up_rows(const Job& job, const float* h, int64_t row, int first, Target<T> target, const Ahead<T>& ahead) {
+  const int64_t width = job.width, at = row * width;
+  int64_t column = 0;
+  for (; column + kUpPanel <= width; column += kUpPanel) {
+    for (int64_t i = 0; ahead.count && i < kUpPanel; i += kLine) ahead.template fetch<M>(first, column + i);
+    up_tile<M, kUpPanel / kWidth, kFull>(job, h, job.up + column * job.rank, kUpPanel, at + column, column, kWidth,
+                                         target);
   }
-  for (; start < job.width; start += kPanel) {
-    const float* b = job.up + start * job.rank;
-    const int64_t left = job.width - start, at = row * job.width + start;
-    if (left >= kPanel) {
-      up_tile<M, 2, kFull>(job, h, b, kPanel, at, start, kWidth, target);
-      continue;
-    }
-    const int64_t b_step = round_up(left, kWidth);
-    for (int64_t i = 0; i < left; i += kWidth) {
-      if (left - i >= kWidth) {
-        up_tile<M, 1, kFull>(job, h, b + i, b_step, at + i, start + i, kWidth, target);
-      } else {
-        up_tile<M, 1, kPart>(job, h, b + i, b_step, at + i, start + i, static_cast<int>(left - i), target);
-      }
-    }
+  const float* b = job.up + column * job.rank;
+  const int64_t b_step = round_up(width - column, kWidth);
+  for (; column + kWidth <= width; column += kWidth, b += kWidth) {
+    up_tile<M, 1, kFull>(job, h, b, b_step, at + column, column, kWidth, target);
+  }
+  if (column < width) {
+    up_tile<M, 1, kPart>(job, h, b, b_step, at + column, column, static_cast<int>(width - column), target);
   }
 }
 
-// All columns of one tile of rows.
+// A block of rows.
 template <typename T>
-void up(const Job& job, const float* h, int64_t row, int rows, Target<T> target) {
-  const int parts = (rows + kUpRows - 1) / kUpRows;  // of nearly equal size: a single row has too few sums
-  for (int p = 0; p < parts; ++p) {
-    const int done = rows * p / parts, part = rows * (p + 1) / parts - done;
-    const Target<T> to{target.data + done * job.width, target.wide ? target.wide + done * job.width : nullptr};
-    with_count<kUpRows>(part, [&](auto m) { up_rows<m.value>(job, h + done * job.rank, row + done, to); });
-  }
+void up(const Job& job, const float* h, int64_t row, int rows, Target<T> target, const Ahead<T>& ahead) {
+  each_tile<kUpRows>(rows, [&](int first, auto m) LAUREL_LAMBDA {
+    const Target<T> to{target.data + first * job.width, target.wide ? target.wide + first * job.width : nullptr};
+    up_rows<m.value>(job, h + first * job.rank, row + first, first, to, ahead);
+  });
 }
-
-constexpr int kMostTiles = 8;  // tiles in a block
 
 // Rows [begin, end).
 template <typename T>
@@ -282,44 +307,40 @@ void run_tokens(const Job& job, int64_t begin, int64_t end) {
   constexpr bool kNarrow = !std::is_same_v<T, float>;
   const int64_t width = job.width;
   const int64_t row_floats = job.rank + (kNarrow ? kDepth : 0) + (kNarrow && norm ? width : 0);
-  // Rows are cut into tiles of nearly equal size, as many as fit in scratch into one block.
-  const int64_t most = larger(1, smaller(kRows, kStackFloats / larger(1, row_floats)));
-  const int64_t total = (end - begin + most - 1) / most;
-  const int64_t block_tiles = larger(1, smaller(job.block_tiles, kStackFloats / larger(1, row_floats * most)));
-  Scratch scratch(job, block_tiles * most * row_floats);
+  // Blocks of nearly equal size, whose scratch fits on the stack if one row's does.
+  const int64_t most = larger(1, smaller(job.block_rows, kStackFloats / larger(1, row_floats)));
+  const int64_t blocks = (end - begin + most - 1) / most;
+  Scratch scratch(job, most * row_floats);
   float* const h = scratch.data;
-  float* const x32 = h + block_tiles * most * job.rank;
-  float* const wide = x32 + (kNarrow ? block_tiles * most * kDepth : 0);
+  float* const x32 = h + most * job.rank;
+  float* const wide = x32 + (kNarrow ? most * kDepth : 0);
 
-  int64_t row = begin;
-  for (int64_t done = 0; done < total;) {
-    int tiles[kMostTiles];
-    int count = 0;
-    for (; count < block_tiles && done < total; ++count, ++done) {
-      tiles[count] = static_cast<int>((end - begin) * (done + 1) / total - (end - begin) * done / total);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t row = begin + (end - begin) * block / blocks;
+    const int64_t next = begin + (end - begin) * (block + 1) / blocks;
+    const int rows = static_cast<int>(next - row);
+    T* const y = static_cast<T*>(job.y) + row * width;
+    T* const sum = job.sum ? static_cast<T*>(job.sum) + row * width : nullptr;
+
+    Ahead<T> of_up(width), of_next(width), nothing(width);
+    if (job.streams) {
+      of_up.add(job.f, row);
+      if (job.y != job.f && job.y != job.x) of_up.add(job.y, row);
+      for (int j = 0; j < job.previous; ++j) of_up.add(job.previous_x[j], row);
     }
     float* h_to = h;
     for (int p = 0; p < job.products; ++p) {
-      down<T>(job, job.product[p], row, tiles, count, h_to, x32);
+      down<T>(job, job.product[p], row, rows, h_to, x32, p == 0 ? of_up : nothing);
+      if (job.streams && next + rows <= job.rows) of_next.add(job.product[p].source, next);
       h_to += job.product[p].rank;
     }
-    const float* h_from = h;
-    for (int t = 0; t < count; ++t) {
-      T* y = static_cast<T*>(job.y) + row * width;
-      T* sum = job.sum ? static_cast<T*>(job.sum) + row * width : nullptr;
-      const Target<T> target{norm && sum ? sum : y, norm && kNarrow ? wide : nullptr};
-      up(job, h_from, row, tiles[t], target);
-      if (norm) {
-        for (int m = 0; m < tiles[t]; ++m) {
-          if constexpr (kNarrow) {
-            normalise(job, wide + m * width, y + m * width, sum ? sum + m * width : nullptr);
-          } else {
-            normalise(job, (sum ? sum : y) + m * width, y + m * width, static_cast<T*>(nullptr));
-          }
-        }
+    up(job, h, row, rows, {norm && sum ? sum : y, norm && kNarrow ? wide : nullptr}, of_next);
+    for (int m = 0; norm && m < rows; ++m) {
+      if constexpr (kNarrow) {
+        normalise(job, wide + m * width, y + m * width, sum ? sum + m * width : nullptr);
+      } else {
+        normalise(job, (sum ? sum : y) + m * width, y + m * width, static_cast<T*>(nullptr));
       }
-      row += tiles[t];
-      h_from += tiles[t] * job.rank;
     }
   }
 }
