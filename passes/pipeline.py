@@ -83,18 +83,13 @@ def inspect(
     Raises:
         ModelError: the model cannot be read or traced.
     """
-    from laurel_graph.passes.detect import detect
-
     if _is_onnx(model):
+        from laurel_graph.passes.detect import detect
         from laurel_graph.passes.onnx_frontend import view_of
 
         proto, name = _read(model)
         return replace(detect(view_of(proto)), model=name)
-    from laurel_graph.passes.fx_frontend import capture
-
-    captured = capture(model, _as_tuple(args), dict(kwargs or {}), dynamic_shapes)
-    found = detect(captured.view)
-    return replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
+    return _capture_and_detect(model, args, kwargs, dynamic_shapes)[1]
 
 
 def transform(
@@ -130,12 +125,12 @@ def transform(
         ConfigError: a rank does not fit a site.
         OutputError: *output* cannot be written, or is the input.
     """
-    from laurel_graph.passes.detect import detect
     from laurel_graph.passes.select import select
 
     config = config or LaurelConfig()
     if _is_onnx(model):
         from laurel_graph import onnx_file, onnx_tensors
+        from laurel_graph.passes.detect import detect
         from laurel_graph.passes.insert_onnx import insert
         from laurel_graph.passes.onnx_frontend import view_of
 
@@ -154,14 +149,11 @@ def transform(
     if adapter_inputs:
         raise ModelError("adapter_inputs= is for ONNX models; a torch module loads adapters with load_adapter.")
     from laurel_graph.module import freeze_base
-    from laurel_graph.passes.fx_frontend import capture
     from laurel_graph.passes.insert_fx import insert as insert_fx
 
-    captured = capture(model, _as_tuple(args), dict(kwargs or {}), dynamic_shapes)
-    found = detect(captured.view)
-    detection = replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
+    captured, detection = _capture_and_detect(model, args, kwargs, dynamic_shapes)
     selection = select(detection, config)
-    module = _copy_sharing_weights(captured.module)
+    module = _copy_sharing_weights(captured)
     base = sum(parameter.numel() for parameter in module.parameters())
     insert_fx(module, selection.plans, config)
     freeze_base(module)
@@ -195,6 +187,18 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
         return proto
     onnx_file.write(proto, output, source=source)
     return Path(output)
+
+
+def _capture_and_detect(
+    model: Any, args: Any, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
+) -> tuple[fx.GraphModule, Detection]:
+    """Returns the graph of a torch model and the verdict on every add of it."""
+    from laurel_graph.passes.detect import detect
+    from laurel_graph.passes.fx_frontend import capture
+
+    captured = capture(model, _as_tuple(args), kwargs, dynamic_shapes)
+    found = detect(captured.view)
+    return captured.module, replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
 
 
 def _copy_sharing_weights(module: fx.GraphModule) -> fx.GraphModule:
