@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,13 +175,14 @@ def _first_difference(
     recorder = _Recorder(module)
     with torch.no_grad():
         recorder.run(*(_to_torch(feeds[name]) for name in record.inputs))
-    model = ModelProto()
-    model.CopyFrom(given if isinstance(given, ModelProto) else read(given))
+    if isinstance(given, ModelProto):
+        model, folder = deepcopy(given), ""
+    else:
+        model, folder = read(given), str(Path(given).absolute().parent)
     nodes = {name: node for node in model.graph.node for name in node.output}
     names = [name for node in model.graph.node for name in node.output if name in recorder.values]
     del model.graph.output[:]
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    folder = "" if isinstance(given, ModelProto) else str(Path(given).absolute().parent)
     expected = _run_onnx(model, feeds, names, folder)
     for name, wanted in zip(names, expected, strict=True):
         difference = _difference(name, recorder.values[name], wanted)
