@@ -17,7 +17,8 @@ from laurel_graph.module import LaurelResidual, freeze_base
 from laurel_graph.tools.data import Data
 from laurel_graph.tools.losses import build_loss, build_metric
 from laurel_graph.tools.task import Task
-from laurel_graph.tools.train import TrainOptions, train
+from laurel_graph.tools.train import train
+from laurel_graph.tools.train_options import TrainOptions
 
 WIDTH, CLASSES = 12, 3
 

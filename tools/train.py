@@ -41,8 +41,6 @@ DIVERGED = 100.0
 """A smoothed loss this many times the largest of the first :data:`WINDOW` steps counts as divergence."""
 WINDOW = 10
 
-__all__ = ["Interrupted", "TrainOptions", "TrainResult", "frozen_digest", "peak_memory", "train"]
-
 
 class Interrupted(TrainingError):
     """Training was stopped by Ctrl-C, after its checkpoint was written."""

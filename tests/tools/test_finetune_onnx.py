@@ -83,16 +83,16 @@ def test_adapter_gives_the_tuned_model_when_applied_to_the_transformed_one(optio
 
 def test_finetune_resumes_to_the_same_bits_when_stopped(options, monkeypatch, tmp_path):
     finetune(replace(options, tuned=tmp_path / "whole.onnx", checkpoint=None))
-    from laurel_graph.tools import train
+    from laurel_graph.tools.train_options import TrainOptions
 
-    rate = train.TrainOptions.rate
+    rate = TrainOptions.rate
 
     def stop_at_step_20(self, step, steps):
         if step == 20:
             raise KeyboardInterrupt
         return rate(self, step, steps)
 
-    monkeypatch.setattr(train.TrainOptions, "rate", stop_at_step_20)
+    monkeypatch.setattr(TrainOptions, "rate", stop_at_step_20)
     with pytest.raises(KeyboardInterrupt):
         finetune(replace(options, checkpoint_every=6))
     assert options.checkpoint.exists() and not options.tuned.exists()

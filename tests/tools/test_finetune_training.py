@@ -16,7 +16,8 @@ from tolerance import assert_close
 from laurel_graph.errors import ConfigError, TrainingError
 from laurel_graph.tools.data import Data
 from laurel_graph.tools.losses import Metric
-from laurel_graph.tools.train import TrainOptions, frozen_digest, train
+from laurel_graph.tools.train import frozen_digest, train
+from laurel_graph.tools.train_options import TrainOptions
 
 TOY = Path(__file__).parents[1] / "finetune_toy.py"
 OPTIONS = TrainOptions(epochs=4, batch_size=16, lr=0.02, quiet=True)

@@ -22,11 +22,12 @@ from laurel_graph.tools.console import note, print_table
 from laurel_graph.tools.data import Data
 from laurel_graph.tools.losses import build_loss, build_metric
 from laurel_graph.tools.task import Task
-from laurel_graph.tools.train import TrainOptions, train
+from laurel_graph.tools.train import train
+from laurel_graph.tools.train_options import TrainOptions
 
 from .files import mnist, nsfw_model
 from .overhead import module_of
-from .results import Results, add_flags
+from .results import Results, add_flags, spread
 
 FEATURES, WIDTH, INPUT, TARGET = "Relu_48:0", 1024, "input:0", "digit"
 METHODS = ("head", "rw", "lr", "rw+lr", "rw+lr+pa", "lora", "full")
@@ -141,9 +142,13 @@ def main() -> None:
         if not done:
             continue
         values = [run["accuracy"] for run in done]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
         seconds = statistics.fmean(run["seconds"] for run in done)
-        cells = (f"{done[0]['parameters']:,}", f"{statistics.fmean(values):.4f}", f"{spread:.4f}", f"{seconds:.0f}")
+        cells = (
+            f"{done[0]['parameters']:,}",
+            f"{statistics.fmean(values):.4f}",
+            f"{spread(values):.4f}",
+            f"{seconds:.0f}",
+        )
         rows.append((method, str(len(done)), *cells))
     title = f"open-nsfw on digits: {args.training} to learn from, {args.test} to test, rank {args.rank}"
     print_table(title, ("method", "seeds", "trained parameters", "test accuracy", "± std", "seconds"), rows)

@@ -23,7 +23,7 @@ from laurel_graph.module import parameter_groups
 from laurel_graph.tools.console import note, print_table
 
 from .files import package_file
-from .results import Results, add_flags
+from .results import Results, add_flags, spread
 
 VARIANTS = ("baseline", "one more layer", "rw", "lr", "pa", "rw+lr", "rw+lr+pa")
 LAYERS, HEADS, CONTEXT, BLOCK = 6, 4, 64, 2000
@@ -220,11 +220,6 @@ def measured(
     names = ("steps", "width", "rank", "batch", "lr")
     settings = {"experiment": "pretraining", "variant": variant, "seed": seed, "context": CONTEXT}
     return results.run(settings | {name: getattr(args, name) for name in names}, run)
-
-
-def spread(values: list[float]) -> float:
-    """Returns the standard deviation, 0 for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds ``--results`` and ``--limit``."""
     parser.add_argument("--results", type=Path, help="file to which each run is appended, and from which it continues")
     parser.add_argument("--limit", type=float, help="begin no run after so many seconds; the table shows what is there")
+
+
+def spread(values: Sequence[float]) -> float:
+    """Returns the standard deviation over the seeds, 0 for a single one or none."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0

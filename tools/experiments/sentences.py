@@ -25,7 +25,7 @@ from laurel_graph.tools.console import note, print_table
 
 from .files import Tokenizer, documents, minilm_model, polarity
 from .overhead import module_of
-from .results import Results, add_flags
+from .results import Results, add_flags, spread
 
 VARIANTS = ("none", "rw", "lr", "rw+lr", "rw+lr+pa")
 EMBEDDING, WIDTH = "461", 384
@@ -136,9 +136,13 @@ def main() -> None:
             if not done:
                 continue
             values = [run["value"] for run in done]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
             seconds = statistics.fmean(run["seconds"] for run in done)
-            cells = (f"{done[0]['parameters']:,}", f"{statistics.fmean(values):.4f}", f"{spread:.4f}", f"{seconds:.0f}")
+            cells = (
+                f"{done[0]['parameters']:,}",
+                f"{statistics.fmean(values):.4f}",
+                f"{spread(values):.4f}",
+                f"{seconds:.0f}",
+            )
             rows.append((task, variant, str(len(done)), *cells))
     columns = ("task", "variant", "seeds", "new parameters", "held out: accuracy / Pearson", "± std", "seconds")
     print_table("MiniLM-L3; each seed has other folds and initial values", columns, rows)
