@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from laurel_graph.passes.scales import same
 Array = NDArray[Any]
 
 
-class Linear(Rule):
+class Linear(Rule, ABC):
     """A linear map whose weights are constants (or dequantised constants): no link at all between in and out.
 
     Subclasses say on which axis they take one scale per channel, and how it enters the weights.
@@ -24,19 +25,19 @@ class Linear(Rule):
 
     bias = 2
 
+    @abstractmethod
     def in_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
         """Returns the channel axis of the input that the weights can scale along."""
-        raise NotImplementedError
 
+    @abstractmethod
     def out_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
         """Returns the channel axis of the output that the weights can scale along."""
-        raise NotImplementedError
 
+    @abstractmethod
     def factor(
         self, node: onnx.NodeProto, context: Context, shape: tuple[int, ...], s_in: Array, s_out: Array
     ) -> Array:
         """Returns what the weights of *shape* are multiplied by."""
-        raise NotImplementedError
 
     def value_index(self, node: onnx.NodeProto, context: Context) -> int:
         """Returns the index of the input that is no weight."""
