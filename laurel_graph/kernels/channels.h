@@ -52,7 +52,10 @@ template <int V, Extent E, typename T>
 void spread_tile(const Job& job, const float* h, int64_t h_step, const float* b, int64_t at, int64_t channel,
                  int rows, int count) {
   Floats sum[kGroup][V] = {};
+  // f is asked for one group of channels ahead: its channels lie a page or more apart, where no hardware follows.
+  const T* const next_f = static_cast<const T*>(job.f) + at + kGroup * job.inner;
   for (int64_t k = 0; k < job.rank; ++k) {
+    for (int i = 0; k < kGroup && i < V; ++i) __builtin_prefetch(next_f + k * job.inner + i * kWidth);
     Floats value[V];
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) value[v] = load(h + k * h_step + v * kWidth);
