@@ -52,7 +52,8 @@ template <int V, Extent E, typename T>
 void spread_tile(const Job& job, const float* h, int64_t h_step, const float* b, int64_t at, int64_t channel,
                  int rows, int count) {
   Floats sum[kGroup][V] = {};
-  // f is asked for one group of channels ahead: its channels lie a page or more apart, where no hardware follows.
+  // Asks for f one group of channels ahead: on large maps channels lie pages apart, where no hardware follows. One
+  // channel for each rank, so that the requests spread over the multiply-adds.
   const T* const next_f = static_cast<const T*>(job.f) + at + kGroup * job.inner;
   for (int64_t k = 0; k < job.rank; ++k) {
     for (int i = 0; k < kGroup && i < V; ++i) __builtin_prefetch(next_f + k * job.inner + i * kWidth);
