@@ -60,17 +60,20 @@ class CostModel:
     block: int = 8
 
     def cost(self, form: str, place: Place) -> float:
-        """Returns the µs that *form* adds at the nearest measured place, scaled by its size; infinity if unmeasured."""
+        """Returns the µs that *form* adds at the nearest measured place, scaled by its size.
+
+        A form that is not measured costs infinity, but what is absorbed costs nothing: the graph is the plain one.
+        """
         known = [(row, costs[form]) for row, costs in self.rows if form in costs]
         if not known:
-            return math.inf
+            return 0.0 if form == "absorbed" else math.inf
         nearest, cost = min(known, key=lambda item: place.distance(item[0]))
         return cost * (place.rows * place.width) / (nearest.rows * nearest.width)
 
     @classmethod
     def only(cls, form: str) -> CostModel:
         """Returns a model by which *form* is the cheapest wherever it is possible."""
-        forms = ("operator", "widened", "chained")
+        forms = ("absorbed", "operator", "widened", "chained")
         costs = {name: float(name != form) for name in forms}
         return cls(tuple((Place(channels, 1, 1), costs) for channels in (True, False)), channel_block())
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
 
 from laurel_graph.opset import functions
+from laurel_graph.passes.absorb import absorb, skip_map
 from laurel_graph.passes.costs import CostModel, Place
 from laurel_graph.passes.onnx_edit import GraphEditor
 from laurel_graph.passes.site_forms import Join, can_widen, emit_chained, emit_operator, emit_widened, joins_of
 
-FORMS = ("operator", "widened", "chained")
+FORMS = ("absorbed", "operator", "widened", "chained")
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,44 @@ def fuse(
 
 
 def _fuse(editor: GraphEditor, join: Join, costs: CostModel, portable: bool) -> FusedSite:
-    node = join.node.output[0]
-    site, block = join.site, costs.block if join.op.layout else 1
+    node, site = join.node.output[0], join.site
     place = place_of(editor, join)
-    possible = [
-        form for form in FORMS if (form != "operator" or not portable) and (form != "widened" or can_widen(join))
-    ]
-    expected = {form: costs.cost(form, place) for form in possible}
-    form = min(possible, key=lambda name: expected[name])
-    operator = ""
+    expected = _expected(costs, join, place, portable)
+    form = min(expected, key=expected.__getitem__)
+    skip = skip_map(editor, join)
+    if skip is not None:
+        rest = replace(place, rank=0)
+        left = min(_expected(costs, join, rest, portable).values()) if place.previous or place.rw else 0.0
+        expected["absorbed"] = costs.cost("absorbed", place) + left
+        if expected["absorbed"] <= expected[form]:
+            return FusedSite(site, node, "absorbed", _finish(editor, absorb(editor, join, skip), costs, portable), expected)
+    return FusedSite(site, node, form, _emit(editor, join, form, costs), expected)
+
+
+def _finish(editor: GraphEditor, rest: Join | None, costs: CostModel, portable: bool) -> str:
+    """Gives what is left of a join whose low-rank part is absorbed its cheapest form."""
+    if rest is None:
+        return ""
+    expected = _expected(costs, rest, place_of(editor, rest), portable)
+    return _emit(editor, rest, min(expected, key=expected.__getitem__), costs)
+
+
+def _expected(costs: CostModel, join: Join, place: Place, portable: bool) -> dict[str, float]:
+    """Returns what each form in which the join keeps all its parts adds to the plain residual, in µs."""
+    possible = {"operator": not portable, "widened": can_widen(join) and place.rank > 0, "chained": True}
+    return {form: costs.cost(form, place) for form, can in possible.items() if can}
+
+
+def _emit(editor: GraphEditor, join: Join, form: str, costs: CostModel) -> str:
+    """Writes the join in one form; returns the type of the operator of ``ai.laurel`` that is left, or ""."""
+    block = costs.block if join.op.layout else 1
     if form == "operator":
-        operator = emit_operator(editor, join)
-    elif form == "widened":
+        return emit_operator(editor, join)
+    if form == "widened":
         emit_widened(editor, join, block)
     else:
         emit_chained(editor, join, block)
-    return FusedSite(site, node, form, operator, expected)
+    return ""
 
 
 def place_of(editor: GraphEditor, join: Join) -> Place:

@@ -1,5 +1,6 @@
 """The exact forms that a LAuReL residual can take in a served graph, and the nodes that each is made of.
 
+``absorbed``   the linear map that the skip ends in takes the low-rank part in (:mod:`~laurel_graph.passes.absorb`)
 ``operator``   the fused operator of ``ai.laurel``, with its surroundings taken in: the bias before it, a ReLU, a norm
 ``widened``    the branch's last 1×1 convolution or linear map takes ``[W; B]`` on ``Concat(h, xA)``
 ``chained``    plain nodes; on channel axes 1×1 convolutions, each of which the runtime fuses with the next add
@@ -117,6 +118,11 @@ def _bias(editor: GraphEditor, f: str) -> str:
     node = editor.producer.get(f)
     if node is None or node.op_type != "Add" or node.domain or editor.sole_consumer(f) is None:
         return ""
+    return vector_added_by(editor, node)
+
+
+def vector_added_by(editor: GraphEditor, node: onnx.NodeProto) -> str:
+    """Returns the constant (D,) that an Add puts on its other operand, or ""."""
     for i, name in enumerate(node.input):
         value = editor.constant(name)
         if value is not None and value.ndim == 1 and value.size > 1 and not editor.is_constant(node.input[1 - i]):
@@ -240,6 +246,9 @@ def emit_chained(editor: GraphEditor, join: Join, block: int = 1) -> None:
         low = _times(editor, join, names["x"], names["A"], names["B"], block, out)
         if last and not op.rw:
             f = editor.add_node("Add", [f, low], like=out)  # the outer add stays one that a norm can be fused with
+        elif not op.rw and not op.previous:
+            # the branch's convolution takes x, the one of B adds to that in place
+            carried, f = low, editor.add_node("Add", [f, carried], like=out)
         else:
             carried = editor.add_node("Add", [carried, low], like=out)
     carried = _previous_terms(editor, join, block, carried, out)

@@ -22,6 +22,7 @@ def fused(text, form, portable=False, **options):
     return after, sites
 
 
+KEPT = [form for form in FORMS if form != "absorbed"]
 BRANCHES = {
     "matmul": "f = MatMul(h, W[6,8])",
     "matmul with bias": "m = MatMul(h, W[6,8])\nf = Add(m, c[8])",
@@ -36,7 +37,7 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", KEPT)
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_fuse_is_exact_when_a_norm_follows(form, parts, branch):
@@ -60,7 +61,7 @@ def test_fuse_is_exact_when_a_norm_follows(form, parts, branch):
         assert operators(after).count("Concat") == (form == "widened" and possible == "widened")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", KEPT)
 @pytest.mark.parametrize("parts", PARTS)
 def test_fuse_is_exact_when_channels_are_on_axis_one(form, parts):
     text = f"""{IMAGE}
@@ -110,6 +111,102 @@ def test_fuse_does_not_widen_when_the_branch_gives_no_room(branch):
     _, sites = fused(text, "widened")
     assert sites[0].form != "widened"
     assert "widened" not in sites[0].costs
+
+
+SKIPS = {
+    "convolution": "x = Conv(x0, Ws[8,8,1,1])",
+    "wide strided convolution": "x = Conv<pads = [1,1,1,1], strides = [2,2]>(x0, Ws[8,8,3,3], e[8])",
+    "convolution and norm": "q = Conv(x0, Ws[8,8,1,1])\nx = BatchNormalization(q, g[8], o[8], u[8], v[8])",
+    "biased convolution and norm": "q = Conv(x0, Ws[8,8,1,1], e[8])\nx = BatchNormalization(q, g[8], o[8], u[8], v[8])",
+}
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("parts", ["LR", "RW_LR", "RW_LR_PA2"])
+@pytest.mark.parametrize("skip", SKIPS)
+def test_fuse_absorbs_the_low_rank_part_when_the_skip_ends_in_a_convolution(skip, parts, portable):
+    strides = ", strides = [2,2]" if "strided" in skip else ""
+    text = f"""(float[N,8,6,6] x0) => (float[N,8,h,w] y)
+    p = Conv<pads = [0,0,0,0]{strides}>(x0, Wp[8,8,1,1])
+    f = Conv<pads = [0,0,0,0]{strides}>(x0, W[8,8,1,1], c[8])
+    {SKIPS[skip]}
+    j = ai.laurel.Laurel_{parts}_2d(x, f, {PARTS[parts].replace("p, x0", "p, p") if "PA" in parts else PARTS[parts]})
+    y = Relu(j)
+    """
+    after, sites = fused(text, "absorbed", portable=portable)
+    assert sites[0].form == "absorbed"
+    assert "_LR" not in sites[0].operator
+    assert "BatchNormalization" not in operators(after)
+    if "PA" not in parts:
+        assert sorted(operators(after)) == ["Add", "Conv", "Conv", "Relu"]
+
+
+@pytest.mark.parametrize(
+    "skip",
+    [
+        "x = MatMul(x0, Ws[8,8])",
+        "m = MatMul(x0, Ws[8,8])\nx = Add(e[8], m)",
+        "x = Gemm(x0, Ws[8,8], e[8])",
+        "x = Gemm<transB = 1>(x0, Ws[8,8], e[1])",
+        "x = Gemm<transB = 1>(x0, Ws[8,8])",
+    ],
+)
+def test_fuse_absorbs_the_low_rank_part_when_the_skip_ends_in_a_linear_layer(skip):
+    text = f"""(float[N,8] x0) => (float[N,8] y)
+    h = Relu(x0)
+    f = MatMul(h, W[8,8])
+    {skip}
+    y = ai.laurel.Laurel_RW_LR(x, f, alpha[], beta[], A[8,2], B[2,8])
+    """
+    after, sites = fused(text, "absorbed")
+    assert sites[0].form == "absorbed"
+    assert not any(node.domain for node in after.graph.node)
+
+
+@pytest.mark.parametrize(
+    "skip",
+    [
+        "x = Relu(x0)",
+        "x = Conv(x0, Ws[8,8,1,1])\ns = Sigmoid(x)",
+        "x = Conv<group = 2>(x0, Ws[8,4,1,1])",
+        "q = Conv(x0, Ws[8,8,1,1])\nx = BatchNormalization(q, g[8], o[8], u[8], v[8])\ns = Sigmoid(q)",
+        "q = Conv(x0, Ws[8,8,1,1])\nx = Relu(q)",
+        "x = Conv(x0, x1)",
+    ],
+)
+def test_fuse_absorbs_nothing_when_the_skip_gives_no_room(skip):
+    more = ", float[N,8,6,6] s" if "s = " in skip else ""
+    text = f"""(float[N,8,6,6] x0, float[8,8,1,1] x1) => (float[N,8,6,6] y{more})
+    f = Conv(x0, W[8,8,1,1])
+    {skip}
+    y = ai.laurel.Laurel_LR_2d(x, f, A[8,2], B[2,8])
+    """
+    _, sites = fused(text, "absorbed")
+    assert sites[0].form != "absorbed"
+    assert "absorbed" not in sites[0].costs
+
+
+def test_fuse_absorbs_nothing_when_the_skip_is_an_earlier_activation_of_another_site():
+    text = f"""{TOKENS}
+    x = MatMul(x0, Ws[8,8])
+    f = MatMul(x0, W[8,8])
+    j = ai.laurel.Laurel_LR(x, f, A[8,2], B[2,8])
+    h = MatMul(j, V[8,8])
+    y = ai.laurel.Laurel_PA1(j, h, gamma[1], x)
+    """
+    _, sites = fused(text, "absorbed")
+    assert sites[0].form != "absorbed"
+
+
+def test_fuse_leaves_shared_weights_alone_when_it_absorbs():
+    text = f"""{TOKENS}
+    x = MatMul(x0, Ws[8,8])
+    f = MatMul(x0, W[8,8])
+    j = ai.laurel.Laurel_LR(x, f, A[8,2], B[2,8])
+    y = MatMul(j, Ws)
+    """
+    _, sites = fused(text, "absorbed")
+    assert sites[0].form == "absorbed"
 
 
 def test_fuse_keeps_the_sum_when_others_read_it_too():
@@ -213,7 +310,7 @@ def test_fuse_never_keeps_an_operator_when_the_file_must_be_portable():
 def test_costs_know_every_form_of_both_layouts():
     for channels in (True, False):
         place = Place(channels, rows=196, width=512, branch=128, rank=16)
-        assert all(default_costs().cost(form, place) < 1e9 for form in FORMS)
+        assert all(default_costs().cost(form, place) < 1e9 for form in KEPT)
 
 
 def test_costs_survive_a_round_trip():
