@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto
 
 from .errors import ModelError, OutputError
 from .onnx_graph import graphs_of, tensors_of
-from .onnx_tensors import external_reference, make_tensor, sample_bytes, set_tensor, tensor_array
+from .onnx_tensors import byte_size, external_reference, make_tensor, sample_bytes, set_tensor, tensor_array
 from .opset.schema import PREFIX
 
 __all__ = [
@@ -118,6 +118,12 @@ def _check_external(model: ModelProto, path: Path) -> None:
             raise ModelError(
                 f"{path}: the external file {location!r} is truncated: tensor {tensor.name!r} ends at byte "
                 f"{offset + (length or 0)}, the file has {size}."
+            )
+        expected = byte_size(tensor)
+        if length is not None and expected is not None and length != expected:
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} of shape {tuple(tensor.dims)} takes {expected} bytes, but {length} "
+                f"are stated for it in {location!r}; export the model again."
             )
 
 
@@ -217,7 +223,9 @@ def _same_file(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
 
 
-def write(model: ModelProto, output: str | Path, source: str | Path | None = None) -> tuple[Path, ...]:
+def write(
+    model: ModelProto, output: str | Path, source: str | Path | None = None, present: Collection[str] = ()
+) -> tuple[Path, ...]:
     """Writes *model* aside and renames it to *output*, so that a half-written file is never seen.
 
     External data stays a reference at the same relative location. When *output* lies in another folder than *source*,
@@ -228,6 +236,7 @@ def write(model: ModelProto, output: str | Path, source: str | Path | None = Non
         model: what to write; it is not changed.
         output: the file to write; an older one is replaced.
         source: the file that *model* was read from; needed when it has external data.
+        present: locations of weight files that lie beside *output* already.
 
     Returns:
         The weight files that were copied.
@@ -237,7 +246,7 @@ def write(model: ModelProto, output: str | Path, source: str | Path | None = Non
         ModelError: the model is larger than the 2 GB of one protobuf message.
     """
     output = check_output(output, source)
-    copies = _weight_copies(model, output, source)
+    copies = _weight_copies(model, output, source, present)
     if model.ByteSize() > _LIMIT:
         raise ModelError(
             f"the model has {model.ByteSize()} bytes, a protobuf message holds {_LIMIT}; save its weights as external "
@@ -250,11 +259,12 @@ def write(model: ModelProto, output: str | Path, source: str | Path | None = Non
     return tuple(target for _, target in copies)
 
 
-def _weight_copies(model: ModelProto, output: Path, source: str | Path | None) -> list[tuple[Path, Path]]:
+def _weight_copies(
+    model: ModelProto, output: Path, source: str | Path | None, present: Collection[str]
+) -> list[tuple[Path, Path]]:
     """The weight files to copy, from and to."""
-    locations = dict.fromkeys(
-        external_reference(t)[0] for t in tensors_of(model) if t.data_location == TensorProto.EXTERNAL
-    )
+    external = (t for t in tensors_of(model) if t.data_location == TensorProto.EXTERNAL)
+    locations = [name for name in dict.fromkeys(external_reference(t)[0] for t in external) if name not in present]
     if not locations:
         return []
     folder = output.parent if source is None else Path(source).parent

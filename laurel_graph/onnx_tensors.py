@@ -192,6 +192,16 @@ def external_reference(tensor: TensorProto) -> tuple[str, int, int | None]:
     return entries.get("location", ""), int(entries.get("offset") or 0), int(length) if length else None
 
 
+def byte_size(tensor: TensorProto) -> int | None:
+    """Returns how many bytes a tensor's elements take, ``None`` for types without a NumPy counterpart of that size."""
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except KeyError:
+        return None
+    packed = dtype.name.startswith(("int4", "uint4", "int2", "uint2", "float4"))
+    return None if packed or dtype.kind == "O" else math.prod(tensor.dims) * dtype.itemsize
+
+
 def sample_bytes(tensor: TensorProto, base_dir: str | Path) -> bytes:
     """The first and last bytes of a tensor's value."""
     if tensor.data_location == TensorProto.EXTERNAL:

@@ -21,6 +21,7 @@ from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, METADATA_UNDO, 
 from laurel_graph.passes.costs import CostModel, default_costs
 from laurel_graph.passes.fold import FoldReport, fold
 from laurel_graph.passes.fuse import FusedSite, fuse
+from laurel_graph.weight_file import has_external_weights, move_weights_out, rename_weight_file
 
 TARGETS = ("cpu",)
 TOLERANCE = {"float32": 2e-5, "float64": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
@@ -54,7 +55,7 @@ class DeployReport:
         forms = {form.node: form for form in self.forms}
         sites = []
         for site in self.fold.sites:
-            form = forms.get(site.node)
+            form = forms.get(self.fold.renamed.get(site.node, site.node))
             entry: dict[str, Any] = asdict(site)
             del entry["result"]
             sites.append(
@@ -167,6 +168,8 @@ def deploy_file(
 ) -> DeployReport:
     """Deploys the trained file *path* to *output*, which is written only if it computes what *path* computes.
 
+    Where *path* keeps weights in other files, those that change go to ``<output>.data``, the others stay.
+
     Args:
         path: the trained ONNX file; it stays as it is.
         output: the file to write.
@@ -184,14 +187,22 @@ def deploy_file(
     """
     source, output = Path(path), onnx_file.check_output(output, path)
     model = onnx_file.read(source)
+    spills = has_external_weights(model)
     report = deploy(model, portable=portable, target=target, base=source.parent, costs=costs)
     aside = output.with_name(f".{output.name}.part.onnx")
+    weights, weights_aside = (path.with_name(f"{path.name}.data") for path in (output, aside))
     try:
-        onnx_file.write(model, aside, source)
+        spills = spills and move_weights_out(model, weights_aside)
+        onnx_file.write(model, aside, source, [weights_aside.name])
         checked = _verify(report, source, aside, data, tolerance, seed, sizes)
+        if spills:
+            rename_weight_file(model, weights_aside.name, weights.name)
+            onnx_file.write(model, aside, source, [weights.name])
+            weights_aside.replace(weights)
         aside.replace(output)
     finally:
         aside.unlink(missing_ok=True)
+        weights_aside.unlink(missing_ok=True)
     return checked
 
 

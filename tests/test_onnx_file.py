@@ -118,6 +118,15 @@ def test_read_fails_when_external_data_is_missing_or_short(tmp_path):
         onnx_file.read(path)
 
 
+def test_read_fails_when_external_data_has_another_size_than_its_tensor(tmp_path):
+    path = external_model(tmp_path / "a")
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].dims[0] += 1
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"of shape .* takes \d+ bytes, but \d+ are stated"):
+        onnx_file.read(path)
+
+
 def test_read_leaves_weights_where_they_are_when_data_is_external(tmp_path):
     path = external_model(tmp_path / "a")
     before = digest(tmp_path / "a" / "weights.bin")

@@ -171,6 +171,43 @@ def test_deploy_reads_weights_from_external_files(tmp_path, variant):
     assert (folder / "t.bin").read_bytes() == before
 
 
+def test_deploy_reports_the_form_of_a_site_when_its_join_is_an_output():
+    model = laurel_model("""(float[N,8] x0) => (float[N,8] y)
+    f = MatMul(x0, W[8,8])
+    y = ai.laurel.Laurel_RW_LR(x0, f, alpha[], beta[], A[8,2], B[2,8])
+    """)
+    after = copy(model)
+    report = deploy(after)
+    assert report.to_dict()["sites"][0]["form"] in ("operator", "chained", "widened")
+    assert largest_difference(model, after) <= DEPLOY_TOLERANCE
+
+
+def test_deploy_writes_changed_weights_to_a_file_of_their_own_when_the_source_keeps_them_outside(tmp_path, monkeypatch):
+    monkeypatch.setattr(deploy_pass.move_weights_out, "__defaults__", (0,))  # these weights are small
+    model = onnx.load(trained(tmp_path, "rw"))
+    source, served = tmp_path / "external.onnx", tmp_path / "served.onnx"
+    onnx.save(copy(model), source, save_as_external_data=True, location="t.bin", size_threshold=0)
+    (tmp_path / "served.onnx.data").write_bytes(b"of an older file")
+    deploy_file(source, served)
+    kept = onnx.load(served, load_external_data=False)
+    locations = {entry.value for t in kept.graph.initializer for entry in t.external_data if entry.key == "location"}
+    assert locations == {"t.bin", "served.onnx.data"}
+    assert not any(t.raw_data for t in kept.graph.initializer)
+    assert largest_difference(model, onnx.load(served)) <= DEPLOY_TOLERANCE
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_deploy_leaves_no_weight_file_behind_when_it_refuses(tmp_path, monkeypatch):
+    monkeypatch.setattr(deploy_pass.move_weights_out, "__defaults__", (0,))
+    source = tmp_path / "external.onnx"
+    model = onnx.load(trained(tmp_path, "rw"))
+    onnx.save(model, source, save_as_external_data=True, location="t.bin", size_threshold=0)
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(VerificationError):
+        deploy_file(source, tmp_path / "served.onnx", tolerance=0.0)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("portable", [False, True])
 def test_deploy_keeps_what_lies_in_a_subgraph_right(portable):
     then = helper.make_graph(
