@@ -9,6 +9,7 @@ it back out. A and B of LR and γ of PA take in what is left. Where the graph le
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,13 @@ class FoldReport:
         sites: one record per ``ai.laurel`` node, in graph order.
         rescaled: keys of the nodes whose constants took a scale in.
         multiplied: keys of the nodes that got a ``Mul`` on an input, because nothing else could take the scale.
+        renamed: value to what it is called now, for values seen from outside that a ``Mul`` behind them makes.
     """
 
     sites: tuple[FoldedSite, ...] = ()
     rescaled: tuple[str, ...] = ()
     multiplied: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -152,9 +155,10 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
         if id(node) not in known:
             (RIGID if node.domain == DOMAIN else rule_for(node, editor)).rescale(node, context)
     sites = tuple(_rescale_join(join, context) for join in joins)
-    _restore_visible(context)
+    renamed = _restore_visible(context)
     editor.finish()
-    return FoldReport(sites, tuple(dict.fromkeys(context.changed)), tuple(dict.fromkeys(context.multiplied)))
+    changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
+    return FoldReport(sites, changed, multiplied, renamed)
 
 
 def _relate(context: Context, joins: list[_Join]) -> None:
@@ -276,17 +280,19 @@ def _replace(editor: GraphEditor, name: str, value: Array) -> str:
     return editor.derived(name, ("=", value.shape, value.tobytes()), lambda _: value)
 
 
-def _restore_visible(context: Context) -> None:
-    """Gives values that are seen from outside their true scale back."""
+def _restore_visible(context: Context) -> dict[str, str]:
+    """Gives values that are seen from outside their true scale back; returns what the stored ones are called now."""
     editor = context.editor
+    renamed = {}
     for name in sorted(editor.outputs | editor.captured):
         scale = context.scale(name)
         node = editor.producer.get(name)
         if same(scale, 1.0) or node is None:
             continue
-        stored = editor.unique(f"{name}_stored")
+        stored = renamed[name] = editor.unique(f"{name}_stored")
         editor.rename_output(node, name, stored)
         kind = onnx.helper.tensor_dtype_to_np_dtype(editor.elem_type(stored) or onnx.TensorProto.FLOAT)
         factor = editor.add_constant(f"{name}_scale", context.along(scale, name, editor.rank(stored)).astype(kind))
         editor.add_node("Mul", [stored, factor], name)
         context.multiplied.append(name)
+    return renamed

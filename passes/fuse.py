@@ -66,7 +66,9 @@ def _fuse(editor: GraphEditor, join: Join, costs: CostModel, portable: bool) -> 
         left = min(_expected(costs, join, rest, portable).values()) if place.previous or place.rw else 0.0
         expected["absorbed"] = costs.cost("absorbed", place) + left
         if expected["absorbed"] <= expected[form]:
-            return FusedSite(site, node, "absorbed", _finish(editor, absorb(editor, join, skip), costs, portable), expected)
+            return FusedSite(
+                site, node, "absorbed", _finish(editor, absorb(editor, join, skip), costs, portable), expected
+            )
     return FusedSite(site, node, form, _emit(editor, join, form, costs), expected)
 
 
