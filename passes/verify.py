@@ -122,7 +122,7 @@ def verify(
     batches: Sequence[int] = (1, 7),
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
-    optimize: bool = True,
+    optimize: bool | tuple[bool, bool] = True,
 ) -> VerifyReport:
     """Runs two ONNX files on the same inputs and compares every output.
 
@@ -135,7 +135,7 @@ def verify(
         batches: the batch sizes of drawn samples (one only, where the model fixes it).
         seed: seed of drawn samples.
         sizes: sizes of symbolic dims of drawn samples.
-        optimize: run with ORT's graph optimisations.
+        optimize: run with ORT's graph optimisations; a pair says it for each of the two.
 
     Raises:
         ModelError: a file cannot be read, inputs or outputs differ, or a sample does not fit.
@@ -153,8 +153,9 @@ def verify(
         samples = [sample for i, sample in enumerate(drawn) if shapes[i] not in shapes[:i]]
     if not samples:
         raise ModelError("no samples to compare on: data is empty.")
-    first = runtime.session(path_a, optimize=optimize)
-    second = runtime.session(path_b, optimize=optimize)
+    of_a, of_b = optimize if isinstance(optimize, tuple) else (optimize, optimize)
+    first = runtime.session(path_a, optimize=of_a)
+    second = runtime.session(path_b, optimize=of_b)
     names = [output.name for output in first.get_outputs()]
     others = [output.name for output in second.get_outputs()]
     if len(names) != len(others):

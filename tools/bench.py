@@ -38,7 +38,12 @@ session = runtime.session(sys.argv[1], threads=int(sys.argv[2]))
 load = time.perf_counter() - before
 with np.load(sys.argv[3]) as arrays:
     session.run(None, {value.name: arrays[value.name] for value in session.get_inputs()})
-print(json.dumps([load, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+try:  # a child's ru_maxrss starts at the size of the process that started it, where there is a better figure take that
+    with open("/proc/self/status") as status:
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([load, peak / 1024]))
 """
 
 
@@ -117,7 +122,7 @@ def bench(
     else:
         feeds = sample_inputs(onnx_file.read(paths[0]), batch=batch, seed=seed, sizes=sizes)
     times = latencies(paths, feeds, threads=threads, runs=runs, cpu_time=cpu_time)
-    probes = [fresh_process(path, feeds, threads, fresh) for path in paths]
+    probes = fresh_processes(paths, feeds, threads, fresh)
     rows = []
     for path, taken, (load, peak) in zip(paths, times, probes, strict=True):
         row = BenchRow(str(path), batch, threads, runs, *_spread([t * 1e3 for t in taken]))
@@ -194,22 +199,23 @@ def _spread(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     return statistics.median(values), (float(low), float(high))
 
 
-def fresh_process(
-    path: Path, feeds: Mapping[str, NDArray[Any]], threads: int, count: int
-) -> tuple[float | None, float | None]:
-    """Returns the median load time in ms and the peak memory in MiB of fresh processes."""
+def fresh_processes(
+    paths: Sequence[Path], feeds: Mapping[str, NDArray[Any]], threads: int, count: int
+) -> list[tuple[float | None, float | None]]:
+    """Returns median load time in ms and peak memory in MiB of each file in *count* fresh processes, taken in turns."""
     if count < 1:
-        return None, None
-    loads, peaks = [], []
+        return [(None, None)] * len(paths)
+    taken: list[list[tuple[float, float]]] = [[] for _ in paths]
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.npz"
         np.savez(inputs, **feeds)  # type: ignore[arg-type]
         for _ in range(count):
-            command = [sys.executable, "-c", _PROBE, str(path), str(threads), str(inputs)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise ModelError(f"{path} does not load in a fresh process: {done.stderr.strip().splitlines()[-1]}")
-            load, peak = json.loads(done.stdout.splitlines()[-1])
-            loads.append(load * 1e3)
-            peaks.append(peak)
-    return statistics.median(loads), statistics.median(peaks)
+            for path, found in zip(paths, taken, strict=True):
+                command = [sys.executable, "-c", _PROBE, str(path), str(threads), str(inputs)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    error = done.stderr.strip().splitlines()[-1]
+                    raise ModelError(f"{path} does not load in a fresh process: {error}")
+                load, peak = json.loads(done.stdout.splitlines()[-1])
+                found.append((load * 1e3, peak))
+    return [(statistics.median(a for a, _ in found), statistics.median(b for _, b in found)) for found in taken]

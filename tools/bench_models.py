@@ -28,7 +28,7 @@ from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.passes.deploy import deploy_file
 from laurel_graph.passes.pipeline import transform
 from laurel_graph.samples import sample_inputs
-from laurel_graph.tools.bench import executed_nodes, fresh_process, latencies
+from laurel_graph.tools.bench import executed_nodes, fresh_processes, latencies
 
 VARIANTS = ("rw", "rw+lr", "rw+lr+pa")
 NETWORK_NAMES = ("resnet50", "mobilenetv2", "bert-base", "gpt2", "gpt2-decode", "vit-s")
@@ -152,7 +152,7 @@ def measure(
                 times = latencies(files, feeds, threads=threads, runs=runs, cpu_time=cpu_time, kernels=kernels)
                 ratios = [statistics.median(a / b for a, b in zip(t, times[0], strict=True)) for t in times[1:]]
                 counts = [executed_nodes(path, feeds).total() for path in (original, deployed)]
-                probes = [fresh_process(path, feeds, threads, fresh) for path in (original, deployed)]
+                probes = fresh_processes((original, deployed), feeds, threads, fresh)
                 loads = [b / a for a, b in zip(*probes, strict=True) if a and b] or [None, None]
                 median = statistics.median(times[0]) * 1e3
                 row = ModelRow(

@@ -271,8 +271,8 @@ def deploy(
     print_table(f"{len(rows)} sites deployed", ("site", "form", "operator", "α went", "β went"), rows)
     print_table(
         "deployed against trained",
-        ("output", "max abs", "max rel"),
-        [(o["output"], f"{o['max_abs']:.3g}", f"{o['max_rel']:.3g}") for o in report["outputs"]],
+        ("output", "max abs", "max rel", "allowed"),
+        [(o["output"], *(f"{o[key]:.3g}" for key in ("max_abs", "max_rel", "allowed"))) for o in report["outputs"]],
     )
     say(f"wrote {output}")
 
