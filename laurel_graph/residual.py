@@ -87,7 +87,7 @@ class Rejected:
 
     Attributes:
         join: name of the add as a viewer shows it.
-        reason: one of :data:`laurel_graph.passes.detect.REASONS`, a short stable name such as ``no-weighted-op``.
+        reason: one of :data:`laurel_graph.passes.reasons.REASONS`, a short stable name such as ``no-weighted-op``.
         detail: one sentence with the names involved.
         near: how near a miss it is, from 0 (not at all) to 1; orders the list a user sees when nothing is found.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections import ChainMap
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,141 +20,12 @@ from laurel_graph.errors import ModelError
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
 from laurel_graph.view import GraphView, Role, Shape, Vertex, source_line
 
+from .onnx_operators import OPERANDS, ROLE_OF
+from .onnx_order import in_order
 from .onnx_shapes import bodies, constant_tensor, dtype_name, tensor_types
 
 NCHWC_DOMAIN = "com.microsoft.nchwc"
 SUPPORTED_OPSET = 9
-
-_ROLES: dict[Role, str] = {
-    Role.META: (
-        "Shape Size ConstantOfShape NonZero Range Greater GreaterOrEqual Less LessOrEqual Equal Not And Or Xor "
-        "ArgMax ArgMin IsNaN IsInf EyeLike RandomNormalLike RandomUniformLike SequenceLength"
-    ),
-    Role.PASS: (
-        "Identity Dropout Cast CastLike QuantizeLinear DequantizeLinear DynamicQuantizeLinear MemcpyToHost "
-        "MemcpyFromHost Optional OptionalGetElement SequenceAt BitCast TrainableDropout"
-    ),
-    Role.RESHAPE: "Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile SpaceToDepth",
-    Role.UPSAMPLE: "Resize Upsample DepthToSpace ConvTranspose MaxUnpool GridSample",
-    Role.SCATTER: "ScatterND ScatterElements Scatter TensorScatter",
-    Role.REDUCE: (
-        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceLogSumExp ReduceSumSquare ReduceProd "
-        "ReduceLogSum"
-    ),
-    Role.MATH: "Pow Sqrt Reciprocal Neg Abs Floor Ceil Round Sign Exp Log Sin Cos",
-    Role.ACTIVATION: (
-        "Relu LeakyRelu PRelu Elu Selu Celu Sigmoid Tanh Softplus Softsign HardSigmoid HardSwish Mish Gelu Clip Erf "
-        "ThresholdedRelu Swish QuickGelu FastGelu BiasGelu QLinearSigmoid QLinearLeakyRelu Max Min HardMax Shrink "
-        "BiasSplitGelu"
-    ),
-    Role.SOFTMAX: "Softmax LogSoftmax QLinearSoftmax BiasSoftmax",
-    Role.NORM: (
-        "BatchNormalization LayerNormalization SimplifiedLayerNormalization RMSNormalization GroupNormalization "
-        "InstanceNormalization LpNormalization LRN MeanVarianceNormalization GroupNorm"
-    ),
-    Role.POOL: (
-        "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool QLinearAveragePool "
-        "QLinearGlobalAveragePool"
-    ),
-    Role.CONV: "Conv FusedConv QLinearConv ConvInteger NhwcConv NhwcFusedConv QLinearConvTranspose DeformConv",
-    Role.LINEAR: (
-        "MatMul Gemm Einsum FusedMatMul FusedGemm MatMulInteger QLinearMatMul QGemm MatMulNBits MatMulBnb4 MatMulFpQ4 "
-        "MatMulIntegerToFloat DynamicQuantizeMatMul GemmFloat8 FusedMatMulActivation TransposeMatMul"
-    ),
-    Role.WEIGHTED: (
-        "LSTM GRU RNN Attention QAttention PackedAttention DecoderAttention LongformerAttention DynamicQuantizeLSTM "
-        "MoE QMoE"
-    ),
-    Role.MIX: (
-        "DFT STFT Rfft Irfft MultiHeadAttention GroupQueryAttention PackedMultiHeadAttention SparseAttention "
-        "DecoderMaskedMultiHeadAttention PagedAttention LinearAttention FlexAttention"
-    ),
-    Role.CONCAT: "Concat",
-    Role.ADD: "Add Sum QLinearAdd BiasAdd",
-    Role.SUB: "Sub",
-    Role.MUL: "Mul Div QLinearMul",
-    Role.SLICE: "Slice Split Gather Pad GatherND GatherElements Compress TopK CenterCropPad SplitToSequence",
-}
-ROLE_OF = {op: role for role, ops in _ROLES.items() for op in ops.split()}
-
-_OPERANDS: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul"), (0, 3)),
-    **dict.fromkeys(
-        (
-            "Conv",
-            "FusedConv",
-            "ConvInteger",
-            "NhwcConv",
-            "NhwcFusedConv",
-            "ConvTranspose",
-            "MatMulInteger",
-            "MatMulNBits",
-            "MatMulBnb4",
-            "MatMulIntegerToFloat",
-            "DynamicQuantizeMatMul",
-            "Gemm",
-            "FusedGemm",
-            "DeformConv",
-        ),
-        (0, 1),
-    ),
-    **dict.fromkeys(("ScatterND", "ScatterElements", "Scatter"), (0, 2)),
-    **dict.fromkeys(
-        (
-            "Reshape",
-            "Expand",
-            "Tile",
-            "Resize",
-            "Upsample",
-            "Slice",
-            "Split",
-            "Pad",
-            "Unsqueeze",
-            "Squeeze",
-            "Clip",
-            "QuantizeLinear",
-            "DequantizeLinear",
-            "DynamicQuantizeLinear",
-            "Dropout",
-            "ReduceMean",
-            "ReduceSum",
-            "TopK",
-            "ReduceMax",
-            "ReduceMin",
-            "ReduceL2",
-            "QLinearSigmoid",
-            "QLinearLeakyRelu",
-            "QLinearGlobalAveragePool",
-            "QLinearAveragePool",
-            "QLinearSoftmax",
-            "CastLike",
-            "BatchNormalization",
-            "LayerNormalization",
-            "SimplifiedLayerNormalization",
-            "RMSNormalization",
-            "GroupNormalization",
-            "InstanceNormalization",
-            "GroupNorm",
-            "SequenceAt",
-            "Compress",
-            "CenterCropPad",
-            "Pow",
-            "PRelu",
-            "BiasGelu",
-            "FastGelu",
-            "DFT",
-            "TrainableDropout",
-        ),
-        (0,),
-    ),
-    "BiasAdd": (0, 2),
-    "Where": (1, 2),
-    "LSTM": (0, 5, 6),
-    "GRU": (0, 5),
-    "RNN": (0, 5),
-    "DynamicQuantizeLSTM": (0, 5, 6),
-}
-"""Which inputs are operands; the others (zero points, axes, sizes, running statistics) only shape the result."""
 
 _SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm")
 _QUANTISED_ADVICE = (
@@ -249,7 +120,7 @@ class _Builder:
             return None
 
     def graph(self, nodes: Sequence[onnx.NodeProto], names: MutableMapping[str, int]) -> None:
-        for node in _in_order(nodes, self.view.model):
+        for node in in_order(nodes, self.view.model):
             self.view.nodes += 1
             self.node(node, names)
 
@@ -283,7 +154,7 @@ class _Builder:
             (special if len(node.input) >= least else _Builder.plain)(self, node, names)
 
     def operands(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> list[int]:
-        chosen = _OPERANDS.get(node.op_type)
+        chosen = OPERANDS.get(node.op_type)
         given = node.input if chosen is None else [node.input[i] for i in chosen if i < len(node.input)]
         return [self.lookup(name, names) for name in given if name]
 
@@ -569,45 +440,3 @@ def _origin(node: onnx.NodeProto) -> dict[str, Any]:
         for part in filter(None, node.name.split("/")[:-1]):
             scope = part if part.startswith(f"{scope}.") or not scope else f"{scope}.{part}"
     return {"scope": scope, "source": source}
-
-
-def _in_order(nodes: Sequence[onnx.NodeProto], model: str) -> Iterator[onnx.NodeProto]:
-    """Yields the nodes so that producers come first.
-
-    Raises:
-        ModelError: a cycle of names.
-    """
-    made: set[str] = set()
-    makers: dict[str, int] = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    reads = [[name for name in _reads(node) if name in makers] for node in nodes]
-    for node, needs in zip(nodes, reads, strict=True):
-        if not made.issuperset(needs):
-            break
-        made.update(node.output)
-    else:
-        yield from nodes
-        return
-    import networkx as nx
-
-    graph: nx.DiGraph[int] = nx.DiGraph()
-    graph.add_nodes_from(range(len(nodes)))
-    graph.add_edges_from((makers[name], i) for i, needs in enumerate(reads) for name in needs)
-    try:
-        order = list(nx.lexicographical_topological_sort(graph))
-    except nx.NetworkXUnfeasible:
-        cycle = [nodes[i].output[0] for i, _ in nx.find_cycle(graph)]
-        raise ModelError(
-            f"{model} has a cycle of names: {' -> '.join([*cycle[:6], cycle[0]])}. "
-            "A value must not depend on itself; check the names of these nodes."
-        ) from None
-    for i in order:
-        yield nodes[i]
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    yield from (name for name in node.input if name)
-    for body in bodies(node):
-        inside = {name for inner in body.node for name in inner.output} | {value.name for value in body.input}
-        for inner in body.node:
-            yield from (name for name in _reads(inner) if name not in inside)
-        yield from (value.name for value in body.output if value.name not in inside)

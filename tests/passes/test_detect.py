@@ -6,8 +6,9 @@ from torch import nn
 
 from laurel_graph.config import LaurelConfig, SiteOverride
 from laurel_graph.errors import ModelError, NoResidualError, SelectorError
-from laurel_graph.passes.detect import REASONS, detect
+from laurel_graph.passes.detect import detect
 from laurel_graph.passes.fx_frontend import capture
+from laurel_graph.passes.reasons import REASONS
 from laurel_graph.passes.select import select
 
 D = 8

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, parser
 
 from laurel_graph.errors import LaurelError, ModelError
-from laurel_graph.passes.detect import REASONS, detect
+from laurel_graph.passes.detect import detect
 from laurel_graph.passes.onnx_frontend import view_of
+from laurel_graph.passes.reasons import REASONS
 from laurel_graph.tools.bench_detect import deep_model
 from laurel_graph.tools.zoo import without_shapes
 
