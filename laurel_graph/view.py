@@ -197,7 +197,7 @@ class GraphView:
             role, inputs = vertex.role, vertex.inputs
             operands = [vertices[u] for u in inputs]
             if role in (Role.CONV, Role.LINEAR) and not vertex.weighted:
-                self._read_weight(vertex, operands)
+                self._read_weight(vertex)
             elif role is Role.MUL and not (len(inputs) > 1 and all(operand.data for operand in operands)):
                 vertex.scale = _scale_of(operands)
                 vertex.inputs = tuple(u for u in inputs if vertices[u].data) or inputs
@@ -206,14 +206,14 @@ class GraphView:
             if vertex.dtype is None and operands and role not in _OTHER_TYPE:
                 vertex.dtype = operands[0].dtype
 
-    def _read_weight(self, vertex: Vertex, operands: Sequence[Vertex]) -> None:
-        for operand in operands:
-            if operand.data:
-                continue
-            shape = operand.shape
-            if shape is None or sum(1 for dim in shape if dim != 1) >= 2:
+    def _read_weight(self, vertex: Vertex) -> None:
+        """A constant matrix among the operands is the weight; its name is the one before casts and transposes."""
+        vertices = self.vertices
+        for u in vertex.inputs:
+            shape = vertices[u].shape
+            if not vertices[u].data and (shape is None or sum(1 for dim in shape if dim != 1) >= 2):
                 vertex.weighted = True
-                vertex.weight = operand.value
+                vertex.weight = vertices[self.up(u, _SAME_WEIGHT)].value
                 return
 
     def _fold_norms(self) -> bool:
@@ -303,6 +303,7 @@ class GraphView:
                     self.consumers[u].append(index)
 
 
+_SAME_WEIGHT = (Role.PASS, Role.RESHAPE)
 _SAME_SHAPE = frozenset(
     {Role.PASS, Role.ADD, Role.SUB, Role.MUL, Role.MATH, Role.ACTIVATION, Role.SOFTMAX, Role.NORM, Role.LAUREL}
 )

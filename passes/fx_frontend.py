@@ -17,7 +17,8 @@ from torch import fx, nn
 
 from laurel_graph.errors import ModelError
 
-from .fx_view import fx_view, is_in_place, operator_name
+from .fx_operators import is_in_place, operator_name
+from .fx_view import fx_view
 
 if TYPE_CHECKING:
     from laurel_graph.view import GraphView

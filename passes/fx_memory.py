@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx, nn
 
-from laurel_graph.passes.fx_view import ROLE_OF, is_in_place, operator_name
+from laurel_graph.passes.fx_operators import ROLE_OF, is_in_place, operator_name
 from laurel_graph.view import Role
 
 _ALIASING_ROLES = (Role.PASS, Role.RESHAPE, Role.SLICE)

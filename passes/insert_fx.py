@@ -21,7 +21,7 @@ from laurel_graph.errors import ModelError, RewriteError, near
 from laurel_graph.module import CONFIG, FROZEN, LaurelResidual
 from laurel_graph.opset.schema import PREFIX
 from laurel_graph.passes.fx_memory import Memory
-from laurel_graph.passes.fx_view import is_in_place, operator_name
+from laurel_graph.passes.fx_operators import is_in_place, operator_name
 from laurel_graph.residual import SitePlan
 
 _ADDS = ("add", "radd", "iadd")

@@ -222,3 +222,54 @@ def test_select_skips_projections_when_they_are_not_included():
     forward, x, _ = MATCHES["projection"]
     with pytest.raises(NoResidualError, match="projection is not included"):
         select(found_in(forward, x), LaurelConfig(include=("identity",)))
+
+
+def without_gradients(m, x):
+    with torch.no_grad():
+        y = x + branch(m, x)
+    return y + m.c(torch.tanh(y))
+
+
+NESTED = {
+    "cond": (
+        lambda m, x: torch.cond(x.sum() > 0, lambda y: y + branch(m, y), lambda y: y + m.c(torch.tanh(y)), (x,)), 2, 2,
+    ),
+    "cond as a branch": (
+        lambda m, x: x + torch.cond(x.sum() > 0, lambda y: branch(m, y), lambda y: m.c(torch.tanh(y)), (x,)), 1, 0,
+    ),
+    "no_grad": (without_gradients, 2, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_detect_finds_joins_and_says_why_they_stay_when_they_stand_in_a_graph_inside_the_graph(name):
+    forward, count, inside = NESTED[name]
+    residuals = found_in(forward, export=True).residuals
+    assert len(residuals) == count
+    assert [bool(residual.blocked) for residual in residuals].count(True) == inside
+    assert all("inside a graph" in residual.blocked for residual in residuals if residual.blocked)
+
+
+def test_detect_finds_the_join_when_a_graph_module_is_a_layer_of_another():
+    inner = torch.fx.symbolic_trace(Net(lambda m, x: x + branch(m, x)))
+    graph = torch.fx.Graph()
+    graph.output(graph.call_module("inner", (graph.placeholder("x"),)))
+    outer = torch.fx.GraphModule({"inner": inner}, graph)
+    (residual,) = detect(capture(outer, (TOKENS,)).view).residuals
+    assert "inside a graph" in residual.blocked
+
+
+@pytest.mark.parametrize("decompose", [False, True], ids=["exported", "decomposed"])
+def test_detect_finds_the_joins_when_the_model_is_exported_for_training(decompose):
+    def forward(m, x):
+        x = x + m.drop(torch.nn.functional.avg_pool2d(m.bn(x), 3, 1, 1))
+        return x + m.drop(m.conv2(torch.relu(m.bn(m.conv(x)))))
+
+    program = torch.export.export(Net(forward).train(), (IMAGE,), strict=False)
+    found = detect(capture(program.run_decompositions() if decompose else program).view)
+    assert [residual.kind for residual in found.residuals] == ["identity", "identity"], found.rejected
+
+
+def test_detect_knows_shared_weights_when_each_use_transposes_them_anew():
+    program = torch.export.export(Net(REJECTS["shared-map"]).eval(), (TOKENS,), strict=False).run_decompositions()
+    assert "shared-map" in {rejected.reason for rejected in detect(capture(program).view).rejected}
