@@ -40,7 +40,7 @@ _ROLES: dict[Role, str] = {
         "slice_scatter select_scatter index_put _unsafe_index_put index_copy copy scatter scatter_add "
         "masked_scatter diagonal_scatter setitem"
     ),
-    Role.REDUCE: "mean sum var std var_mean std_mean amax amin norm linalg_vector_norm prod logsumexp cumsum",
+    Role.REDUCE: "mean sum var std var_mean std_mean norm linalg_vector_norm prod logsumexp cumsum",
     Role.MATH: "pow square sqrt rsqrt reciprocal neg abs exp log log1p expm1 floor ceil round sign sin cos clamp_min "
     "clamp_max softplus float_power",
     Role.ACTIVATION: (
@@ -58,7 +58,8 @@ _ROLES: dict[Role, str] = {
     Role.POOL: (
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
         "adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
-        "max_pool2d_with_indices max_pool3d_with_indices max_pool1d_with_indices lp_pool2d adaptive_max_pool3d"
+        "max_pool2d_with_indices max_pool3d_with_indices max_pool1d_with_indices lp_pool2d adaptive_max_pool3d "
+        "amax amin"
     ),
     Role.CONV: "conv1d conv2d conv3d convolution _convolution deform_conv2d cudnn_convolution mkldnn_convolution",
     Role.LINEAR: "linear matmul mm bmm einsum bilinear mv dot inner outer tensordot chain_matmul _weight_int8pack_mm "
@@ -87,7 +88,14 @@ ROLE_OF = {op: role for role, ops in _ROLES.items() for op in ops.split()}
 PARTS = frozenset(
     op for op in ROLE_OF if op.startswith(("split", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk"))
 )
-ATTRIBUTES = {"T": Role.RESHAPE, "mT": Role.RESHAPE, "real": Role.OTHER, "imag": Role.OTHER, "data": Role.PASS}
+ATTRIBUTES = {
+    "T": Role.RESHAPE,
+    "mT": Role.RESHAPE,
+    "real": Role.OTHER,
+    "imag": Role.OTHER,
+    "data": Role.PASS,
+    "values": Role.PASS,
+}
 LAYER_ROLES: tuple[tuple[Role, str], ...] = (
     (Role.UPSAMPLE, r"ConvTranspose|Upsampl|PixelShuffle"),
     (Role.CONV, r"Conv[123]d|Conv$"),

@@ -201,6 +201,8 @@ class _Builder:
         elif op == "getitem":
             self.getitem(node)
             return
+        elif op in ("max", "min") and isinstance(argument(node, 1, ("dim",), None), int):
+            role = Role.POOL
         elif not is_tensor(node) and "val" in node.meta:
             role = Role.META if not isinstance(node.meta["val"], (tuple, list)) else role
         namespace = getattr(node.target, "namespace", "")
@@ -227,7 +229,7 @@ class _Builder:
             more["axis"] = argument(node, 1, ("dim", "axis"), 0)
             if op == "stack":
                 role = Role.OTHER
-        elif role is Role.POOL:
+        elif role is Role.POOL and "pool" in op:
             kernel = argument(node, 1, ("kernel_size", "output_size"), 1)
             more["mixes"] = "adaptive" not in op and mixes(kernel, argument(node, 2, ("stride",), None) or kernel)
         elif role is Role.SLICE:

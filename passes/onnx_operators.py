@@ -16,10 +16,7 @@ _ROLES: dict[Role, str] = {
     Role.RESHAPE: "Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile SpaceToDepth",
     Role.UPSAMPLE: "Resize Upsample DepthToSpace ConvTranspose MaxUnpool GridSample",
     Role.SCATTER: "ScatterND ScatterElements Scatter TensorScatter",
-    Role.REDUCE: (
-        "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceLogSumExp ReduceSumSquare ReduceProd "
-        "ReduceLogSum"
-    ),
+    Role.REDUCE: ("ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceLogSumExp ReduceSumSquare ReduceProd ReduceLogSum"),
     Role.MATH: "Pow Sqrt Reciprocal Neg Abs Floor Ceil Round Sign Exp Log Sin Cos",
     Role.ACTIVATION: (
         "Relu LeakyRelu PRelu Elu Selu Celu Sigmoid Tanh Softplus Softsign HardSigmoid HardSwish Mish Gelu Clip Erf "
@@ -33,7 +30,7 @@ _ROLES: dict[Role, str] = {
     ),
     Role.POOL: (
         "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool QLinearAveragePool "
-        "QLinearGlobalAveragePool"
+        "QLinearGlobalAveragePool ReduceMax ReduceMin"
     ),
     Role.CONV: "Conv FusedConv QLinearConv ConvInteger NhwcConv NhwcFusedConv QLinearConvTranspose DeformConv",
     Role.LINEAR: (

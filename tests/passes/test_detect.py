@@ -67,6 +67,10 @@ MATCHES = {
     "learned trunk": (
         lambda m, x: m.table + m.c(torch.softmax(m.a(m.table) @ x.mT, -1) @ m.b(x)), TOKENS[:1], "identity",
     ),
+    "windows under one maximum": (
+        lambda m, x: m.a(x).view(-1, 2, 2, D).max(2).values + branch(m, x).view(-1, 2, 2, D).mean(2), TOKENS,
+        "projection",
+    ),
     "pooling": (
         lambda m, x: x + m.scale.view(D, 1, 1) * (nn.functional.avg_pool2d(m.bn(x), 3, 1, 1) - m.bn(x)), IMAGE,
         "identity",

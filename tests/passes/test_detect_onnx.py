@@ -38,6 +38,10 @@ MATCHES = {
         "s = Constant<value = float {0.5}>() z = Constant<value = int8 {0}>() q = QuantizeLinear(w, s, z) "
         "d = DequantizeLinear(q, s, z) h = MatMul(x, d) y = Add(x, h)"
     ),
+    "integer weights through Cast and Mul": (
+        "q = Constant<value = int8[4,4] {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}>() s = Constant<value = float {0.5}>() "
+        "c = Cast<to=1>(q) d = Mul(c, s) h = MatMul(x, d) y = Add(h, x)"
+    ),
     "weights in a Constant node": "k = Constant<value = float[2,2] {1,2,3,4}>() e = MatMul(x, w) y = Add(e, x)",
 }
 
@@ -116,6 +120,26 @@ def test_detect_names_joins_when_they_stand_inside_a_loop():
     (residual,) = detect(view_of(helper.make_model(graph))).residuals
     assert residual.join == "inner"
     assert "loop" in residual.blocked
+
+
+def test_detect_names_joins_when_they_stand_in_either_body_of_an_if():
+    def body(name):
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], [f"h{name}"]),
+            helper.make_node("Add", ["x", f"h{name}"], [name]),
+        ]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, 1, [2, 4])])
+
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], name="choice", then_branch=body("t"), else_branch=body("e"))],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [2, 4]), helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", 1, [2, 4])],
+        [helper.make_tensor("w", 1, [4, 4], [0.5] * 16)],
+    )
+    residuals = detect(view_of(helper.make_model(graph))).residuals
+    assert {residual.join for residual in residuals} == {"t", "e"}
+    assert all("choice" in residual.blocked for residual in residuals)
 
 
 @pytest.mark.parametrize("form", ["plain", "no shapes"])

@@ -17,12 +17,18 @@ def test_detect_finds_every_join_when_an_architecture_is_exported(entry):
     assert (row.false, row.missed, row.split or 0) == (0, 0, 0)
 
 
-def test_sites_have_the_same_names_when_the_model_is_onnx():
-    entry = next(entry for entry in read_zoo() if entry.name == "vit")
-    (_, fx), (row, onnx) = measure(entry, ["export", "onnx"])
-    assert (row.false, row.missed) == (0, 0)
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_sites_have_the_same_names_when_the_model_is_onnx_or_quantised(name):
+    entry = next(entry for entry in read_zoo() if entry.name == name)
+    (_, fx), (row, onnx), *others = measure(entry, ["export", "onnx", "qdq", "int8", "fp16"])
+    assert (row.false, row.missed, row.split) == (0, 0, 0)
     assert [residual.site for residual in fx.residuals] == [residual.site for residual in onnx.residuals]
     assert [residual.stream for residual in fx.residuals] == [residual.stream for residual in onnx.residuals]
+    for other, found in others:
+        assert not other.failure
+        assert [(residual.site, residual.kind, residual.join) for residual in found.residuals] == [
+            (residual.site, residual.kind, residual.join) for residual in onnx.residuals
+        ]
 
 
 def test_totals_count_false_and_missed_when_rows_are_wrong():
