@@ -264,7 +264,7 @@ class GraphView:
         return False
 
     def _forward_slices(self) -> bool:
-        """A slice that takes exactly one part of a concat is that part."""
+        """A slice that takes exactly one part of a concat is that part, without its axis where that vanishes."""
         vertices, changed = self.vertices, False
         for vertex in vertices:
             if vertex.role is not Role.SLICE or vertex.window is None or vertex.shape is None:
@@ -282,7 +282,8 @@ class GraphView:
                 if not isinstance(size, int):
                     break
                 if (start, start + size) == vertex.window:
-                    vertex.role, vertex.inputs, changed = Role.PASS, (part,), True
+                    vertex.role = Role.PASS if len(vertex.shape) == rank else Role.RESHAPE
+                    vertex.inputs, changed = (part,), True
                     break
                 start += size
         return changed

@@ -35,6 +35,7 @@ from .paths import (
     PARAMETER,
     UPSAMPLED,
     WEIGHTED,
+    WHOLE,
     Chain,
     Facts,
     depth,
@@ -182,6 +183,9 @@ def _judge(joins: Joins, index: int, candidate: Candidate) -> tuple[str, str]:
     # x + gate·x, x + z·(h - x).
     if any(_is_gate(view, b, candidate) for b in candidate.branches):
         return why.GATE, f"{branch} is a product with {fork} itself"
+    # x[:, :a] + f(x[:, a:]).
+    if not facts & WHOLE and _reads_other_parts(view, candidate):
+        return why.OTHER_PART, f"{branch} is computed from other parts of {fork} than the skip"
     # Back from a lower resolution: upsampled last, or over joins on the way.
     if facts & UPSAMPLED and (facts & JOINED or any(_upsampled_last(view, b) for b in candidate.branches)):
         return why.LONG_SKIP, f"the path from {fork} to {branch} is upsampled"
@@ -239,6 +243,32 @@ def _is_gate(view: GraphView, branch: int, candidate: Candidate) -> bool:
         if factor.role is Role.SUB and any(view.up(v, (*LAYOUT, Role.SLICE)) in origins for v in factor.inputs):
             return True
     return False
+
+
+def _reads_other_parts(view: GraphView, candidate: Candidate) -> bool:
+    """Tells whether the skip is a slice of the fork, and all else that reads the fork takes slices beside that one."""
+    part = view.up(candidate.skip, LAYOUT)
+    while view.vertices[part].role is Role.SLICE and (top := view.up(view.vertices[part].inputs[0])) != candidate.fork:
+        part = view.up(top, LAYOUT)
+    own = view.vertices[part]
+    others = [view.vertices[reader] for reader in _readers(view, candidate.fork) if reader != part]
+    return own.role is Role.SLICE and all(_is_beside(own, other) for other in others)
+
+
+def _is_beside(one: Vertex, other: Vertex) -> bool:
+    """Tells whether two slices of one value have no element in common."""
+    if other.role is not Role.SLICE or one.window is None or other.window is None or one.axis != other.axis:
+        return False
+    return one.window[1] <= other.window[0] or other.window[1] <= one.window[0]
+
+
+def _readers(view: GraphView, index: int) -> Iterator[int]:
+    """Yields what reads a value, looking through casts and dropout."""
+    for reader in view.consumers[index]:
+        if view.vertices[reader].role is Role.PASS:
+            yield from _readers(view, reader)
+        else:
+            yield reader
 
 
 def _unscaled(view: GraphView, index: int) -> int:

@@ -106,8 +106,15 @@ def window_of(node: fx.Node, axis: Any, start: Any, end: Any) -> tuple[int, int]
     return max(0, min(start, size)), max(0, min(end, size))
 
 
+def element_of(node: fx.Node, axis: Any, index: Any) -> tuple[int, int] | None:
+    """Returns the window of one element, ``None`` where it is unknown."""
+    if not isinstance(index, int):
+        return None
+    return window_of(node, axis, index, index + 1 if index != -1 else None)
+
+
 def indexed(node: fx.Node) -> tuple[int, tuple[int, int] | None]:
-    """Axis and window of ``x[:, a:b]``; an unknown window where more than one axis is cut or an axis vanishes."""
+    """Axis and window of ``x[:, a:b]`` and ``x[:, i]``; an unknown window where more than one axis is cut."""
     index = node.args[1]
     items = list(index) if isinstance(index, (tuple, list)) else [index]
     if Ellipsis in items:
@@ -121,6 +128,8 @@ def indexed(node: fx.Node) -> tuple[int, tuple[int, int] | None]:
     if len(cuts) != 1:
         return 0, None
     axis, item = cuts[0]
+    if type(item) is int:
+        return axis, element_of(node, axis, item)
     if not isinstance(item, slice) or item.step not in (None, 1):
         return axis, None
     return axis, window_of(node, axis, item.start, item.stop)

@@ -19,6 +19,7 @@ from .fx_arguments import (
     argument,
     dims_of,
     dtype_of,
+    element_of,
     indexed,
     is_tensor,
     is_transposed,
@@ -301,6 +302,9 @@ class _Builder:
             axis = argument(node, 1, ("dim",), 0)
             window = window_of(node, axis, argument(node, 2, ("start",), None), argument(node, 3, ("end",), None))
             window = window if argument(node, 4, ("step",), 1) == 1 else None
+        elif op == "select":
+            axis = argument(node, 1, ("dim",), 0)
+            window = element_of(node, axis, argument(node, 2, ("index",), None))
         elif op == "getitem":
             axis, window = indexed(node)
         elif op == "narrow":

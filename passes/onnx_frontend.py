@@ -307,13 +307,20 @@ class _Builder:
         table = not self.view.vertices[source].data
         inputs = [source, *(self.lookup(name, names) for name in node.input[1:])]
         role = Role.OTHER if table else Role.SLICE
+        axis = _attribute(node, "axis", 0)
+        places = self.ints(node.input[1]) or []
+        window = None
+        if len(places) == 1:
+            size = _dim(self.types.get(node.input[0], (None, None))[0], axis)
+            window = _window(places[0], places[0] + 1 or 2**62, size)
         names[node.output[0]] = self.put(
             role,
             node.op_type,
             node.output[0],
             inputs if table else inputs[:1],
             **self.more,
-            axis=_attribute(node, "axis", 0),
+            axis=axis,
+            window=window,
         )
 
     def laurel(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
@@ -420,7 +427,7 @@ def _dim(shape: Shape | None, axis: int) -> int | None:
 
 def _window(start: int, end: int, size: int | None) -> tuple[int, int] | None:
     if size is None:
-        return (start, end) if start >= 0 and 0 <= end < 2**31 else None
+        return (start, end) if start >= 0 and end >= 0 else None
     start, end = (v + size if v < 0 else v for v in (start, end))
     return max(0, min(start, size)), max(0, min(end, size))
 

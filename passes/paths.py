@@ -105,9 +105,10 @@ def outermost(view: GraphView, index: int) -> int:
 # Downwards ------------------------------------------------------------------------------------------------------------
 
 # What is known about the paths from a fork to a value, as bits; over several paths they are united.
-WEIGHTED, MIXED, PARAMETER, NONLINEAR, UPSAMPLED, JOINED = 1, 2, 4, 8, 16, 32
+WEIGHTED, MIXED, PARAMETER, NONLINEAR, UPSAMPLED, JOINED, WHOLE = 1, 2, 4, 8, 16, 32, 64
 _ONE_DEEPER, _DEPTH_MASK = 0x100, 0xF00  # weighted operators in a row, up to four, one bit each: union is maximum
 
+# WHOLE: some path starts with the fork as it is, not with a slice of it.
 _ROLE_BITS = {
     Role.MIX: MIXED | NONLINEAR,
     Role.ACTIVATION: NONLINEAR,
@@ -171,8 +172,12 @@ class Facts:
                     waiting[u] -= 1
                     if not waiting[u]:
                         known[u] = None
+            if vertex.role is Role.SLICE and vertex.window is not None and merged:
+                top = self._view.up(vertex.inputs[0])
+                if top in merged:
+                    merged = {**merged, top: merged[top] & ~WHOLE}
             if last.get(index, -1) > index:
-                merged = {**merged, index: 0} if merged else {index: 0}
+                merged = {**merged, index: WHOLE} if merged else {index: WHOLE}
             known[index] = merged
 
     def _merged(self, index: int, vertex: Vertex) -> dict[int, int] | None:

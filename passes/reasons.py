@@ -17,6 +17,7 @@ SCALED_SKIP = "scaled-skip"
 PARALLEL_MAPS = "parallel-maps"
 SHARED_MAP = "shared-map"
 BRANCH_SUM = "branch-sum"
+OTHER_PART = "other-part"
 SAME_OPERAND = "same-operand"
 
 REASONS = {
@@ -35,6 +36,7 @@ REASONS = {
     PARALLEL_MAPS: "both operands are short linear maps of one value: a re-parameterised sum or a merge of experts",
     SHARED_MAP: "both operands pass the same weights: one head on two inputs",
     BRANCH_SUM: "it adds branches of one residual connection, or a branch to another",
+    OTHER_PART: "the branch is computed from other parts of the value than the skip: a coupling of channels",
     SAME_OPERAND: "it adds a value to itself",
 }
 """Every reason a :class:`~laurel_graph.residual.Rejected` may carry, with what it means."""
@@ -47,6 +49,7 @@ NEAR = {
     SHARED_MAP: 0.65,
     BRANCH_USED_ELSEWHERE: 0.6,
     BRANCH_SUM: 0.6,
+    OTHER_PART: 0.6,
     LOGITS_BIAS: 0.5,
     NO_WEIGHTED_OP: 0.4,
     NO_SKIP: 0.2,

@@ -86,6 +86,7 @@ REJECTS = {
     "branch-used-elsewhere": lambda m, x: (y := branch(m, x)) * (x + y),
     "shared-map": lambda m, x: m.c(x) + m.c(branch(m, x)),
     "parallel-maps": lambda m, x: m.a(x) + m.b(x),
+    "other-part": lambda m, x: (y := m.a(x))[..., :4].repeat(1, 1, 2) + m.b(y[..., 4:].repeat(1, 1, 2)),
     "no-skip": lambda m, x: branch(m, x) + torch.tanh(m.c(x)),
     "broadcast": lambda m, x: x + branch(m, x).mean(-1, keepdim=True),
     "scaled-skip": lambda m, x: m.c(m.scale * x + branch(m, x)),

@@ -98,6 +98,20 @@ def test_detect_reads_the_bias_when_a_simplified_skip_norm_adds_one():
     assert [vertex.op for vertex in view.vertices].count("bias") == 1
 
 
+@pytest.mark.parametrize(("place", "count"), [(0, 0), (2, 1)])
+def test_detect_rejects_a_coupling_of_parts_when_shapes_are_unknown(place, count):
+    """x[1:] + f(x[0]) broadcasts, which nothing shows without shapes; x[1:] + f(x[2]) could be a part of its branch."""
+    body = (
+        f"i = Constant<value = int64 {{{place}}}>() one = Constant<value = int64[1] {{1}}>() "
+        "end = Constant<value = int64[1] {9223372036854775807}>() zero = Constant<value = int64[1] {0}>() "
+        "first = Gather(x, i) rest = Slice(x, one, end, zero) f = MatMul(first, w) y = Add(rest, f)"
+    )
+    model = parser.parse_model(f"{HEADER} agraph (float[3,S,4] x) => (float[2,S,4] y) {WEIGHTS} {{ {body} }}")
+    found = detect(view_of(without_shapes(model)))
+    assert len(found.residuals) == count
+    assert {rejected.reason for rejected in found.rejected} == (set() if count else {"other-part"})
+
+
 def test_detect_names_joins_when_they_stand_inside_a_loop():
     body = helper.make_graph(
         [
