@@ -42,15 +42,6 @@ class Form:
         """Whether D is innermost in memory: products then run on ``(rows, D)``, else on ``(N, D, positions)``."""
         return self.order[-1] == self.axis
 
-    def packed(self, t: Tensor) -> Tensor:
-        """Returns *t* with its memory in :attr:`order`; itself where it is so already."""
-        stored = t.permute(self.order)
-        return t if stored.is_contiguous() else self.unpacked(stored.contiguous())
-
-    def unpacked(self, stored: Tensor) -> Tensor:
-        """Returns a tensor whose axes are in :attr:`order` with its axes in their own order."""
-        return stored.permute([self.order.index(axis) for axis in range(len(self.order))])
-
     def matrix(self, t: Tensor) -> Tensor:
         """Returns *t* as ``(rows, D)`` or ``(N, D, positions)``; a view where its memory is in :attr:`order`."""
         stored = t.permute(self.order).contiguous()
@@ -59,6 +50,15 @@ class Form:
         before = self.order.index(self.axis)
         stored = stored.flatten(before + 1)
         return stored.flatten(0, before - 1) if before else stored.unsqueeze(0)
+
+    def restored(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """Returns a view of what :meth:`matrix` makes, in the shape of *like* and with its memory in :attr:`order`."""
+        stored = matrix.view([like.shape[axis] for axis in self.order])
+        return stored.permute([self.order.index(axis) for axis in range(len(self.order))])
+
+    def factor(self, scale: Tensor | None) -> Tensor | None:
+        """Returns a scale in a shape that broadcasts against :meth:`matrix`."""
+        return scale if scale is None else scale.reshape(-1) if self.last else scale.reshape(-1, 1)
 
 
 def memory_order(x: Tensor, f: Tensor) -> tuple[int, ...]:
@@ -99,128 +99,180 @@ def _split(form: Form, arguments: Sequence[Any]) -> _Parts:
 
 
 def _traced(form: Form, *arguments: Tensor | None) -> Tensor:
-    """The sum in plain differentiable operations: compilers and functorch see through them."""
+    """The sum in plain differentiable operations: compilers, functorch and second derivatives go through them."""
     scales, downs, up, tensors = _split(form, arguments)
-    y = _scaled(tensors[0].to(form.work), scales[0])
-    for scale, tensor in zip(scales[1:], tensors[1 : form.terms], strict=True):
-        y = y + _scaled(tensor.to(form.work), scale)
+    matrices = [form.matrix(tensor.to(form.work)) for tensor in tensors]
+    y, *terms = (
+        matrix if (factor := form.factor(scale)) is None else matrix * factor
+        for matrix, scale in zip(matrices, scales, strict=False)
+    )
+    for term in terms:
+        y = y + term
     if up is not None:
-        y = y + _product(_hidden(form, downs, tensors), up, form, y)
-    return form.packed(y).to(form.dtype)
+        y = y + _down(_hidden(form, downs, matrices), up, form)
+    return form.restored(y, tensors[0]).to(form.dtype)
 
 
-def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:
-    return tensor if scale is None else tensor * scale
-
-
-def _down(tensor: Tensor, a: Tensor, form: Form) -> Tensor:
+def _down(matrix: Tensor, a: Tensor, form: Form) -> Tensor:
     """Returns t A: ``(rows, r)`` or ``(N, r, positions)``."""
-    matrix = form.matrix(tensor.to(form.work))
     return matrix @ a if form.last else torch.bmm(a.t().expand(matrix.shape[0], -1, -1), matrix)
 
 
-def _hidden(form: Form, downs: Sequence[Tensor], tensors: Sequence[Tensor]) -> Tensor:
+def _hidden(form: Form, downs: Sequence[Tensor], matrices: Sequence[Tensor]) -> Tensor:
     """Returns H = cat_l(t_l A_l)."""
-    hidden = [_down(tensors[i], a, form) for i, a in zip(form.lows, downs, strict=True)]
+    hidden = [_down(matrices[i], a, form) for i, a in zip(form.lows, downs, strict=True)]
     return hidden[0] if len(hidden) == 1 else torch.cat(hidden, 1)
 
 
-def _product(hidden: Tensor, up: Tensor, form: Form, like: Tensor) -> Tensor:
-    """Returns H U in the shape of *like*."""
-    product = hidden @ up if form.last else torch.bmm(up.t().expand(hidden.shape[0], -1, -1), hidden)
-    return form.unpacked(product.view([like.shape[axis] for axis in form.order]))
+CHUNK = 2**19
+"""Elements of a tensor that a processor takes at a time: one piece of every tensor then stays in its cache."""
+
+
+def _pieces(matrix: Tensor) -> list[slice]:
+    """Returns the rows (or samples) of a matrix in pieces; in one piece on an accelerator, which has no such cache."""
+    rows = max(len(matrix), 1)
+    size = rows if matrix.device.type != "cpu" else max(1, CHUNK * rows // max(matrix.numel(), 1))
+    return [slice(start, start + size) for start in range(0, len(matrix), size)]
+
+
+def _scale_to(out: Tensor, part: Tensor, factor: Tensor | None) -> None:
+    """Writes s·t to *out*."""
+    if factor is None:
+        out.copy_(part)
+    else:
+        torch.mul(part, factor, out=out)
 
 
 def _add_product(out: Tensor, hidden: Tensor, up: Tensor, form: Form) -> None:
-    """Adds H U in place to *out*, a fresh tensor whose memory is in the form's order."""
-    matrix = form.matrix(out)
+    """Adds H U in place to the matrix *out*."""
     if form.last:
-        matrix.addmm_(hidden, up)
+        out.addmm_(hidden, up)
     else:
-        matrix.baddbmm_(up.t().expand(hidden.shape[0], -1, -1), hidden)
+        out.baddbmm_(up.t().expand(hidden.shape[0], -1, -1), hidden)
 
 
-def _gram(left: Tensor, right: Tensor, form: Form) -> Tensor:
-    """Returns leftᵀ right summed over all rows, of two matrices: ``(left's features, right's features)``."""
-    return left.t() @ right if form.last else torch.bmm(left, right.transpose(1, 2)).sum(0)
+def _add_gram(out: Tensor, narrow: Tensor, wide: Tensor, form: Form) -> None:
+    """Adds narrowᵀ wide, summed over all rows of two matrices, to *out* ``(r, D)``.
+
+    On a processor ``(r, D)`` takes half the time of ``(D, r)``.
+    """
+    if form.last:
+        out.addmm_(narrow.t(), wide)
+    else:
+        out.addbmm_(narrow, wide.transpose(1, 2))
 
 
-def _dot(grad: Tensor, tensor: Tensor, scale: Tensor, form: Form) -> Tensor:
-    """Returns Σ grad·tensor summed down to the shape of *scale*, in its element type."""
-    if scale.numel() == 1 and grad.dtype == tensor.dtype == scale.dtype:
-        stored = grad.permute(form.order), tensor.permute(form.order)
-        if all(t.is_contiguous() for t in stored):
-            return torch.dot(stored[0].flatten(), stored[1].flatten()).view(scale.shape)
-    return (grad.to(scale.dtype) * tensor).sum_to_size(scale.shape)
+def _add_dot(out: Tensor, left: Tensor, right: Tensor, form: Form) -> None:
+    """Adds Σ left·right to *out*: over everything where it has one element, else over all but the features."""
+    if out.numel() == 1:
+        out += torch.dot(left.reshape(-1), right.reshape(-1))
+    else:
+        out += (left * right).sum(0 if form.last else (0, 2)).view(out.shape)
 
 
 class _LaurelSum(torch.autograd.Function):
+    """Both directions take one piece of all tensors at a time, so that each is read from memory and written once."""
+
     @staticmethod
     def forward(ctx: Any, form: Form, *arguments: Any) -> Tensor:
         scales, downs, up, tensors = _split(form, arguments)
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            y = _scaled(tensors[0].to(form.work), scales[0])
-            for scale, tensor in zip(scales[1:], tensors[1 : form.terms], strict=True):
-                if y is tensors[0]:
-                    y = y + _scaled(tensor.to(form.work), scale)
-                else:
-                    y.add_(tensor) if scale is None else y.addcmul_(tensor.to(form.work), scale)
-            y = form.packed(y)
-            hidden = None
-            if up is not None:
-                hidden = _hidden(form, downs, tensors)
-                _add_product(y, hidden, up, form)
+        factors = [form.factor(scale) for scale in scales]
+        matrices = [form.matrix(tensor) for tensor in tensors]
+        y = torch.empty_like(matrices[0], dtype=form.dtype)
+        hidden: list[Tensor] = []
+        with torch.autocast(y.device.type, enabled=False):
+            for piece in _pieces(y):
+                parts = [matrix[piece].to(form.work) for matrix in matrices]
+                out = y[piece] if form.dtype == form.work else torch.empty_like(parts[0])
+                _scale_to(out, parts[0], factors[0])
+                for part, factor in zip(parts[1:], factors[1:], strict=False):
+                    out.add_(part) if factor is None else out.addcmul_(part, factor)
+                if up is not None:
+                    hidden.append(_hidden(form, downs, parts))
+                    _add_product(out, hidden[-1], up, form)
+                if form.dtype != form.work:
+                    y[piece] = out
         ctx.form = form
-        ctx.save_for_backward(hidden, *arguments)
-        return y.to(form.dtype)
+        ctx.save_for_backward(*arguments, *hidden)
+        return form.restored(y, tensors[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        form, (hidden, *arguments) = ctx.form, ctx.saved_tensors
-        scales, downs, up, tensors = _split(form, arguments)
-        need_scales, need_downs, need_up, need_tensors = _split(form, ctx.needs_input_grad[1:])
-        of_scales = [
-            _dot(grad, tensor, scale, form) if need else None
-            for scale, tensor, need in zip(scales, tensors, need_scales, strict=False)
-        ]
-        of_downs: list[Tensor | None] = []
-        of_hidden: Sequence[Tensor] = ()
-        of_up = None
+        needs = ctx.needs_input_grad[1:]
+        saved = ctx.saved_tensors  # asked for once: under checkpointing that recomputes them
+        arguments, hidden = saved[: len(needs)], saved[len(needs) :]
+        if torch.is_grad_enabled():
+            return None, *_differentiable_gradients(ctx.form, arguments, grad, needs)
+        with torch.autocast(grad.device.type, enabled=False):
+            return None, *_gradients(ctx.form, arguments, hidden, grad, needs)
+
+
+def _differentiable_gradients(
+    form: Form, arguments: Sequence[Any], grad: Tensor, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Returns the gradients as functions of the arguments, for a second derivative."""
+    own = [a if a is None else a.view_as(a) for a in arguments]  # one tensor may be several arguments
+    wanted = [a for a, need in zip(own, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(_traced(form, *own), wanted, grad, create_graph=True))
+    return [next(found) if need else None for need in needs]
+
+
+def _gradients(
+    form: Form, arguments: Sequence[Any], hidden: Sequence[Tensor], grad: Tensor, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Returns the gradient of every argument that needs one.
+
+    With G the gradient of y: of s_i, Σ G·t_i; of U, HᵀG; of A_l, t_lᵀ(GUᵀ)_l; of t_i, s_i·G + Σ_l (GUᵀ)_l A_lᵀ.
+    """
+    scales, downs, up, tensors = _split(form, arguments)
+    need_scales, need_downs, need_up, need_tensors = _split(form, needs)
+    factors = [form.factor(scale) for scale in scales] + [None] * (len(tensors) - form.terms)
+    whole = form.matrix(grad)
+
+    of_scales = [torch.zeros_like(s) if need else None for s, need in zip(scales, need_scales, strict=True)]
+    of_downs = [
+        torch.zeros_like(a.t(), memory_format=torch.contiguous_format) if need else None
+        for a, need in zip(downs, need_downs, strict=True)
+    ]
+    of_up = torch.zeros_like(up) if need_up else None
+    read = {i for i, need in enumerate(need_scales) if need}
+    read |= {i for i, need in zip(form.lows, need_downs, strict=True) if need}
+    matrices = {i: form.matrix(tensors[i]) for i in read}
+    passed = {i for i, factor in enumerate(factors[: form.terms]) if factor is None and i not in form.lows}
+    written = {
+        i: torch.empty_like(whole, dtype=tensors[i].dtype)
+        for i, need in enumerate(need_tensors)
+        if need and i not in passed
+    }
+
+    for number, piece in enumerate(_pieces(whole)):
+        g = whole[piece].to(form.work)
+        parts = {i: matrix[piece].to(form.work) for i, matrix in matrices.items()}
+        for i, of_scale in enumerate(of_scales):
+            if of_scale is not None:
+                _add_dot(of_scale, g, parts[i], form)
+        backs: Sequence[Tensor] = ()
         if up is not None:
-            if torch.is_grad_enabled():  # a second derivative runs through H too
-                hidden = _hidden(form, downs, tensors)
-            of_hidden = torch.split(_down(grad, up.t(), form), [a.shape[1] for a in downs], 1)
-            of_downs = [
-                _gram(form.matrix(tensors[i].to(form.work)), of_h, form) if need else None
-                for i, of_h, need in zip(form.lows, of_hidden, need_downs, strict=True)
-            ]
-            of_up = _gram(hidden, form.matrix(grad.to(form.work)), form) if need_up else None
-        of_tensors = [
-            _of_tensor(form, grad, i, scales, downs, of_hidden).to(tensor.dtype) if need else None
-            for i, (tensor, need) in enumerate(zip(tensors, need_tensors, strict=True))
-        ]
-        return (None, *of_scales, *of_downs, of_up, *of_tensors)
+            backs = torch.split(_down(g, up.t(), form), [a.shape[1] for a in downs], 1)
+            if of_up is not None:
+                _add_gram(of_up, hidden[number], g, form)
+            for i, back, of_down in zip(form.lows, backs, of_downs, strict=True):
+                if of_down is not None:
+                    _add_gram(of_down, back, parts[i], form)
+        for i, matrix in written.items():
+            out = matrix[piece] if matrix.dtype == form.work else torch.empty_like(g)
+            if i < form.terms:
+                _scale_to(out, g, factors[i])
+            else:
+                out.zero_()
+            for low, back, a in zip(form.lows, backs, downs, strict=True):
+                if low == i:
+                    _add_product(out, back, a.t(), form)
+            if matrix.dtype != form.work:
+                matrix[piece] = out
 
-
-def _of_tensor(
-    form: Form,
-    grad: Tensor,
-    i: int,
-    scales: Sequence[Tensor | None],
-    downs: Sequence[Tensor],
-    of_hidden: Sequence[Tensor],
-) -> Tensor:
-    """Returns the gradient of tensor i: s_i·grad + Σ_l (grad Uᵀ)_l A_lᵀ."""
-    lows = [(of_h, a.t()) for low, of_h, a in zip(form.lows, of_hidden, downs, strict=True) if low == i]
-    if i >= form.terms:
-        (of_h, a), *lows = lows
-        out = _product(of_h, a, form, grad)
-    elif (scale := scales[i]) is not None:
-        out = form.packed(grad * scale)
-    elif not lows:
-        return grad
-    else:
-        out = form.packed(grad.to(form.work, copy=True))
-    for of_h, a in lows:
-        _add_product(out, of_h, a, form)
-    return out
+    of_tensors = [
+        form.restored(written[i], tensor) if i in written else grad.to(tensor.dtype) if need else None
+        for i, (tensor, need) in enumerate(zip(tensors, need_tensors, strict=True))
+    ]
+    return [*of_scales, *(a if a is None else a.t() for a in of_downs), of_up, *of_tensors]

@@ -7,7 +7,7 @@ import torch
 from tolerance import assert_close
 from torch import nn
 
-from laurel_graph import formula
+from laurel_graph import autograd, formula
 from laurel_graph.config import VARIANTS, SiteSpec
 from laurel_graph.module import (
     LaurelResidual,
@@ -155,6 +155,23 @@ def test_gradients_agree_with_finite_differences(variant, axis):
         arguments = (*(p.detach().clone().requires_grad_() for p in module.parameters()), *values)
         assert torch.autograd.gradcheck(run, arguments, fast_mode=True)
     assert torch.autograd.gradgradcheck(run, arguments, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_values_and_gradients_are_the_same_when_tensors_are_taken_in_pieces(form, axis, dtype, monkeypatch):
+    spec = make_spec("rw+lr+pa", axis, dtype=dtype, **form)
+    module, values = random_module(spec), [v.requires_grad_() for v in inputs(spec, shape=(5, 12, *(3,) * (axis == 1)))]
+    leaves = [*module.parameters(), *values]
+    results = []
+    for chunk in (12 * 2 * 3, 2**20):  # two rows or samples and a shorter rest; everything
+        monkeypatch.setattr(autograd, "CHUNK", chunk)
+        y = module(*values)
+        results.append([y, *torch.autograd.grad(y.double().square().sum(), leaves)])
+    for pieces, whole in zip(*results, strict=True):
+        assert pieces.dtype == whole.dtype
+        assert_close(pieces.detach().double(), whole.detach().double(), dtype)
 
 
 @pytest.mark.parametrize("variant", ["rw", "rw+lr", "rw+lr+pa"])
