@@ -3,6 +3,10 @@
 The text is lee_background.cor out of the package gensim (300 news articles, 360 kB), read by characters; every 20th
 block of 2000 characters is held out. Every variant starts from the same weights and sees the same batches per seed;
 what differs is the residual connections. The baseline with one more layer shows what the parameters alone would buy.
+
+A character model first learns which character follows which (a loss of 2.45 here) and stays there for long. Short
+windows, large embeddings and a high rate bring it past that within some hundred steps; they were chosen on the
+baseline, with a seed that the table does not use.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ from .files import package_file
 from .results import Results, add_flags, spread
 
 VARIANTS = ("baseline", "one more layer", "rw", "lr", "pa", "rw+lr", "rw+lr+pa")
-LAYERS, HEADS, CONTEXT, BLOCK = 6, 4, 64, 2000
+LAYERS, HEADS, CONTEXT, BLOCK = 6, 4, 32, 2000
+EMBEDDING_STD, HEAD_STD = 0.5, 0.02
 
 
 class Block(nn.Module):
@@ -60,14 +65,24 @@ class GPT(nn.Module):
         self.layers = nn.Sequential(*(Block(width) for _ in range(layers)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, characters)
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("bias"):
+            if name.endswith("bias"):
                 nn.init.zeros_(parameter)
+            elif parameter.ndim == 2:
+                nn.init.normal_(parameter, std=start_std(name, parameter, layers))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns the logits of the next character at every place."""
         return self.head(self.norm(self.layers(self.token(tokens) + self.place)))  # type: ignore[no-any-return]
+
+
+def start_std(name: str, parameter: Tensor, layers: int) -> float:
+    """Returns the spread that a matrix starts with: the inverse root of its inputs, less where it ends a branch."""
+    if name in ("token.weight", "place"):
+        return EMBEDDING_STD
+    if name == "head.weight":
+        return HEAD_STD
+    branch_end = name.endswith(("out.weight", "down.weight"))
+    return float(parameter.shape[1] ** -0.5) * ((2 * layers) ** -0.5 if branch_end else 1.0)
 
 
 @dataclass(frozen=True)
@@ -159,12 +174,12 @@ def saved_storage(held: dict[int, int]) -> AbstractContextManager[None]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     add_flags(parser)
     args = parser.parse_args()
