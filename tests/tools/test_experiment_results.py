@@ -1,6 +1,6 @@
 """The results file of an experiment: what was run is not run again."""
 
-from laurel_graph.tools.experiments.results import Results
+from laurel_graph.tools.experiments.results import Results, column, mean_and_spread
 
 
 def test_run_is_made_once_when_its_settings_are_in_the_file(tmp_path):
@@ -30,3 +30,24 @@ def test_file_continues_when_its_last_line_was_cut_off(tmp_path):
 def test_no_run_begins_when_the_time_is_over(tmp_path):
     assert Results(tmp_path / "runs.jsonl", limit=-1).run({"seed": 0}, lambda: 1) is None
     assert not (tmp_path / "runs.jsonl").exists()
+
+
+def test_grid_makes_a_seed_of_every_row_before_the_next_one(tmp_path):
+    made = []
+
+    def measure(variant, seed):
+        made.append((variant, seed))
+        return {"loss": len(variant) + seed}
+
+    rows, path = [{"variant": "rw"}, {"variant": "rw+lr"}], tmp_path / "new folder" / "runs.jsonl"
+    table = Results(path).grid(rows, 2, {"steps": 3}, measure)
+    assert made == [("rw", 0), ("rw+lr", 0), ("rw", 1), ("rw+lr", 1)]
+    assert [column(runs, "loss") for _, runs in table] == [[2, 3], [5, 6]]
+    assert Results(path, limit=-1).grid(rows, 3, {"steps": 3}, measure) == table
+    assert Results(path, limit=-1).grid(rows, 3, {"steps": 4}, measure) == []
+    assert len(made) == 4
+
+
+def test_table_shows_no_spread_for_one_seed():
+    assert mean_and_spread([0.5]) == ("0.5000", "0.0000")
+    assert mean_and_spread([1.0, 2.0]) == ("1.5000", "0.7071")

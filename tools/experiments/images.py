@@ -1,7 +1,9 @@
 """An image classifier on digits: LAuReL against a head alone, LoRA and full fine-tuning.
 
 The trained ResNet-50-thin (open-nsfw) gets a new linear head and learns from some of 5000 MNIST digits; it is measured
-on others. LoRA (peft) sits on every convolution, at the rank whose number of parameters comes next to that of RW+LR.
+on others, none of which chose anything: the learning rate of every method is the one with the lowest loss on validation
+digits, after a short run from a seed of its own. LoRA (peft) sits on every convolution, at the rank whose number of
+parameters comes next to that of RW+LR.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 import laurel_graph as lg
-from laurel_graph.tools.console import note, print_table
+from laurel_graph.tools.console import print_table
 from laurel_graph.tools.data import Data
 from laurel_graph.tools.losses import build_loss, build_metric
 from laurel_graph.tools.task import Task
@@ -27,17 +31,22 @@ from laurel_graph.tools.train_options import TrainOptions
 
 from .files import mnist, nsfw_model
 from .overhead import module_of
-from .results import Results, add_flags, spread
+from .results import Results, Run, add_flags, chosen, column, mean_and_spread
 
 FEATURES, WIDTH, INPUT, TARGET = "Relu_48:0", 1024, "input:0", "digit"
+COUNT, BATCH, SEARCH_SEED = 5000, 16, 100
+RATES, FULL_RATES = (1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3)
 METHODS = ("head", "rw", "lr", "rw+lr", "rw+lr+pa", "lora", "full")
 MEAN_BGR = np.array([104, 117, 123], np.float32)
+
+
+Rows = slice | NDArray[np.int64]
 
 
 class Digits:
     """Digits enlarged for the classifier: 28×28 grey to ``(28·scale, 28·scale, 3)``."""
 
-    def __init__(self, rows: slice, scale: int) -> None:
+    def __init__(self, rows: Rows, scale: int) -> None:
         images, classes = mnist()
         self.images, self.classes, self.scale = images[rows], classes[rows], scale
 
@@ -124,69 +133,101 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--training", type=int, default=400)
+    parser.add_argument("--training", type=int, default=2000)
+    parser.add_argument("--search", type=int, default=500, help="digits that a rate is tried on")
+    parser.add_argument("--validation", type=int, default=500, help="digits by which a rate is chosen")
     parser.add_argument("--test", type=int, default=1000)
-    parser.add_argument("--scale", type=int, default=4, help="a digit is 28 times this high and wide")
+    parser.add_argument("--scale", type=int, default=2, help="a digit is 28 times this high and wide")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--full-lr", type=float, default=2e-4, help="learning rate of full fine-tuning")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates to try")
+    parser.add_argument("--full-rates", nargs="+", type=float, default=FULL_RATES, help="those of full fine-tuning")
     add_flags(parser)
     args = parser.parse_args()
-    test, results, rows = Data(Digits(slice(-args.test, None), args.scale), "test digits"), Results.of(args), []
-    lora = matching_rank(count(trunk("rw+lr", args.rank, 1, 0))) if "lora" in args.methods else 1
-    for method in args.methods:
-        runs = [measured(method, seed, lora, test, results, args) for seed in range(args.seeds)]
-        done = [run for run in runs if run is not None]
-        if not done:
-            continue
-        values = [run["accuracy"] for run in done]
-        seconds = statistics.fmean(run["seconds"] for run in done)
-        cells = (
-            f"{done[0]['parameters']:,}",
-            f"{statistics.fmean(values):.4f}",
-            f"{spread(values):.4f}",
-            f"{seconds:.0f}",
+    torch.set_num_threads(1)
+    lora = matching_rank(count(trunk("rw+lr", args.rank, 1, 0))) if "lora" in args.methods else 0
+    results, pool = Results.of(args), COUNT - args.test - args.validation
+    if max(args.training, args.search) > pool:
+        parser.error(f"there are {COUNT} digits: fewer --training, --validation or --test, please")
+    settings = chosen(args, "scale", "epochs", "rank", "test", "validation") | {"experiment": "images", "lora": lora}
+    compare(search(args, results, settings), args, results, settings)
+
+
+def search(args: argparse.Namespace, results: Results, settings: dict[str, Any]) -> dict[str, float]:
+    """Tries the rates, prints what they gave and returns the best one of each method."""
+    end = COUNT - args.test
+
+    def measure(method: str, lr: float, seed: int) -> Run:
+        known, held_out = slice(args.search), slice(end - args.validation, end)
+        return measured(method, lr, SEARCH_SEED + seed, settings["lora"], known, held_out, args)
+
+    rates = {method: args.full_rates if method == "full" else args.rates for method in args.methods}
+    tried = [{"method": method, "lr": lr} for method in args.methods for lr in rates[method]]
+    table, best, lines = results.grid(tried, 1, settings | {"search": args.search}, measure), dict[str, Run](), []
+    for row, runs in table:
+        run = {"lr": row["lr"], **runs[0]}
+        lines.append((row["method"], f"{run['lr']:g}", f"{run['accuracy']:.4f}", f"{run['loss']:.4f}"))
+        best[row["method"]] = min(best.get(row["method"], run), run, key=lambda found: found["loss"])
+    title = f"rates: {args.search} digits to learn from, {args.validation} to choose by"
+    print_table(title, ("method", "rate", "validation accuracy", "validation loss"), lines)
+    return {method: run["lr"] for method, run in best.items()}
+
+
+def compare(best: dict[str, float], args: argparse.Namespace, results: Results, settings: dict[str, Any]) -> None:
+    """Trains every method at its rate and prints the table."""
+    end = COUNT - args.test
+
+    def measure(method: str, lr: float, seed: int) -> Run:
+        known = np.random.default_rng(seed).permutation(end - args.validation)[: args.training]
+        return measured(method, lr, seed, settings["lora"], known, slice(end, None), args)
+
+    plan = [{"method": method, "lr": lr} for method, lr in best.items()]
+    table = [
+        (
+            row["method"],
+            f"{row['lr']:g}",
+            str(len(runs)),
+            f"{column(runs, 'parameters')[0]:,}",
+            *mean_and_spread(column(runs, "accuracy")),
+            f"{statistics.fmean(column(runs, 'seconds')):.0f}",
         )
-        rows.append((method, str(len(done)), *cells))
-    title = f"open-nsfw on digits: {args.training} to learn from, {args.test} to test, rank {args.rank}"
-    print_table(title, ("method", "seeds", "trained parameters", "test accuracy", "± std", "seconds"), rows)
+        for row, runs in results.grid(plan, args.seeds, settings | {"training": args.training}, measure)
+    ]
+    side = 28 * args.scale
+    title = (
+        f"open-nsfw on digits of {side}×{side}: {args.training} to learn from, {args.epochs} times, {args.test} to test"
+    )
+    columns = ("method", "rate", "seeds", "trained parameters", "test accuracy", "± std", "processor seconds")
+    print_table(title, columns, table)
 
 
 def measured(
-    method: str, seed: int, lora: int, test: Data, results: Results, args: argparse.Namespace
-) -> dict[str, float] | None:
-    """Returns the test accuracy, the parameters and the processor seconds of training of one run, or ``None``."""
-
-    def run() -> dict[str, float]:
-        loss = build_loss("cross_entropy", TARGET)
-        task = Task((INPUT,), loss, build_metric("accuracy", "cross_entropy", loss, TARGET))
-        start = seed * args.training % (5000 - args.test - args.training + 1)
-        known = Data(Digits(slice(start, start + args.training), args.scale), "training digits")
-        model = Classifier(trunk(method, args.rank, lora, seed))
-        lr = args.full_lr if method == "full" else args.lr
-        began = time.process_time()
-        train(model, task, known, None, TrainOptions(epochs=args.epochs, batch_size=16, lr=lr, seed=seed, quiet=True))
-        seconds = time.process_time() - began
-        accuracy = evaluate(model, task, test)
-        note(f"{method}, seed {seed}: accuracy {accuracy:.4f}")
-        return {"accuracy": accuracy, "parameters": count(model), "seconds": seconds}
-
-    names = ("training", "test", "scale", "epochs", "rank", "lr", "full_lr")
-    settings = {"experiment": "images", "method": method, "seed": seed, "lora": lora if method == "lora" else 0}
-    return results.run(settings | {name: getattr(args, name) for name in names}, run)
+    method: str, lr: float, seed: int, lora: int, known: Rows, held_out: Rows, args: argparse.Namespace
+) -> Run:
+    """Returns the accuracy and loss on held-out digits, the trained parameters, the processor seconds of training."""
+    loss = build_loss("cross_entropy", TARGET)
+    task = Task((INPUT,), loss, build_metric("accuracy", "cross_entropy", loss, TARGET))
+    model = Classifier(trunk(method, args.rank, lora, seed))
+    options = TrainOptions(epochs=args.epochs, batch_size=BATCH, lr=lr, seed=seed, quiet=True)
+    began = time.process_time()
+    train(model, task, Data(Digits(known, args.scale), "training digits"), None, options)
+    seconds = time.process_time() - began
+    accuracy, mean_loss = evaluate(model, task, Data(Digits(held_out, args.scale), "held-out digits"))
+    return {"accuracy": accuracy, "loss": mean_loss, "parameters": count(model), "seconds": seconds}
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: Task, data: Data) -> float:
-    """Returns the metric on *data*, after training and without a choice by it."""
-    sums = [
-        task.metric.sums(task.forward(model, batch), batch)
-        for start in range(0, len(data), 16)
-        for batch in [{n: torch.from_numpy(a) for n, a in data.batch(range(start, min(start + 16, len(data)))).items()}]
-    ]
-    return task.metric.value(torch.stack(sums).sum(0))[0]
+def evaluate(model: nn.Module, task: Task, data: Data) -> tuple[float, float]:
+    """Returns the accuracy and the loss on *data*, after training and without a choice by it."""
+    sums = []
+    for start in range(0, len(data), BATCH):
+        arrays = data.batch(range(start, min(start + BATCH, len(data))))
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        output = task.forward(model, batch)
+        sums.append((task.metric.sums(output, batch), torch.stack(task.loss(output, batch))))
+    right, lost = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+    return task.metric.value(right)[0], float(lost[0] / lost[1])
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 import laurel_graph as lg
 from laurel_graph.module import parameter_groups
-from laurel_graph.tools.console import note, print_table
+from laurel_graph.tools.console import print_table
 
 from .files import package_file
-from .results import Results, add_flags, spread
+from .results import Results, Run, add_flags, chosen, column, mean_and_spread, spread
 
 VARIANTS = ("baseline", "one more layer", "rw", "lr", "pa", "rw+lr", "rw+lr+pa")
 LAYERS, HEADS, CONTEXT, BLOCK = 6, 4, 32, 2000
@@ -183,26 +183,30 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     add_flags(parser)
     args = parser.parse_args()
-    corpus, results, rows, base = Corpus.read(), Results.of(args), [], dict[int, float]()
-    for variant in args.variants:
-        runs = {seed: measured(variant, seed, corpus, results, args) for seed in range(args.seeds)}
-        done = {seed: run for seed, run in runs.items() if run is not None}
-        if not done:
-            continue
-        losses = [run["loss"] for run in done.values()]
-        base = {seed: run["loss"] for seed, run in done.items()} if variant == "baseline" else base
-        gains = [run["loss"] - base[seed] for seed, run in done.items() if seed in base]
+    corpus, settings = Corpus.read(), chosen(args, "steps", "width", "rank", "batch", "lr")
+
+    def measure(variant: str, seed: int) -> Run:
+        model = build(variant, corpus, args.width, args.rank, seed)
+        loss, seconds, saved = train(model, corpus, args.steps, args.batch, args.lr, seed)
+        parameters = sum(p.numel() for p in model.parameters())
+        return {"loss": loss, "seconds": seconds, "parameters": parameters, "saved": saved}
+
+    settings |= {"experiment": "pretraining", "context": CONTEXT}
+    table = Results.of(args).grid([{"variant": v} for v in args.variants], args.seeds, settings, measure)
+    base = next((runs for row, runs in table if row["variant"] == "baseline"), {})
+    rows = []
+    for row, runs in table:
+        gains = [run["loss"] - base[seed]["loss"] for seed, run in runs.items() if seed in base]
         rows.append(
             (
-                variant,
-                str(len(done)),
-                f"{next(iter(done.values()))['parameters']:,}",
-                f"{statistics.fmean(losses):.4f}",
-                f"{spread(losses):.4f}",
+                row["variant"],
+                str(len(runs)),
+                f"{column(runs, 'parameters')[0]:,}",
+                *mean_and_spread(column(runs, "loss")),
                 f"{statistics.fmean(gains):+.4f}" if gains else "",
                 f"{spread(gains) / max(len(gains), 1) ** 0.5:.4f}",
-                f"{1e3 * statistics.median(run['seconds'] for run in done.values()):.1f}",
-                f"{next(iter(done.values()))['saved'] / 2**20:.1f}",
+                f"{1e3 * statistics.median(column(runs, 'seconds')):.1f}",
+                f"{column(runs, 'saved')[0] / 2**20:.1f}",
             )
         )
     title = f"{LAYERS}-layer GPT, width {args.width}, rank {args.rank}, {args.steps} steps of {args.batch}×{CONTEXT}"
@@ -218,23 +222,6 @@ def main() -> None:
         "saved MiB",
     )
     print_table(title, columns, rows)
-
-
-def measured(
-    variant: str, seed: int, corpus: Corpus, results: Results, args: argparse.Namespace
-) -> dict[str, float] | None:
-    """Returns the loss, the seconds of a step, the parameters and the saved bytes of one run, or ``None``."""
-
-    def run() -> dict[str, float]:
-        model = build(variant, corpus, args.width, args.rank, seed)
-        parameters = sum(p.numel() for p in model.parameters())
-        loss, seconds, saved = train(model, corpus, args.steps, args.batch, args.lr, seed)
-        note(f"{variant}, seed {seed}: held-out loss {loss:.4f}, {1e3 * seconds:.1f} ms a step")
-        return {"loss": loss, "seconds": seconds, "parameters": parameters, "saved": saved}
-
-    names = ("steps", "width", "rank", "batch", "lr")
-    settings = {"experiment": "pretraining", "variant": variant, "seed": seed, "context": CONTEXT}
-    return results.run(settings | {name: getattr(args, name) for name in names}, run)
 
 
 if __name__ == "__main__":
