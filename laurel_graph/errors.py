@@ -80,6 +80,6 @@ class DependencyError(LaurelError):
 
 def near(name: str, known: Iterable[str], limit: int = 5) -> str:
     """Returns ``" Near names: a, b."`` for the known names closest to *name*, or an empty string."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     matches = get_close_matches(name, known, n=limit, cutoff=0.4) or known[:limit]
     return f" Near names: {', '.join(matches)}." if matches else ""

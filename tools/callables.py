@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -44,3 +45,18 @@ def load_callable(reference: str, option: str) -> Callable[..., Any]:
         hint = near(name, known)
         raise ConfigError(f"{option} = {reference!r}: module {module_name!r} has no function {name!r}.{hint}")
     return function  # type: ignore[no-any-return]
+
+
+def call(reference: str, option: str) -> Any:
+    """Returns what the function that *reference* names returns when it is called without arguments.
+
+    Raises:
+        ConfigError: as for :func:`load_callable`, or the function failed; the message names the line.
+    """
+    function = load_callable(reference, option)
+    try:
+        return function()
+    except Exception as error:  # whatever the user's own code raises
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+        raise ConfigError(f"{option} = {reference!r} failed with {what}.") from error

@@ -364,11 +364,11 @@ def doctor(json: Json = False) -> None:
 
 def _load(model: str) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
     """Returns (path or torch module, positional inputs, keyword inputs, dynamic shapes) for a MODEL argument."""
-    from laurel_graph.tools.callables import is_reference, load_callable
+    from laurel_graph.tools.callables import call, is_reference
 
     if not is_reference(model):
         return Path(model), (), {}, None
-    made = load_callable(model, "MODEL")()
+    made = call(model, "MODEL")
     if not (isinstance(made, tuple) and len(made) in (2, 3) and hasattr(made[0], "forward")):
         raise ModelError(
             f"{model} returned {type(made).__name__}: expected (torch.nn.Module, example inputs), or a third item, "

@@ -7,6 +7,7 @@ starts (:func:`fit_to_inputs`), so that a wrong name, shape or type is one clear
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from laurel_graph.errors import DataError, DependencyError, near
 
-from .callables import is_reference, load_callable
+from .callables import call, is_reference
 
 Array = NDArray[Any]
 FORMS = "an .npz or .parquet file, a folder of NAME.npy files or of .npz/.parquet shards, or package.module:function"
@@ -211,7 +212,7 @@ def read_data(source: str) -> Data:
         DependencyError: a ``.parquet`` file without pyarrow.
     """
     if is_reference(source):
-        content = load_callable(source, "--data")()
+        content = call(source, "--data")
         if not isinstance(content, Mapping) and not (hasattr(content, "__len__") and hasattr(content, "__getitem__")):
             raise DataError(
                 f"{source}: expected a mapping from name to array, or samples with len() and [index], "
@@ -238,6 +239,8 @@ def _read_file(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 def _read_npz(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     arrays: dict[str, Array] = {}
     unusable: dict[str, str] = {}
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: not a readable .npz file (no zip archive, or one that was cut off).")
     try:
         with np.load(path, allow_pickle=False) as file:
             for name in file.files:

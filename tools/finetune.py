@@ -251,9 +251,10 @@ class _Run:
             if onnx_task.changed_tensors(tuned, written):
                 raise VerificationError(f"{options.tuned} does not hold what was written to it.")
             if options.adapter is not None:
-                from laurel_graph.adapters import save_adapter
+                from laurel_graph.adapters import save_adapter, write_ort_adapter
 
-                save_adapter(options.tuned, options.adapter)
+                save = write_ort_adapter if options.adapter.suffix == ".onnx_adapter" else save_adapter
+                save(options.tuned, options.adapter)
             assert options.checkpoint is not None
             options.checkpoint.unlink(missing_ok=True)
         state.wait_for_everyone()

@@ -9,6 +9,8 @@ from laurel_graph.errors import ConfigError
 
 from .train_options import TrainOptions
 
+ADAPTER_SUFFIXES = (".safetensors", ".onnx_adapter")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(TrainOptions):
@@ -19,7 +21,8 @@ class FinetuneOptions(TrainOptions):
         data: training data: ``.npz``, ``.parquet``, a folder or ``package.module:function``; arrays are named after
             the model's inputs, plus the target. Arrays ``NAME`` and ``NAME.2`` are the two sides of a pair.
         tuned: the ``.onnx`` file to write; by default beside ``model``, ending in ``.tuned.onnx``.
-        adapter: the ``.safetensors`` file to write with the LAuReL tensors alone, or ``None``.
+        adapter: the file to write with the LAuReL tensors alone, or ``None``: ``.safetensors``, or ONNX Runtime's own
+            format, ``.onnx_adapter``.
         validation: data for the metric in one of the same forms, or a share of the training data such as ``0.2``.
         loss: ``cross_entropy``, ``mse``, ``l1``, ``bce``, ``cosine``, ``distill`` or ``package.module:function``.
         metric: ``accuracy``, ``pearson``, ``loss`` or ``package.module:function``; by default what suits the loss.
@@ -57,4 +60,11 @@ class FinetuneOptions(TrainOptions):
             raise ConfigError(f"head = {self.head!r} is not valid: expected a number of classes of at least 1.")
         if self.teacher is not None and self.loss != "distill":
             raise ConfigError(f"teacher goes with the loss distill, found loss = {self.loss!r}.")
+        if self.adapter is not None and self.adapter.suffix not in ADAPTER_SUFFIXES:
+            expected = f"a file ending in {' or '.join(ADAPTER_SUFFIXES)}"
+            raise ConfigError(f"adapter = {str(self.adapter)!r} is not valid: expected {expected}.")
+        if self.checkpoint in (self.tuned, self.adapter, self.model):
+            raise ConfigError(
+                f"checkpoint = {str(self.checkpoint)!r} is another file of this run: choose another name."
+            )
         super().__post_init__()

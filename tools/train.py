@@ -40,6 +40,8 @@ from .train_options import TrainOptions
 DIVERGED = 100.0
 """A smoothed loss this many times the largest of the first :data:`WINDOW` steps counts as divergence."""
 WINDOW = 10
+EXPLODED = 1e6
+"""A loss this many times the first one counts as divergence within those steps."""
 
 
 class Interrupted(TrainingError):
@@ -342,11 +344,14 @@ class _Run:
         state.smooth = loss if state.step == 1 else 0.9 * state.smooth + 0.1 * loss
         if len(state.first_losses) < WINDOW:
             state.first_losses.append(abs(loss))
-        elif state.smooth > DIVERGED * max(1.0, *state.first_losses):
+            diverges = loss > EXPLODED * max(1.0, state.first_losses[0])
+        else:
+            diverges = state.smooth > DIVERGED * max(1.0, *state.first_losses)
+        if diverges:
             name = max(self.parameters, key=lambda key: float(self.parameters[key].detach().abs().max()))
             largest = float(self.parameters[name].detach().abs().max())
             raise TrainingError(
-                f"step {state.step}: the loss diverges ({state.smooth:.3g}, started at {max(state.first_losses):.3g}); "
+                f"step {state.step}: the loss diverges ({loss:.3g}, started at {state.first_losses[0]:.3g}); "
                 f"{name!r} has grown to {largest:.3g}. Lower --lr."
             )
 

@@ -62,12 +62,15 @@ def test_function_gives_arrays_or_samples_when_named(tmp_path, monkeypatch):
         "    def __getitem__(self, i): return {'x': X[i], 'y': Y[i]}\n"
         "def arrays(): return {'x': X, 'y': Y}\n"
         "def number(): return 3\n"
+        "def broken(): raise OSError('disk is full')\n"
     )
     monkeypatch.chdir(tmp_path)
     assert_same(read_data("my_data:arrays"))
     assert_same(read_data("my_data:Samples"))
     with pytest.raises(DataError, match="expected a mapping from name to array"):
         read_data("my_data:number")
+    with pytest.raises(ConfigError, match=r"failed with OSError: disk is full \(.*my_data\.py, line 9\)"):
+        read_data("my_data:broken")
     with pytest.raises(ConfigError, match=r"has no function 'array'.*Near names: arrays"):
         read_data("my_data:array")
 

@@ -81,6 +81,19 @@ def test_adapter_gives_the_tuned_model_when_applied_to_the_transformed_one(optio
     assert size > 0
 
 
+def test_adapter_is_for_onnxruntime_when_its_name_says_so(options, tmp_path):
+    import onnxruntime as ort
+
+    config = lg.LaurelConfig(variant="rw+lr", rank=3)
+    lg.transform(tmp_path / "base.onnx", config, output=tmp_path / "inputs.onnx", adapter_inputs=True)
+    finetune(replace(options, adapter=tmp_path / "a.onnx_adapter"))
+    adapter, run = ort.LoraAdapter(), ort.RunOptions()
+    adapter.Load(str(tmp_path / "a.onnx_adapter"))
+    run.add_active_adapter(adapter)
+    x = feeds(options)
+    assert_close(lg.session(tmp_path / "inputs.onnx").run(None, x, run)[0], run_onnx(onnx.load(options.tuned), x)[0])
+
+
 def test_finetune_resumes_to_the_same_bits_when_stopped(options, monkeypatch, tmp_path):
     finetune(replace(options, tuned=tmp_path / "whole.onnx", checkpoint=None))
     from laurel_graph.tools.train_options import TrainOptions
@@ -223,6 +236,8 @@ def test_trained_tensors_are_those_of_the_file_when_nothing_was_trained(options)
         ({"loss": "lost.module:loss"}, ConfigError, "module 'lost.module' cannot be imported"),
         ({"validation": "1.5"}, DataError, "leaves one empty"),
         ({"head": 0}, ConfigError, "head = 0 is not valid"),
+        ({"adapter": "a.onnx"}, ConfigError, r"expected a file ending in \.safetensors or \.onnx_adapter"),
+        ({"checkpoint": "a.onnx", "tuned": "a.onnx"}, ConfigError, "is another file of this run"),
     ],
 )
 def test_finetune_refuses_with_a_clear_sentence_when_an_option_is_wrong(options, changes, error, words):

@@ -115,6 +115,15 @@ def test_train_stops_with_step_and_parameter_when_it_diverges():
         train(model, exploding, toy_data(), None, options)
 
 
+def test_train_stops_when_the_loss_explodes_within_the_first_steps():
+    model, scales = toy_model(), iter([1.0, 1.0, *[1e9] * 100])
+    exploding = replace(
+        toy_task(), loss=lambda output, batch: (output.square().sum() * next(scales), torch.tensor(9.0))
+    )
+    with pytest.raises(TrainingError, match=r"step 3: the loss diverges"):
+        train(model, exploding, toy_data(), None, OPTIONS)
+
+
 def test_train_names_the_parameter_when_a_gradient_is_not_finite():
     model = toy_model()
     model.laurel[1].A.register_hook(lambda gradient: gradient * torch.inf)
