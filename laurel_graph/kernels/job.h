@@ -68,7 +68,7 @@ struct Job {
 
   // Set by Path::plan.
   int64_t tasks = 1;
-  int64_t block = 0;       // what one task takes: elements or positions
+  int64_t block = 0;       // elements of a task of an elementwise job
   int64_t parts = 1;       // tasks of one row
   int64_t block_rows = 1;  // rows that share one pass over A and B
   bool streams = false;    // the arrays are too large to be in the caches

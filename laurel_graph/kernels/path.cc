@@ -48,19 +48,26 @@ void plan_tokens(Job* job, double ns) {
 }
 
 // Blocks of positions whose x stays in the second-level cache between its two uses, more of them if that leaves too
-// few tasks to share.
+// few tasks to share, and an even number so that two threads get the same.
 void plan_channels(Job* job, double ns) {
-  constexpr int64_t kUnit = kSpan * kWidth;
-  const int64_t fits = larger(2, (224 << 10) / (job->width * 4 * kUnit));
-  const int64_t scratch = larger(1, kStackFloats / (job->rank * kUnit));
-  const int64_t units = (job->inner + kUnit - 1) / kUnit;
+  const int64_t fits = larger(2, (224 << 10) / (job->width * 4 * kSpanPositions));
+  const int64_t scratch = larger(1, kStackFloats / ((job->rank + kGroup) * kSpanPositions));
+  const int64_t tiles = larger(1, job->inner / kSpanPositions), vectors = (job->inner + kWidth - 1) / kWidth;
   const int64_t block = smaller(fits, scratch);
-  int64_t parts = (units + block - 1) / block;
-  const int64_t worth = smaller(4, static_cast<int64_t>(ns / kTaskNs));
-  if (parts * job->rows < worth) parts = smaller(units, (worth + job->rows - 1) / job->rows);
-  job->block = round_up((job->inner + parts - 1) / parts, parts < 8 ? kWidth : kUnit);
-  job->parts = (job->inner + job->block - 1) / job->block;
+  const int64_t worth = smaller(8, static_cast<int64_t>(ns / kTaskNs));
+  int64_t parts = larger((tiles + block - 1) / block, (worth + job->rows - 1) / job->rows);
+  if (job->rows % 2 && parts > 1) parts = round_up(parts, 2);
+  job->parts = smaller(parts, larger(tiles, smaller(2, vectors)));
   job->tasks = job->rows * job->parts;
+}
+
+// Where a part of a row's positions begins: at whole tiles if each part has some, so that only the last one has what
+// is left, else at whole vectors.
+inline int64_t part_begin(const Job& job, int64_t part) {
+  if (part == job.parts) return job.inner;
+  const int64_t vectors = (job.inner + kWidth - 1) / kWidth;
+  const int64_t step = vectors / job.parts >= kSpan ? kSpan : 1;
+  return vectors / step * part / job.parts * step * kWidth;
 }
 
 void plan(Job* job) {
@@ -85,8 +92,8 @@ void run_as(const Job& job, int64_t task) {
   } else if (job.inner == 0) {
     run_tokens<T>(job, job.rows * task / job.tasks, job.rows * (task + 1) / job.tasks);
   } else {
-    const int64_t begin = task % job.parts * job.block;
-    run_channels<T>(job, task / job.parts, begin, smaller(job.inner, begin + job.block));
+    const int64_t part = task % job.parts;
+    run_channels<T>(job, task / job.parts, part_begin(job, part), part_begin(job, part + 1));
   }
 }
 

@@ -160,6 +160,22 @@ LAUREL_INLINE void store_part(T* to, Floats value, int count) {
 LAUREL_INLINE void store_part(float* to, Floats value, int count) {
   _mm512_mask_storeu_ps(to, part_mask(count), (__m512)value);
 }
+#elif defined(__AVX2__)
+// By powers of two: masked stores take many steps on some processors.
+LAUREL_INLINE void store_part(float* to, Floats value, int count) {
+  __m128 left = _mm256_castps256_ps128((__m256)value);
+  if (count & 4) {
+    _mm_storeu_ps(to, left);
+    left = _mm256_extractf128_ps((__m256)value, 1);
+    to += 4;
+  }
+  if (count & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(to), left);
+    left = _mm_movehl_ps(left, left);
+    to += 2;
+  }
+  if (count & 1) _mm_store_ss(to, left);
+}
 #endif
 
 // ---- sums across lanes ------------------------------------------------------------------------------------------
