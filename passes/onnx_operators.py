@@ -20,7 +20,7 @@ _ROLES: dict[Role, str] = {
     Role.MATH: "Pow Sqrt Reciprocal Neg Abs Floor Ceil Round Sign Exp Log Sin Cos",
     Role.ACTIVATION: (
         "Relu LeakyRelu PRelu Elu Selu Celu Sigmoid Tanh Softplus Softsign HardSigmoid HardSwish Mish Gelu Clip Erf "
-        "ThresholdedRelu Swish QuickGelu FastGelu BiasGelu QLinearSigmoid QLinearLeakyRelu Max Min HardMax Shrink "
+        "ThresholdedRelu Swish QuickGelu FastGelu BiasGelu QLinearSigmoid QLinearLeakyRelu Max Min Hardmax Shrink "
         "BiasSplitGelu"
     ),
     Role.SOFTMAX: "Softmax LogSoftmax QLinearSoftmax BiasSoftmax",
