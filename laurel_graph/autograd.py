@@ -51,6 +51,17 @@ class Form:
         stored = stored.flatten(before + 1)
         return stored.flatten(0, before - 1) if before else stored.unsqueeze(0)
 
+    def empty(self, like: Tensor) -> Tensor:
+        """Returns a new tensor in the shape of *like* with its memory in :attr:`order`.
+
+        It is no view, so that an activation behind the residual may work on it in place.
+        """
+        strides, step = [0] * like.dim(), 1
+        for axis in reversed(self.order):
+            strides[axis] = step
+            step *= max(1, like.shape[axis])
+        return torch.empty_strided(like.shape, strides, dtype=self.dtype, device=like.device)
+
     def restored(self, matrix: Tensor, like: Tensor) -> Tensor:
         """Returns a view of what :meth:`matrix` makes, in the shape of *like* and with its memory in :attr:`order`."""
         stored = matrix.view([like.shape[axis] for axis in self.order])
@@ -178,7 +189,8 @@ class _LaurelSum(torch.autograd.Function):
         scales, downs, up, tensors = _split(form, arguments)
         factors = [form.factor(scale) for scale in scales]
         matrices = [form.matrix(tensor) for tensor in tensors]
-        y = torch.empty_like(matrices[0], dtype=form.dtype)
+        result = form.empty(tensors[0])
+        y = form.matrix(result)
         hidden: list[Tensor] = []
         with torch.autocast(y.device.type, enabled=False):
             for piece in _pieces(y):
@@ -194,7 +206,7 @@ class _LaurelSum(torch.autograd.Function):
                     y[piece] = out
         ctx.form = form
         ctx.save_for_backward(*arguments, *hidden)
-        return form.restored(y, tensors[0])
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -338,3 +338,11 @@ def test_parameter_groups_spare_laurel_parameters_from_weight_decay():
     assert (len(ours["params"]), ours["weight_decay"]) == (3, 0.0)
     assert (len(head["params"]), head["weight_decay"]) == (2, 0.1)
     torch.optim.AdamW([ours, head])
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_gradients_flow_when_an_activation_works_on_the_residual_in_place(axis):
+    module = LaurelResidual(make_spec("rw+lr", axis))
+    x, f = (torch.randn(SHAPES[axis], requires_grad=True) for _ in range(2))
+    torch.relu_(module(x, f)).sum().backward()
+    assert x.grad is not None and f.grad is not None
