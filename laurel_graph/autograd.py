@@ -224,7 +224,7 @@ def _differentiable_gradients(
 ) -> list[Tensor | None]:
     """Returns the gradients as functions of the arguments, for a second derivative."""
     own = [a if a is None else a.view_as(a) for a in arguments]  # one tensor may be several arguments
-    wanted = [a for a, need in zip(own, needs, strict=True) if need]
+    wanted = [a for a, need in zip(own, needs, strict=True) if need and a is not None]
     found = iter(torch.autograd.grad(_traced(form, *own), wanted, grad, create_graph=True))
     return [next(found) if need else None for need in needs]
 
