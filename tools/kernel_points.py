@@ -137,7 +137,7 @@ def _opsets() -> list[Any]:
     return [helper.make_opsetid(domain, version) for domain, version in versions.items()]
 
 
-def _norm(point: Point, op_type: str, inputs: list[str], domain: str, **attributes: int) -> Any:
+def _norm(point: Point, op_type: str, inputs: list[str], domain: str, **attributes: Any) -> Any:
     from onnx import helper
 
     if point.operator.epilogue == "RMSNorm":

@@ -125,8 +125,8 @@ def measure(point: Point, threads: int, seconds: float, bytes_per_us: float, flo
     functions.attach(model)
     runners["body"] = runner(model, threads, fused=False)
     times = dict(zip(runners, interleaved(list(runners.values()), seconds), strict=True))
-    medians = {f"{name}_us": round(statistics.median(found), 2) for name, found in times.items()}
-    ratios = {}
+    medians: dict[str, Any] = {f"{name}_us": round(statistics.median(found), 2) for name, found in times.items()}
+    ratios: dict[str, Any] = {}
     for upper, lower in (("body", "fused"), ("fused", "add"), ("one_thread", "fused"), ("separate", "fused"),
                          ("fused", "skip_norm")):  # fmt: skip
         if upper in times and lower in times:
