@@ -6,6 +6,7 @@ join alone reads what they make, ``x + (xA)B`` is that map with other weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from laurel_graph.passes.onnx_edit import GraphEditor, attribute
 from laurel_graph.passes.site_forms import Join, vector_added_by
 
 Array = NDArray[Any]
+Make = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def skip_map(editor: GraphEditor, join: Join) -> SkipMap | None:
     if op.layout:
         norm = node if node.op_type == "BatchNormalization" else None
         if norm is not None:
-            if not _at_inference(editor, norm):
+            if not editor.is_inference_norm(norm):
                 return None
             node = _made_for_one(editor, norm.input[0])
         return SkipMap(node, norm) if node is not None and _is_conv(editor, node) else None
@@ -65,11 +67,6 @@ def _made_for_one(editor: GraphEditor, name: str) -> onnx.NodeProto | None:
     """Returns the ``ai.onnx`` node that makes *name*, if one node alone reads it."""
     node = editor.producer.get(name)
     return node if node is not None and not node.domain and editor.sole_consumer(name) is not None else None
-
-
-def _at_inference(editor: GraphEditor, node: onnx.NodeProto) -> bool:
-    constants = all(map(editor.is_constant, node.input[1:5]))
-    return constants and not attribute(node, "training_mode", 0) and len([name for name in node.output if name]) == 1
 
 
 def _constants(editor: GraphEditor, node: onnx.NodeProto) -> bool:
@@ -116,7 +113,7 @@ def absorb(editor: GraphEditor, join: Join, found: SkipMap) -> Join | None:
         x = _absorb_conv(editor, found, through, key)
     else:
         turned = found.node.op_type == "Gemm" and attribute(found.node, "transB", 0)
-        make = (lambda value: through(value.T).T) if turned else through
+        make: Make = (lambda value: through(value.T).T) if turned else through
         _derive(editor, found.node, 1, key, make)
         if found.adder is not None:
             vector = vector_added_by(editor, found.adder)
@@ -134,11 +131,11 @@ def absorb(editor: GraphEditor, join: Join, found: SkipMap) -> Join | None:
     return replace(join, op=rest, names={role: names[role] for role in rest.inputs})
 
 
-def _derive(editor: GraphEditor, node: onnx.NodeProto, index: int, key: tuple[str, str], make: Any) -> None:
+def _derive(editor: GraphEditor, node: onnx.NodeProto, index: int, key: tuple[str, str], make: Make) -> None:
     editor.set_input(node, index, editor.derived(node.input[index], key, make))
 
 
-def _absorb_conv(editor: GraphEditor, found: SkipMap, through: Any, key: tuple[str, str]) -> str:
+def _absorb_conv(editor: GraphEditor, found: SkipMap, through: Make, key: tuple[str, str]) -> str:
     """Rewrites a Conv and the BatchNormalization behind it; returns the name of what the Conv makes."""
     node, norm = found.node, found.norm
     weights = editor.constant(node.input[1])

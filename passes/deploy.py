@@ -200,7 +200,7 @@ def deploy_file(
     try:
         spills = spills and move_weights_out(model, weights_aside)
         onnx_file.write(model, aside, source, [weights_aside.name])
-        checked = _verify(report, source, aside, data, tolerance, seed, sizes)
+        checked = _verify(report, source, aside, data, tolerance, seed, sizes, _has_quantisers(model))
         if spills:
             rename_weight_file(model, weights_aside.name, weights.name)
             onnx_file.write(model, aside, source, [weights.name])
@@ -220,6 +220,7 @@ def _verify(
     tolerance: float | None,
     seed: int,
     sizes: Mapping[str, int] | None,
+    quantised: bool,
 ) -> DeployReport:
     """Compares both files; returns the report with what was found.
 
@@ -232,7 +233,6 @@ def _verify(
     draws: list[dict[str, Any]] = [{"seed": seed, "sizes": sizes, "batches": (1, 3)}]
     if data is not None:
         draws.append({"data": data})
-    quantised = _has_quantisers(onnx_file.read(source))
     differences: dict[str, tuple[float, float]] = {}
     allowed: dict[str, float] = {}
     samples = 0

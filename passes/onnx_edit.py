@@ -158,6 +158,11 @@ class GraphEditor:
             name = node.input[0]
         return True
 
+    def is_inference_norm(self, node: onnx.NodeProto) -> bool:
+        """Whether a BatchNormalization is the same diagonal linear map in every run."""
+        constants = all(map(self.is_constant, node.input[1:5]))
+        return constants and not attribute(node, "training_mode", 0) and len(node.output) == 1
+
     def constant(self, name: str) -> Array | None:
         """Returns a constant's value: an initializer, a Constant node, or a cast, transpose or reshape of one."""
         if name not in self._evaluated:

@@ -240,13 +240,9 @@ class Gemm(Linear):
 class BatchNorm(Rule):
     """BatchNormalization at inference: scale·(x - mean)/sqrt(var + eps) + bias, a diagonal linear map."""
 
-    def _takes(self, node: onnx.NodeProto, context: Context) -> bool:
-        constants = all(map(context.editor.is_constant, node.input[1:5]))
-        return constants and not attribute(node, "training_mode", 0) and len(node.output) == 1
-
     def relate(self, node: onnx.NodeProto, context: Context) -> None:
         """See :meth:`Rule.relate`."""
-        if not self._takes(node, context):
+        if not context.editor.is_inference_norm(node):
             RIGID.relate(node, context)
             return
         for name in (node.input[0], node.output[0]):
@@ -255,7 +251,7 @@ class BatchNorm(Rule):
 
     def rescale(self, node: onnx.NodeProto, context: Context) -> None:
         """See :meth:`Rule.rescale`."""
-        if not self._takes(node, context):
+        if not context.editor.is_inference_norm(node):
             RIGID.rescale(node, context)
             return
         s_in, s_out = context.scale(node.input[0]), context.scale(node.output[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from laurel_graph.tools.kernel_points import RESNET50_JOINS, Point
+from laurel_graph.tools.kernel_points import RESNET50_JOINS
 from laurel_graph.tools.kernel_timing import Row
 
 _LARGE = 64 << 10
@@ -92,9 +92,8 @@ def plot(rows: Sequence[Row], bytes_per_us: float, flops_per_us: float, path: Pa
 
     figure, axes = plt.subplots(figsize=(8, 5))
     low_rank = [row for row in rows if row.rank]
-    points = [Point(r.rows, r.D, r.rank, r.variant, r.layout, r.dtype) for r in low_rank]
-    flops = [point.floor(math.inf, 1.0) for point in points]
-    intensity = [f / point.floor(1.0, math.inf) for f, point in zip(flops, points, strict=True)]
+    flops = [row.floor(math.inf, 1.0) for row in low_rank]
+    intensity = [f / row.floor(1.0, math.inf) for f, row in zip(flops, low_rank, strict=True)]
     edge = np.geomspace(min(intensity, default=1) / 2, max(intensity, default=100) * 2, 100)
     axes.plot(edge, np.minimum(edge * bytes_per_us, flops_per_us) / 1e3, color="black", label="bound")
     for name, color in (("body", "tab:orange"), ("fused", "tab:blue")):

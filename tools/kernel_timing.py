@@ -25,8 +25,8 @@ from laurel_graph.tools.kernel_points import (
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was measured at one point: medians in µs, and medians of the ratios of neighbouring turns.
+class Row(Point):
+    """A point and what was measured there: medians in µs, and medians of the ratios of neighbouring turns.
 
     Attributes:
         fused_over_add: and what follows: None where there is no such thing to compare with.
@@ -35,12 +35,6 @@ class Row:
         skip_norm_us: ONNX Runtime's fused norm of a plain residual.
     """
 
-    rows: int
-    D: int
-    rank: int
-    variant: str
-    layout: str
-    dtype: str
     threads: int
     fused_us: float
     body_us: float
