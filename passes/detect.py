@@ -177,6 +177,11 @@ def _judge(joins: Joins, index: int, candidate: Candidate) -> tuple[str, str]:
     used = next((b for b in candidate.branches if read_elsewhere(view, b, index)), None)
     if used is not None:
         return why.BRANCH_USED_ELSEWHERE, f"{vertices[used].value} has other readers than this add"
+    # A position embedding that meets the stream again: exporters merge equal constants.
+    if not vertices[candidate.fork].data and any(
+        _is_join(joins, b) and not _joins_same_fork(joins, b, candidate.fork) for b in candidate.branches
+    ):
+        return why.BIAS, f"{fork} does not depend on the input and {branch} is a join of the stream already"
     # Only a softmax reads it.
     if _feeds_softmax(view, index):
         return why.LOGITS_BIAS, "the sum goes into a softmax"

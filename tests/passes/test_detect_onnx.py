@@ -53,6 +53,14 @@ def test_detect_finds_the_join_when_the_graph_is_onnx(name):
     assert not residual.blocked
 
 
+def test_detect_rejects_a_position_embedding_when_the_stream_meets_it_again():
+    body = "a = Add(x, p) h = MatMul(a, w) b = Add(a, h) c = Add(b, p) k = MatMul(c, w) y = Add(c, k)"
+    positions = "<float[4,4] w = {0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}, float[1,2,4] p = {1,2,3,4,5,6,7,8}>"
+    found = found_in(body, "float[1,2,4] x", "float[1,2,4] y", positions)
+    assert [residual.skip for residual in found.residuals] == ["a", "c"]
+    assert [(rejected.join, rejected.reason) for rejected in found.rejected] == [("a", "bias"), ("c", "bias")]
+
+
 def test_detect_names_values_and_keys_when_nodes_have_no_names():
     (residual,) = found_in(MATCHES["skip norm"]).residuals
     assert (residual.skip, residual.branches, residual.joins, residual.site) == ("x", ("f",), ("y",), "res_y")
