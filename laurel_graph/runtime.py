@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _LIBRARY = ("" if sys.platform == "win32" else "lib") + "laurel_ops" + _SUFFIX
-_OPERATOR = re.compile(rb"Laurel(?:_(?:RW|LR|PAL?[1-9]|Bias|[123]d|Relu|LayerNorm|RMSNorm))+")
+_OPERATOR = re.compile(rb"Laurel(?:_(?:RW|LR|PAL?[1-9]|Bias|[123]d|Relu|LayerNorm|RMSNorm|Quantized))+")
 _registering = threading.Lock()
 
 

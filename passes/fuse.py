@@ -11,9 +11,10 @@ from laurel_graph.opset import functions
 from laurel_graph.passes.absorb import absorb, skip_map
 from laurel_graph.passes.costs import CostModel, Place
 from laurel_graph.passes.onnx_edit import GraphEditor
+from laurel_graph.passes.quantized import emit_quantized, island_of
 from laurel_graph.passes.site_forms import Join, can_widen, emit_chained, emit_operator, emit_widened, joins_of
 
-FORMS = ("absorbed", "operator", "widened", "chained")
+FORMS = ("absorbed", "quantized", "operator", "widened", "chained")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def fuse(
 
 def _fuse(editor: GraphEditor, join: Join, costs: CostModel, portable: bool) -> FusedSite:
     node, site = join.node.output[0], join.site
+    island = None if portable else island_of(editor, join)
+    if island is not None:  # not measured: each other form makes floats of whole arrays
+        return FusedSite(site, node, "quantized", emit_quantized(editor, join, island))
     place = place_of(editor, join)
     expected = _expected(costs, join, place, portable)
     form = min(expected, key=expected.__getitem__)

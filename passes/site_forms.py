@@ -1,6 +1,7 @@
 """The exact forms that a LAuReL residual can take in a served graph, and the nodes that each is made of.
 
 ``absorbed``   the linear map that the skip ends in takes the low-rank part in (:mod:`~laurel_graph.passes.absorb`)
+``quantized``  the fused operator on bytes, between quantised tensors (:mod:`~laurel_graph.passes.quantized`)
 ``operator``   the fused operator of ``ai.laurel``, with its surroundings taken in: the bias before it, a ReLU, a norm
 ``widened``    the branch's last 1×1 convolution or linear map takes ``[W; B]`` on ``Concat(h, xA)``
 ``chained``    plain nodes; on channel axes 1×1 convolutions, each of which the runtime fuses with the next add

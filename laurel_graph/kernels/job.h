@@ -30,6 +30,15 @@ struct Product {
 
 constexpr int kMaxProducts = 1 + kMaxPrevious;
 
+// What x, f and y hold: elements of the job's type, or bytes that stand for float32 values.
+enum class Storage { kElements, kUnsignedBytes, kSignedBytes };
+
+// A byte b stands for (b - zero) * scale.
+struct Quantizer {
+  float scale = 1;
+  int zero = 0;
+};
+
 // The inputs of an operator other than x, f and the earlier activations, in order.
 enum Parameter { kAlpha, kBeta, kA, kB, kGamma, kPreviousA, kPreviousB, kBias, kScale, kOffset, kParameters };
 
@@ -46,6 +55,8 @@ struct Job {
   const void* f = nullptr;
   void* y = nullptr;
   void* sum = nullptr;  // the residual before a norm, or null
+  Storage storage = Storage::kElements;
+  Quantizer quantizers[3];  // of x, f and y
   Vector alpha, beta, bias, scale, offset;
   bool biased = false;
   Epilogue epilogue = Epilogue::kNone;

@@ -132,11 +132,14 @@ Kernel::Kernel(const ort::Api& api, const Operator& op, const ort::KernelInfo* i
     case ort::kFloat16: type_ = Type::kFloat16; break;
     case ort::kBFloat16: type_ = Type::kBFloat16; break;
     case ort::kDouble: type_ = Type::kDouble; break;
+    case ort::kUInt8: storage_ = Storage::kUnsignedBytes; break;  // an operator's signature says whether it takes bytes
+    case ort::kInt8: storage_ = Storage::kSignedBytes; break;
     default:
       fail("element type " + std::to_string(element) +
            " is not supported; expected float32, float16, bfloat16 or float64");
   }
   prepare_constants(info);
+  if (op_.quantized) prepare_quantizers(info);
   check(api_.KernelInfoGetAllocator(info, ort::kDefaultMemory, &allocator_));
 }
 
@@ -188,6 +191,27 @@ void Kernel::prepare_constants(const ort::KernelInfo* info) {
     float* factors = factors_.resize(factor_floats(*path_, op_, arguments_, width));
     prepare_factors(*path_, op_, arguments_, type_, width, factors, &prepared_);
     factors_ready_ = true;
+  }
+}
+
+// The scales and zero points, which are the last inputs of an operator on bytes.
+void Kernel::prepare_quantizers(const ort::KernelInfo* info) {
+  const std::vector<std::string> names = op_.inputs();
+  const size_t first = names.size() - 6;
+  for (size_t i = first; i < names.size(); ++i) {
+    int constant = 0;
+    const ort::Value* value = nullptr;
+    check(api_.KernelInfoGetConstantInput_tensor(info, i, &constant, &value));
+    if (!constant || !value) fail(names[i] + " is computed, expected a constant");
+    const Tensor found = tensor(value);
+    if (count_elements(found.shape) != 1) fail(names[i] + " has shape " + to_text(found.shape) + ", expected a scalar");
+    Quantizer& quantizer = quantizers_[(i - first) / 2];
+    if ((i - first) % 2 == 0) {
+      quantizer.scale = *static_cast<const float*>(found.data);
+    } else {
+      quantizer.zero = storage_ == Storage::kSignedBytes ? *static_cast<const int8_t*>(found.data)
+                                                         : *static_cast<const uint8_t*>(found.data);
+    }
   }
 }
 
@@ -253,6 +277,8 @@ void Kernel::run(ort::KernelContext* context, Job* job, const Arguments& argumen
                  const void* const* previous) const {
   job->epilogue = op_.epilogue;
   job->epsilon = epsilon_;
+  job->storage = storage_;
+  std::copy(quantizers_, quantizers_ + 3, job->quantizers);
   Prepared prepared = prepared_;
   const bool factors = op_.lr || (op_.previous && op_.low_rank_previous);
   size_t floats = 0;

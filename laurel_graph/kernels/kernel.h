@@ -31,6 +31,7 @@ class Kernel {
   Tensor input(const ort::KernelContext* context, int index) const;
   void* output(ort::KernelContext* context, int index, const Shape& shape) const;
   void prepare_constants(const ort::KernelInfo* info);
+  void prepare_quantizers(const ort::KernelInfo* info);
   void run(ort::KernelContext* context, Job* job, const Arguments& arguments, const void* const* previous) const;
   void run_tasks(ort::KernelContext* context, Job* job) const;
 
@@ -39,6 +40,8 @@ class Kernel {
   const std::string name_;
   const Path* path_ = nullptr;
   Type type_ = Type::kFloat;
+  Storage storage_ = Storage::kElements;
+  Quantizer quantizers_[3];
   size_t outputs_ = 1;
   int first_previous_ = 0;
   float epsilon_ = 0;

@@ -29,6 +29,7 @@ struct RegisteredOperator : ort::CustomOp {
   Operator op;
   std::string name;
   int inputs = 0;
+  ort::ElementType bytes = ort::kUndefined;  // of x, f and y, if the operator takes bytes
 };
 
 const RegisteredOperator& of(const ort::CustomOp* op) { return *static_cast<const RegisteredOperator*>(op); }
@@ -128,6 +129,21 @@ RegisteredOperator make(const Operator& op) {
   return made;
 }
 
+// Operators on bytes name each input's type, for inputs of several types cannot share one variadic input.
+RegisteredOperator make_quantized(const Operator& op, ort::ElementType bytes) {
+  RegisteredOperator made = make(op);
+  made.bytes = bytes;
+  made.GetInputTypeCount = [](const ort::CustomOp* self) { return static_cast<size_t>(of(self).inputs); };
+  made.GetInputType = [](const ort::CustomOp* self, size_t index) {
+    const std::string name = of(self).op.inputs()[index];
+    const bool is_bytes = name == "x" || name == "f" || name.find("zero_point") != std::string::npos;
+    return is_bytes ? of(self).bytes : ort::kFloat;
+  };
+  made.GetInputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
+  made.GetOutputType = [](const ort::CustomOp* self, size_t) { return of(self).bytes; };
+  return made;
+}
+
 // Operators to register from this thread: ",name,name,", or empty for all. ONNX Runtime spends some 50 microseconds on
 // each operator of a domain whenever a session is made, so who knows the model names what it needs.
 thread_local std::string g_selected;
@@ -142,9 +158,12 @@ ort::Status* domain(ort::Domain** out) {
     if (ort::Status* status = g_api->CreateCustomOpDomain("ai.laurel", &fresh)) return status;
     for (const Operator& op : all_operators()) {
       if (!g_selected.empty() && g_selected.find("," + op.name() + ",") == std::string::npos) continue;
-      operators.push_back(make(op));
-      const ort::CustomOp* added = &operators.back();
-      if (ort::Status* status = g_api->CustomOpDomain_Add(fresh, added)) return status;
+      for (ort::ElementType bytes : {ort::kUInt8, ort::kInt8}) {
+        if (!op.quantized && bytes != ort::kUInt8) continue;
+        operators.push_back(op.quantized ? make_quantized(op, bytes) : make(op));
+        const ort::CustomOp* added = &operators.back();
+        if (ort::Status* status = g_api->CustomOpDomain_Add(fresh, added)) return status;
+      }
     }
     found = fresh;
   }

@@ -12,6 +12,7 @@ std::string Operator::name() const {
   if (epilogue == Epilogue::kRelu) text += "_Relu";
   if (epilogue == Epilogue::kLayerNorm) text += "_LayerNorm";
   if (epilogue == Epilogue::kRMSNorm) text += "_RMSNorm";
+  if (quantized) text += "_Quantized";
   return text;
 }
 
@@ -24,6 +25,9 @@ std::vector<std::string> Operator::inputs() const {
   if (bias) names.push_back("bias");
   if (norm()) names.push_back("scale");
   if (epilogue == Epilogue::kLayerNorm) names.push_back("offset");
+  for (const char* array : {"x", "f", "y"}) {
+    if (quantized) names.insert(names.end(), {std::string(array) + "_scale", std::string(array) + "_zero_point"});
+  }
   for (int j = 1; j <= previous; ++j) names.push_back("previous_" + std::to_string(j));
   return names;
 }
@@ -51,6 +55,13 @@ std::vector<Operator> all_operators() {
         op.bias = false, op.spatial = spatial, op.epilogue = epilogue;
         operators.push_back(op);
       }
+    }
+  }
+  for (bool rw : {false, true}) {
+    for (Epilogue epilogue : {Epilogue::kNone, Epilogue::kRelu}) {
+      Operator op{rw, true};
+      op.epilogue = epilogue, op.quantized = true;
+      operators.push_back(op);
     }
   }
   return operators;

@@ -18,6 +18,7 @@ struct Operator {
   bool bias = false;
   int spatial = 0;  // axes behind the channel axis; 0: the feature axis is the last one
   Epilogue epilogue = Epilogue::kNone;
+  bool quantized = false;  // x, f and y are bytes
 
   bool norm() const { return epilogue == Epilogue::kLayerNorm || epilogue == Epilogue::kRMSNorm; }
   std::string name() const;

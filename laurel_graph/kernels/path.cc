@@ -3,6 +3,7 @@
 #include "elementwise.h"
 #include "job.h"
 #include "pack.h"
+#include "quantized.h"
 #include "tokens.h"
 
 #define LAUREL_TEXT(name) #name
@@ -13,6 +14,7 @@ namespace laurel::LAUREL_PATH {
 // Rough speeds of one core, to weigh work against the price of handing it to another thread.
 constexpr double kFlopsPerNs = kWidth * 8.0;
 constexpr double kBytesPerNs = 16.0;
+constexpr double kConvertNs = 8.0 / kWidth;  // from bytes and back, for an element of all arrays
 constexpr double kTaskNs = 12000;  // less work than this is not worth handing over
 constexpr int64_t kMostTasks = 256;
 constexpr double kCacheBytes = 4 << 20;  // arrays larger than this come from memory
@@ -75,7 +77,8 @@ void plan(Job* job) {
   const int arrays = 3 + (job->sum ? 1 : 0) + job->previous + (job->products ? job->products - 1 : 0);
   const double bytes = elements * arrays * static_cast<double>(size_of(job->type));
   job->streams = bytes > kCacheBytes;
-  const double ns = elements * 4 * static_cast<double>(job->rank) / kFlopsPerNs + bytes / kBytesPerNs;
+  const double converted = job->storage == Storage::kElements ? 0 : elements * kConvertNs;
+  const double ns = elements * 4 * static_cast<double>(job->rank) / kFlopsPerNs + bytes / kBytesPerNs + converted;
   if (elementwise(*job)) {
     plan_elementwise(job, ns);
   } else {
@@ -98,6 +101,9 @@ void run_as(const Job& job, int64_t task) {
 }
 
 void run(const Job& job, int64_t task) {
+  const int64_t begin = job.rows * task / job.tasks, end = job.rows * (task + 1) / job.tasks;
+  if (job.storage == Storage::kUnsignedBytes) return run_quantized<uint8_t>(job, begin, end);
+  if (job.storage == Storage::kSignedBytes) return run_quantized<int8_t>(job, begin, end);
   with_type(job.type, [&](auto* null) { run_as<std::remove_pointer_t<decltype(null)>>(job, task); });
 }
 

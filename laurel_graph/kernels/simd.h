@@ -114,6 +114,57 @@ LAUREL_INLINE Halves narrow(Floats value, Half) {
 }
 #endif
 
+// ---- bytes ------------------------------------------------------------------------------------------------------
+
+typedef int32_t Ints __attribute__((vector_size(kWidth * 4)));
+
+#if defined(__AVX512F__)
+LAUREL_INLINE Ints widen_bytes(const uint8_t* from) { return (Ints)_mm512_cvtepu8_epi32(load_bits<__m128i>(from)); }
+LAUREL_INLINE Ints widen_bytes(const int8_t* from) { return (Ints)_mm512_cvtepi8_epi32(load_bits<__m128i>(from)); }
+LAUREL_INLINE __m128i narrow_ints(Ints value) { return _mm512_cvtepi32_epi8((__m512i)value); }
+#elif defined(__AVX2__)
+LAUREL_INLINE __m128i load_eight(const void* from) { return _mm_loadl_epi64(static_cast<const __m128i*>(from)); }
+LAUREL_INLINE Ints widen_bytes(const uint8_t* from) { return (Ints)_mm256_cvtepu8_epi32(load_eight(from)); }
+LAUREL_INLINE Ints widen_bytes(const int8_t* from) { return (Ints)_mm256_cvtepi8_epi32(load_eight(from)); }
+// The low byte of each: gathered within each half, then side by side.
+LAUREL_INLINE uint64_t narrow_ints(Ints value) {
+  const __m256i low_bytes = _mm256_set1_epi32(0x0c080400);
+  const __m256i halves = _mm256_shuffle_epi8((__m256i)value, low_bytes);
+  const __m256i joined = _mm256_permutevar8x32_epi32(halves, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+  return static_cast<uint64_t>(_mm256_extract_epi64(joined, 0));
+}
+#else
+template <typename B>
+LAUREL_INLINE Ints widen_bytes(const B* from) {
+  typedef B Bytes __attribute__((vector_size(kWidth)));
+  return __builtin_convertvector(load_bits<Bytes>(from), Ints);
+}
+LAUREL_INLINE auto narrow_ints(Ints value) {
+  typedef uint8_t Bytes __attribute__((vector_size(kWidth)));
+  return __builtin_convertvector(value, Bytes);
+}
+#endif
+
+// kWidth bytes as float32.
+template <typename B>
+LAUREL_INLINE Floats load_bytes(const B* from) {
+  return __builtin_convertvector(widen_bytes(from), Floats);
+}
+
+// Keeps the low byte of each.
+template <typename B>
+LAUREL_INLINE void store_bytes(B* to, Ints value) {
+  const auto bytes = narrow_ints(value);
+  static_assert(sizeof bytes == kWidth, "one byte for each lane");
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+
+// To the nearest, halves to even; |value| < 2^22. The sum has no bits behind the point left.
+LAUREL_INLINE Ints round_to_ints(Floats value) {
+  const float shift = 0x1.8p23f;
+  return bit_cast<Ints>(value + shift) - bit_cast<Ints>(splat(shift));
+}
+
 // ---- loads and stores -------------------------------------------------------------------------------------------
 
 LAUREL_INLINE Floats load(const float* from) { return load_bits<Floats>(from); }

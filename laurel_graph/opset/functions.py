@@ -85,10 +85,16 @@ class _Body(NodeList):
         """(xA)B along the feature axis."""
         return self.times(self.times(x, a), b)
 
+    def array(self, name: str) -> str:
+        """x or f as floats."""
+        if not self.op.quantized:
+            return self.input(name)
+        return self.add("DequantizeLinear", name, f"{name}_scale", f"{name}_zero_point")
+
     def residual(self) -> str:
         """α·(f + bias) + β·(x + (xA)B + Σ γ_j·h_j(previous_j))."""
         op = self.op
-        x, f = self.input("x"), self.input("f")
+        x, f = (self.array(name) for name in ("x", "f"))
         carried = x
         if op.lr:
             carried = self.add("Add", carried, self.low_rank(x, self.input("A"), self.input("B")))
@@ -141,6 +147,8 @@ def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
         value = body.layer_norm(value, body.input("scale"), body.input("offset"))
     elif op.epilogue == "RMSNorm":
         value = body.rms_norm(value, body.input("scale"))
+    if op.quantized:
+        value = body.add("QuantizeLinear", value, "y_scale", "y_zero_point")
     body.write(value, "y")
     attributes = ["epsilon"] if "sum" in op.outputs else []
     return helper.make_function(

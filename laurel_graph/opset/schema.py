@@ -4,6 +4,7 @@ A function body cannot branch on an attribute or on a missing input, so everythi
 operator's name::
 
     Laurel[_RW][_LR][_PA<k>|_PAL<k>][_Bias][_1d|_2d|_3d][_Relu|_LayerNorm|_RMSNorm]
+    Laurel[_RW]_LR[_Relu]_Quantized
 
 ``PA<k>`` takes k earlier activations as they are, ``PAL<k>`` through low-rank maps. ``1d``, ``2d``, ``3d`` mean
 channels on axis 1 followed by that many spatial axes (NCHW is ``2d``); without them D is the last axis. ``Bias`` adds a
@@ -16,6 +17,11 @@ vector (D,) to f. The last part is applied to the residual's output. Inputs, in 
 ``offset`` belong to LayerNorm, ``scale`` alone to RMSNorm; both have the float attribute ``epsilon`` and a second,
 optional output: the residual before the norm. Element types: float32, float16, bfloat16 (and float64 in bodies), one
 for all inputs and outputs; 16-bit types are accumulated in float32.
+
+``Quantized`` operators stand between a quantised model's DequantizeLinear and QuantizeLinear nodes: x, f and y are
+uint8 or int8, all three the same, D is the last axis, and six constant scalars follow B: ``x_scale, x_zero_point,
+f_scale, f_zero_point, y_scale, y_zero_point``, float32 scales and zero points of the type of x. The other inputs are
+float32, and so is what is computed in between.
 """
 
 from __future__ import annotations
@@ -48,7 +54,7 @@ LAYOUTS = ("", "1d", "2d", "3d")
 
 _NAME = re.compile(
     r"Laurel(?P<rw>_RW)?(?P<lr>_LR)?(?:_PA(?P<low>L?)(?P<k>[1-9]))?(?P<bias>_Bias)?"
-    r"(?:_(?P<layout>[123]d))?(?:_(?P<epilogue>Relu|LayerNorm|RMSNorm))?"
+    r"(?:_(?P<layout>[123]d))?(?:_(?P<epilogue>Relu|LayerNorm|RMSNorm))?(?P<quantized>_Quantized)?"
 )
 
 
@@ -63,7 +69,8 @@ class Operator:
         low_rank_previous: earlier activations pass low-rank maps.
         bias: a vector is added to f.
         layout: "" (last axis), "1d", "2d" or "3d" (axis 1).
-        epilogue: "", "Relu" (channel layouts), "LayerNorm" or "RMSNorm" (last axis).
+        epilogue: "", "Relu" (channel layouts and quantised operators), "LayerNorm" or "RMSNorm" (last axis).
+        quantized: x, f and y are 8-bit integers with a scale and a zero point each.
     """
 
     rw: bool = False
@@ -73,13 +80,17 @@ class Operator:
     bias: bool = False
     layout: str = ""
     epilogue: str = ""
+    quantized: bool = False
 
     def __post_init__(self) -> None:
         if not (self.rw or self.lr or self.previous):
             raise ValueError("an operator of ai.laurel has at least one of RW, LR, PA")
         if not 0 <= self.previous <= MAX_PREVIOUS or self.layout not in LAYOUTS or self.epilogue not in EPILOGUES:
             raise ValueError(f"no operator of ai.laurel: {self}")
-        if self.epilogue and (self.epilogue == "Relu") != bool(self.layout):
+        if self.quantized:
+            if not self.lr or self.previous or self.bias or self.layout or self.epilogue not in ("", "Relu"):
+                raise ValueError(f"no quantised operator of ai.laurel: {self}")
+        elif self.epilogue and (self.epilogue == "Relu") != bool(self.layout):
             raise ValueError(f"{self.epilogue} does not go with layout {self.layout or 'last axis'!r}")
         if self.bias and self.layout:
             raise ValueError("a bias on f goes with the last axis alone; convolutions carry their own")
@@ -92,6 +103,7 @@ class Operator:
         if self.previous:
             parts.append(f"PA{'L' * self.low_rank_previous}{self.previous}")
         parts += ["Bias"] * self.bias + [part for part in (self.layout, self.epilogue) if part]
+        parts += ["Quantized"] * self.quantized
         return "_".join(parts)
 
     @property
@@ -101,6 +113,8 @@ class Operator:
         names += ["alpha", "beta"] * self.rw + ["A", "B"] * self.lr + ["gamma"] * bool(self.previous)
         names += ["previous_A", "previous_B"] * (bool(self.previous) and self.low_rank_previous) + ["bias"] * self.bias
         names += {"LayerNorm": ["scale", "offset"], "RMSNorm": ["scale"]}.get(self.epilogue, [])
+        if self.quantized:
+            names += [f"{array}_{part}" for array in ("x", "f", "y") for part in ("scale", "zero_point")]
         return (*names, *(f"previous_{j + 1}" for j in range(self.previous)))
 
     @property
@@ -128,6 +142,7 @@ class Operator:
                 bias=bool(match["bias"]),
                 layout=match["layout"] or "",
                 epilogue=match["epilogue"] or "",
+                quantized=bool(match["quantized"]),
             )
         except ValueError:
             return None

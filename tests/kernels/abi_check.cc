@@ -68,6 +68,8 @@ static_assert(int(kUndefined) == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, "eleme
 static_assert(int(kFloat) == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, "element types");
 static_assert(int(kFloat16) == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, "element types");
 static_assert(int(kDouble) == ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, "element types");
+static_assert(int(kUInt8) == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, "element types");
+static_assert(int(kInt8) == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8, "element types");
 static_assert(int(kBFloat16) == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, "element types");
 static_assert(int(kRequired) == INPUT_OUTPUT_REQUIRED && int(kOptional) == INPUT_OUTPUT_OPTIONAL, "characteristics");
 static_assert(int(kVariadic) == INPUT_OUTPUT_VARIADIC, "characteristics");

@@ -22,7 +22,7 @@ def fused(text, form, portable=False, **options):
     return after, sites
 
 
-KEPT = [form for form in FORMS if form != "absorbed"]
+KEPT = [form for form in FORMS if form not in ("absorbed", "quantized")]
 BRANCHES = {
     "matmul": "f = MatMul(h, W[6,8])",
     "matmul with bias": "m = MatMul(h, W[6,8])\nf = Add(m, c[8])",
