@@ -40,6 +40,8 @@ class Role(StrEnum):
     """Some of the elements, or the elements and padding."""
     CONCAT = "concat"
     """Its inputs side by side along one axis."""
+    SELECT = "select"
+    """Each element from one of its operands: where, masked_fill."""
     SCATTER = "scatter"
     """Its first input with a part of it replaced by its second."""
     ADD = "add"

@@ -182,9 +182,9 @@ def _judge(joins: Joins, index: int, candidate: Candidate) -> tuple[str, str]:
         _is_join(joins, b) and not _joins_same_fork(joins, b, candidate.fork) for b in candidate.branches
     ):
         return why.BIAS, f"{fork} does not depend on the input and {branch} is a join of the stream already"
-    # Only a softmax reads it.
-    if _feeds_softmax(view, index):
-        return why.LOGITS_BIAS, "the sum goes into a softmax"
+    # Only a softmax or a choice of the largest reads it.
+    if _feeds_choice(view, index):
+        return why.LOGITS_BIAS, "the sum goes into a softmax or decides which elements are chosen"
     # x + gate·x, x + z·(h - x).
     if any(_is_gate(view, b, candidate) for b in candidate.branches):
         return why.GATE, f"{branch} is a product with {fork} itself"
@@ -219,18 +219,19 @@ def _next_to_norm(view: GraphView, fork: int, index: int) -> bool:
     )
 
 
-def _feeds_softmax(view: GraphView, index: int) -> bool:
-    """Tells whether all that is read below, through masks, scales and reshapes, is a softmax."""
+def _feeds_choice(view: GraphView, index: int) -> bool:
+    """Tells whether all that is read below, through masks, scales and reshapes, is a softmax or the elements' order."""
     for _ in range(LONGEST_CHAIN):
         readers = view.consumers[index]
-        if not readers:
-            return False
-        roles = {view.vertices[reader].role for reader in readers}
+        values = [reader for reader in readers if view.vertices[reader].role is not Role.META]
+        if not values:
+            return bool(readers) and index not in view.outputs
+        roles = {view.vertices[reader].role for reader in values}
         if Role.SOFTMAX in roles:
             return True
-        if len(readers) != 1 or not roles <= {Role.PASS, Role.RESHAPE, Role.ADD, Role.MUL}:
+        if len(values) != 1 or not roles <= {*LAYOUT, Role.ADD, Role.MUL, Role.SELECT}:
             return False
-        index = readers[0]
+        index = values[0]
     return False
 
 

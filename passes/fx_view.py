@@ -30,7 +30,7 @@ from .fx_arguments import (
     type_of,
     window_of,
 )
-from .fx_operators import ATTRIBUTES, LAYER_ROLES, PARTS, ROLE_OF, is_in_place, operator_name
+from .fx_operators import ATTRIBUTES, INDEXED, LAYER_ROLES, PARTS, ROLE_OF, is_in_place, operator_name
 
 _FUSED_ADVICE = "the add is part of {op}; export the model with run_decompositions() first"
 _NESTED_ADVICE = "it stands inside a graph that {node} runs; only joins of the outer graph are rewritten"
@@ -199,6 +199,9 @@ class _Builder:
         role = ROLE_OF.get(op, Role.OTHER)
         if op == "getattr":
             role = ATTRIBUTES.get(str(args[1]), Role.META)
+            if args[1] == "indices":
+                self.current[node] = self.put(node, role, op, self.view.vertices[self.reads(args)[0]].inputs[:1])
+                return
         elif op == "getitem":
             self.getitem(node)
             return
@@ -236,6 +239,12 @@ class _Builder:
         elif role is Role.SLICE:
             self.slice(node, op, inputs)
             return
+        elif role is Role.SELECT:
+            condition = argument(
+                node, int(op == "masked_fill" or node.op == "call_method"), ("condition", "mask"), None
+            )
+            inputs = self.reads([value for value in (*args, *node.kwargs.values()) if value is not condition])
+            role = role if inputs else Role.META  # where(condition) alone gives places
         elif role is Role.SCATTER:
             inputs = [*inputs[:1], *inputs[-1:]] if op != "slice_scatter" else inputs[:2]
         elif op in ("permute", "transpose", "swapaxes", "t"):
@@ -275,6 +284,8 @@ class _Builder:
             inputs = vertex.inputs[:1]
             self.current[node] = self.put(node, Role.SLICE, op, inputs, axis=axis, window=window)
             self.viewed[node] = source.all_input_nodes[0]
+        elif op in INDEXED and index == 1:
+            self.current[node] = self.put(node, Role.META, "getitem", vertex.inputs[:1])
         else:
             role = vertex.role if vertex.role is Role.META else Role.PASS
             self.current[node] = self.put(node, role, "getitem", [self.current[source]])

@@ -188,7 +188,7 @@ class _Builder:
             more["mixes"] = any(k > 1 for k in kernel) and all(s == 1 for s in strides)
         for place, name in enumerate(node.output):
             if name:
-                meta = op in ("DynamicQuantizeLinear", "Dropout", "MaxPool") and place
+                meta = op in ("DynamicQuantizeLinear", "Dropout", "MaxPool", "TopK") and place
                 names[name] = self.put(Role.META if meta else role, op, name, inputs, **more)
 
     def width(self, node: onnx.NodeProto) -> int | None:
