@@ -20,7 +20,6 @@ that nobody has seen is as good as any other. What the paths are and what they c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from laurel_graph.residual import Detection, Rejected
 from laurel_graph.view import GraphView, Role, Shape, Vertex
@@ -29,6 +28,7 @@ from . import reasons as why
 from .joins import LAYOUT, Candidate, Joins, read_elsewhere, residual_connections
 from .paths import (
     JOINED,
+    LEVEL,
     LONGEST_CHAIN,
     MIXED,
     NONLINEAR,
@@ -104,22 +104,27 @@ def _same_shape(one: Shape | None, other: Shape | None) -> bool:
 
 def on_chain(view: GraphView, vertex: Vertex, chain: Chain) -> Chain | None:
     """Returns the chain with *vertex* on it, ``None`` if it may not stand on the way of a skip."""
-    role = vertex.role
-    if role in (Role.PASS, Role.RESHAPE, Role.SLICE, Role.CONCAT):
+    role, inputs = vertex.role, vertex.inputs
+    if role in _REARRANGES:
         return chain
-    if sum(view.vertices[u].data for u in vertex.inputs) != 1:
+    data = view.vertices[inputs[0]].data if len(inputs) == 1 else sum(view.vertices[u].data for u in inputs) == 1
+    if not data:
         return None
     if role is Role.MUL:
-        return chain if vertex.scale == 1 else replace(chain, scaled=True)
-    if role in (Role.NORM, Role.POOL, Role.ADD, Role.SUB):
-        return replace(chain, changed=True)
+        return chain if vertex.scale == 1 else chain._replace(scaled=True)
+    if role in _CHANGES:
+        return chain._replace(changed=True)
     if role is Role.ACTIVATION and (chain.convs or chain.linears) and not chain.active:
-        return replace(chain, active=True)
+        return chain._replace(active=True)
     if role is Role.CONV and vertex.weighted and chain.convs < 2 and not chain.linears:
-        return replace(chain, convs=chain.convs + 1, weight=chain.weight or vertex.weight)
+        return chain._replace(convs=chain.convs + 1, weight=chain.weight or vertex.weight)
     if role is Role.LINEAR and vertex.weighted and not chain.convs and not chain.linears:
-        return replace(chain, linears=1, weight=vertex.weight)
+        return chain._replace(linears=1, weight=vertex.weight)
     return None
+
+
+_REARRANGES = frozenset({Role.PASS, Role.RESHAPE, Role.SLICE, Role.CONCAT})
+_CHANGES = frozenset({Role.NORM, Role.POOL, Role.ADD, Role.SUB})
 
 
 def _is_residual(joins: Joins, chains: list[list[tuple[int, Chain]]], index: int) -> bool:
@@ -191,8 +196,10 @@ def _judge(joins: Joins, index: int, candidate: Candidate) -> tuple[str, str]:
     # x[:, :a] + f(x[:, a:]).
     if not facts & WHOLE and _reads_other_parts(view, candidate):
         return why.OTHER_PART, f"{branch} is computed from other parts of {fork} than the skip"
-    # Back from a lower resolution: upsampled last, or over joins on the way.
-    if facts & UPSAMPLED and (facts & JOINED or any(_upsampled_last(view, b) for b in candidate.branches)):
+    # Back from a lower resolution: upsampled last, over joins on the way, or on every way there is without attention.
+    if facts & UPSAMPLED and (
+        facts & JOINED or not facts & (LEVEL | MIXED) or any(_upsampled_last(view, b) for b in candidate.branches)
+    ):
         return why.LONG_SKIP, f"the path from {fork} to {branch} is upsampled"
     if chain.projection:
         if any(_joins_same_fork(joins, b, candidate.fork) for b in candidate.branches):
@@ -303,12 +310,21 @@ def _last_weight(view: GraphView, branch: int) -> str:
 
 
 def _joins_same_fork(joins: Joins, branch: int, fork: int) -> bool:
-    view = joins.view
-    top = view.up(branch)
-    if view.vertices[top].role is Role.LAUREL:
-        return any(fork == other for other, _ in forks(view, view.vertices[top].inputs[0], on_chain))
-    join = joins.found.get(top)
-    return join is not None and join.fork == fork
+    """Tells whether a branch is a join of the fork already, or such a join and further branches: (x + a) + b."""
+    view, stack = joins.view, [branch]
+    for _ in range(LONGEST_CHAIN):
+        if not stack:
+            break
+        top = view.up(stack.pop())
+        vertex = view.vertices[top]
+        if vertex.role is Role.LAUREL:
+            return any(fork == other for other, _ in forks(view, vertex.inputs[0], on_chain))
+        if (join := joins.found.get(top)) is not None:
+            if join.fork == fork:
+                return True
+        elif vertex.role is Role.ADD:
+            stack.extend(reversed(vertex.inputs))
+    return False
 
 
 def _is_join(joins: Joins, index: int) -> bool:
