@@ -25,9 +25,10 @@ from laurel_graph.residual import Detection, Rejected
 from laurel_graph.view import GraphView, Role, Shape, Vertex
 
 from . import reasons as why
-from .joins import LAYOUT, Candidate, Joins, read_elsewhere, residual_connections
+from .joins import Candidate, Joins, read_elsewhere, residual_connections
 from .paths import (
     JOINED,
+    LAYOUT,
     LEVEL,
     LONGEST_CHAIN,
     MIXED,
@@ -40,8 +41,11 @@ from .paths import (
     Facts,
     depth,
     forks,
+    last_weight,
     only_reader,
     outermost,
+    readers,
+    unscaled,
 )  # fmt: skip
 from .streams import residuals
 
@@ -205,7 +209,7 @@ def _judge(joins: Joins, index: int, candidate: Candidate) -> tuple[str, str]:
         if any(_joins_same_fork(joins, b, candidate.fork) for b in candidate.branches):
             return why.BRANCH_SUM, f"{branch} is a join of {fork} already"
         shorter = chain.convs + chain.linears
-        if chain.weight and any(chain.weight == _last_weight(view, b) for b in candidate.branches):
+        if chain.weight and any(chain.weight == last_weight(view, b) for b in candidate.branches):
             return why.SHARED_MAP, f"both sides pass {chain.weight}"
         if not facts & NONLINEAR or depth(facts) < shorter + chain.active:
             return why.PARALLEL_MAPS, f"between {fork} and {branch} is no more than on the other side"
@@ -229,10 +233,10 @@ def _next_to_norm(view: GraphView, fork: int, index: int) -> bool:
 def _feeds_choice(view: GraphView, index: int) -> bool:
     """Tells whether all that is read below, through masks, scales and reshapes, is a softmax or the elements' order."""
     for _ in range(LONGEST_CHAIN):
-        readers = view.consumers[index]
-        values = [reader for reader in readers if view.vertices[reader].role is not Role.META]
+        below = view.consumers[index]
+        values = [reader for reader in below if view.vertices[reader].role is not Role.META]
         if not values:
-            return bool(readers) and index not in view.outputs
+            return bool(below) and index not in view.outputs
         roles = {view.vertices[reader].role for reader in values}
         if Role.SOFTMAX in roles:
             return True
@@ -245,7 +249,7 @@ def _feeds_choice(view: GraphView, index: int) -> bool:
 def _is_gate(view: GraphView, branch: int, candidate: Candidate) -> bool:
     """Tells whether a branch is x·g(x), a mix of x by factors computed from it, or z·(h - x)."""
     vertices = view.vertices
-    product = vertices[_unscaled(view, branch)]
+    product = vertices[unscaled(view, branch)]
     if len(product.inputs) < 2 or product.role not in (Role.MUL, Role.LINEAR) or product.scale or product.weighted:
         return False
     origins = {view.up(candidate.fork, LAYOUT), view.up(candidate.skip, LAYOUT)}
@@ -264,7 +268,7 @@ def _reads_other_parts(view: GraphView, candidate: Candidate) -> bool:
     while view.vertices[part].role is Role.SLICE and (top := view.up(view.vertices[part].inputs[0])) != candidate.fork:
         part = view.up(top, LAYOUT)
     own = view.vertices[part]
-    others = [view.vertices[reader] for reader in _readers(view, candidate.fork) if reader != part]
+    others = [view.vertices[reader] for reader in readers(view, candidate.fork) if reader != part]
     return own.role is Role.SLICE and all(_is_beside(own, other) for other in others)
 
 
@@ -275,38 +279,9 @@ def _is_beside(one: Vertex, other: Vertex) -> bool:
     return one.window[1] <= other.window[0] or other.window[1] <= one.window[0]
 
 
-def _readers(view: GraphView, index: int) -> Iterator[int]:
-    """Yields what reads a value, looking through casts and dropout."""
-    for reader in view.consumers[index]:
-        if view.vertices[reader].role is Role.PASS:
-            yield from _readers(view, reader)
-        else:
-            yield reader
-
-
-def _unscaled(view: GraphView, index: int) -> int:
-    """Follows casts, reshapes and constant scales upwards."""
-    for _ in range(LONGEST_CHAIN):
-        vertex = view.vertices[index]
-        if not vertex.inputs or not (vertex.role in LAYOUT or (vertex.role is Role.MUL and vertex.scale)):
-            break
-        index = vertex.inputs[0]
-    return index
-
-
 def _upsampled_last(view: GraphView, branch: int) -> bool:
     roles = (Role.PASS, Role.RESHAPE, Role.NORM, Role.ACTIVATION, Role.SLICE)
     return view.vertices[view.up(branch, roles)].role is Role.UPSAMPLE
-
-
-def _last_weight(view: GraphView, branch: int) -> str:
-    """Name of the weights that the branch passes last, looking through what has none."""
-    for _ in range(LONGEST_CHAIN):
-        vertex = view.vertices[branch]
-        if vertex.weighted or not vertex.inputs:
-            return vertex.weight
-        branch = vertex.inputs[0]
-    return ""
 
 
 def _joins_same_fork(joins: Joins, branch: int, fork: int) -> bool:

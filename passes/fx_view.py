@@ -24,6 +24,7 @@ from .fx_arguments import (
     is_tensor,
     is_transposed,
     mixes,
+    part_sizes,
     permutation_of,
     scope_of,
     shape_of,
@@ -277,7 +278,7 @@ class _Builder:
         if not several:
             self.slice(node, "getitem", self.reads(source))
         elif op in PARTS and isinstance(index, int):
-            axis, sizes = self.part_sizes(source, op)
+            axis, sizes = part_sizes(source, op)
             window = None
             if sizes is not None and -len(sizes) <= index < len(sizes) and op != "unbind":
                 window = (sum(sizes[: index % len(sizes)]), sum(sizes[: index % len(sizes) + 1]))
@@ -289,18 +290,6 @@ class _Builder:
         else:
             role = vertex.role if vertex.role is Role.META else Role.PASS
             self.current[node] = self.put(node, role, "getitem", [self.current[source]])
-
-    def part_sizes(self, node: fx.Node, op: str) -> tuple[int, list[int] | None]:
-        whole = shape_of(node.all_input_nodes[0])
-        axis = argument(node, 2 if op not in ("unbind", "unbind_copy") else 1, ("dim",), 0)
-        size = whole[axis] if whole is not None and isinstance(axis, int) and -len(whole) <= axis < len(whole) else None
-        given = argument(node, 1, ("split_size_or_sections", "split_size", "split_sizes", "chunks"), None)
-        if isinstance(given, (list, tuple)):
-            return axis, [v for v in given if isinstance(v, int)] if all(isinstance(v, int) for v in given) else None
-        if not isinstance(size, int) or not isinstance(given, int) or given <= 0:
-            return axis, None
-        step = -(-size // given) if "chunk" in op else given
-        return axis, [min(step, size - start) for start in range(0, size, step)]
 
     def slice(self, node: fx.Node, op: str, inputs: Sequence[int]) -> None:
         axis, window = 0, None

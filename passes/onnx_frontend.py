@@ -147,7 +147,7 @@ class _Builder:
             self.laurel(node, names)
         elif (function := self.functions.get((node.domain, op))) is not None and self.depth < 8:
             self.call(node, function, names)
-        elif any(True for _ in bodies(node)):
+        elif bodies(node):
             self.subgraphs(node, names)
         else:
             special, least = _SPECIAL.get(op, (_Builder.plain, 0))

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from laurel_graph.view import GraphView, Role, Vertex
 
+LAYOUT = (Role.PASS, Role.RESHAPE)
+"""What rearranges a value and computes nothing."""
 LONGEST_CHAIN = 64
 _LONGEST_CONCAT = 8
 
@@ -101,6 +103,35 @@ def outermost(view: GraphView, index: int) -> int:
     return index
 
 
+def readers(view: GraphView, index: int) -> Iterator[int]:
+    """Yields what reads a value, looking through casts and dropout."""
+    for reader in view.consumers[index]:
+        if view.vertices[reader].role is Role.PASS:
+            yield from readers(view, reader)
+        else:
+            yield reader
+
+
+def unscaled(view: GraphView, index: int) -> int:
+    """Follows casts, reshapes and constant scales upwards."""
+    for _ in range(LONGEST_CHAIN):
+        vertex = view.vertices[index]
+        if not vertex.inputs or not (vertex.role in LAYOUT or (vertex.role is Role.MUL and vertex.scale)):
+            break
+        index = vertex.inputs[0]
+    return index
+
+
+def last_weight(view: GraphView, branch: int) -> str:
+    """Name of the weights that the branch passes last, looking through what has none."""
+    for _ in range(LONGEST_CHAIN):
+        vertex = view.vertices[branch]
+        if vertex.weighted or not vertex.inputs:
+            return vertex.weight
+        branch = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])
+    return ""
+
+
 # Downwards ------------------------------------------------------------------------------------------------------------
 
 # What is known about the paths from a fork to a value, as bits; over several paths they are united.
@@ -136,7 +167,7 @@ def _bits(vertex: Vertex) -> int:
     if role is Role.LINEAR:
         return bits | MIXED | NONLINEAR
     if role is Role.MUL:
-        return bits | (NONLINEAR if not vertex.scale else PARAMETER if vertex.scale != 1 else 0)
+        return bits | (PARAMETER if vertex.scale not in (0, 1) else 0)
     return bits | MIXED if vertex.mixes else bits
 
 
@@ -186,9 +217,10 @@ class Facts:
         first = above[0]
         if len(above) > 1:
             first = dict(first)
+            both = NONLINEAR if role is Role.MUL else 0  # a product is linear in what reaches one of its factors alone
             for facts in above[1:]:
                 for fork, fact in facts.items():
-                    first[fork] = first.get(fork, 0) | fact
+                    first[fork] = first[fork] | fact | both if fork in first else fact
         elif role in _CLEARS:
             first = self._cleared(vertex, first)
         elif not bits:

@@ -33,7 +33,7 @@ REASONS = {
     LOGITS_BIAS: "only a softmax or a choice of the largest reads the sum: a bias on logits",
     GATE: "the branch is the skip itself times a gate, or an interpolation with it (squeeze-excite, GRU)",
     SCALED_SKIP: "the skip is scaled per channel inside a layer (the D·x of Mamba)",
-    PARALLEL_MAPS: "both operands are short linear maps of one value: a re-parameterised sum or a merge of experts",
+    PARALLEL_MAPS: "both operands are short linear maps of one value: a re-parameterised sum, a modulation",
     SHARED_MAP: "both operands pass the same weights: one head on two inputs",
     BRANCH_SUM: "it adds branches of one residual connection, or a branch to another",
     OTHER_PART: "the branch is computed from other parts of the value than the skip: a coupling of channels",

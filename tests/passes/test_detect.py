@@ -186,6 +186,17 @@ def test_capture_names_the_line_when_nothing_can_trace_the_model():
         capture(Stubborn())
     with pytest.raises(ModelError, match=r"nn\.Module"):
         capture("model")
+    with pytest.raises(ModelError, match="TorchScript"):
+        capture(torch.jit.trace(nn.Linear(D, D), TOKENS), (TOKENS,))
+
+
+def test_capture_names_the_forward_when_the_error_comes_from_torch_itself():
+    class Wrong(nn.Module):
+        def forward(self, x, /, *, y):
+            return x
+
+    with pytest.raises(ModelError, match=r"test_detect\.py:\d+ \(forward\)"):
+        capture(Wrong(), (TOKENS,))
 
 
 def test_capture_falls_back_to_export_when_symbolic_trace_fails():
