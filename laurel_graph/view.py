@@ -40,6 +40,8 @@ class Role(StrEnum):
     """Some of the elements, or the elements and padding."""
     CONCAT = "concat"
     """Its inputs side by side along one axis."""
+    SELECT = "select"
+    """Each element from one of its operands: where, masked_fill."""
     SCATTER = "scatter"
     """Its first input with a part of it replaced by its second."""
     ADD = "add"
@@ -151,9 +153,12 @@ class GraphView:
     def add(self, vertex: Vertex) -> int:
         """Appends *vertex*, registers its value name (the latest wins) and returns its index."""
         vertices = self.vertices
-        vertex.data = vertex.role is Role.INPUT or (
-            vertex.role is not Role.META and any(vertices[u].data for u in vertex.inputs)
-        )
+        vertex.data = vertex.role is Role.INPUT
+        if vertex.role is not Role.META:
+            for u in vertex.inputs:
+                if vertices[u].data:
+                    vertex.data = True
+                    break
         vertices.append(vertex)
         index = len(vertices) - 1
         if vertex.value:

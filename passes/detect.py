@@ -20,15 +20,16 @@ that nobody has seen is as good as any other. What the paths are and what they c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from laurel_graph.residual import Detection, Rejected
 from laurel_graph.view import GraphView, Role, Shape, Vertex
 
 from . import reasons as why
-from .joins import LAYOUT, Candidate, Joins, read_elsewhere, residual_connections
+from .joins import Candidate, Joins, read_elsewhere, residual_connections
 from .paths import (
     JOINED,
+    LAYOUT,
+    LEVEL,
     LONGEST_CHAIN,
     MIXED,
     NONLINEAR,
@@ -40,8 +41,11 @@ from .paths import (
     Facts,
     depth,
     forks,
+    last_weight,
     only_reader,
     outermost,
+    readers,
+    unscaled,
 )  # fmt: skip
 from .streams import residuals
 
@@ -104,22 +108,27 @@ def _same_shape(one: Shape | None, other: Shape | None) -> bool:
 
 def on_chain(view: GraphView, vertex: Vertex, chain: Chain) -> Chain | None:
     """Returns the chain with *vertex* on it, ``None`` if it may not stand on the way of a skip."""
-    role = vertex.role
-    if role in (Role.PASS, Role.RESHAPE, Role.SLICE, Role.CONCAT):
+    role, inputs = vertex.role, vertex.inputs
+    if role in _REARRANGES:
         return chain
-    if sum(view.vertices[u].data for u in vertex.inputs) != 1:
+    data = view.vertices[inputs[0]].data if len(inputs) == 1 else sum(view.vertices[u].data for u in inputs) == 1
+    if not data:
         return None
     if role is Role.MUL:
-        return chain if vertex.scale == 1 else replace(chain, scaled=True)
-    if role in (Role.NORM, Role.POOL, Role.ADD, Role.SUB):
-        return replace(chain, changed=True)
+        return chain if vertex.scale == 1 else chain._replace(scaled=True)
+    if role in _CHANGES:
+        return chain._replace(changed=True)
     if role is Role.ACTIVATION and (chain.convs or chain.linears) and not chain.active:
-        return replace(chain, active=True)
+        return chain._replace(active=True)
     if role is Role.CONV and vertex.weighted and chain.convs < 2 and not chain.linears:
-        return replace(chain, convs=chain.convs + 1, weight=chain.weight or vertex.weight)
+        return chain._replace(convs=chain.convs + 1, weight=chain.weight or vertex.weight)
     if role is Role.LINEAR and vertex.weighted and not chain.convs and not chain.linears:
-        return replace(chain, linears=1, weight=vertex.weight)
+        return chain._replace(linears=1, weight=vertex.weight)
     return None
+
+
+_REARRANGES = frozenset({Role.PASS, Role.RESHAPE, Role.SLICE, Role.CONCAT})
+_CHANGES = frozenset({Role.NORM, Role.POOL, Role.ADD, Role.SUB})
 
 
 def _is_residual(joins: Joins, chains: list[list[tuple[int, Chain]]], index: int) -> bool:
@@ -182,23 +191,25 @@ def _judge(joins: Joins, index: int, candidate: Candidate) -> tuple[str, str]:
         _is_join(joins, b) and not _joins_same_fork(joins, b, candidate.fork) for b in candidate.branches
     ):
         return why.BIAS, f"{fork} does not depend on the input and {branch} is a join of the stream already"
-    # Only a softmax reads it.
-    if _feeds_softmax(view, index):
-        return why.LOGITS_BIAS, "the sum goes into a softmax"
+    # Only a softmax or a choice of the largest reads it.
+    if _feeds_choice(view, index):
+        return why.LOGITS_BIAS, "the sum goes into a softmax or decides which elements are chosen"
     # x + gate·x, x + z·(h - x).
     if any(_is_gate(view, b, candidate) for b in candidate.branches):
         return why.GATE, f"{branch} is a product with {fork} itself"
     # x[:, :a] + f(x[:, a:]).
     if not facts & WHOLE and _reads_other_parts(view, candidate):
         return why.OTHER_PART, f"{branch} is computed from other parts of {fork} than the skip"
-    # Back from a lower resolution: upsampled last, or over joins on the way.
-    if facts & UPSAMPLED and (facts & JOINED or any(_upsampled_last(view, b) for b in candidate.branches)):
+    # Back from a lower resolution: upsampled last, over joins on the way, or on every way there is without attention.
+    if facts & UPSAMPLED and (
+        facts & JOINED or not facts & (LEVEL | MIXED) or any(_upsampled_last(view, b) for b in candidate.branches)
+    ):
         return why.LONG_SKIP, f"the path from {fork} to {branch} is upsampled"
     if chain.projection:
         if any(_joins_same_fork(joins, b, candidate.fork) for b in candidate.branches):
             return why.BRANCH_SUM, f"{branch} is a join of {fork} already"
         shorter = chain.convs + chain.linears
-        if chain.weight and any(chain.weight == _last_weight(view, b) for b in candidate.branches):
+        if chain.weight and any(chain.weight == last_weight(view, b) for b in candidate.branches):
             return why.SHARED_MAP, f"both sides pass {chain.weight}"
         if not facts & NONLINEAR or depth(facts) < shorter + chain.active:
             return why.PARALLEL_MAPS, f"between {fork} and {branch} is no more than on the other side"
@@ -219,25 +230,26 @@ def _next_to_norm(view: GraphView, fork: int, index: int) -> bool:
     )
 
 
-def _feeds_softmax(view: GraphView, index: int) -> bool:
-    """Tells whether all that is read below, through masks, scales and reshapes, is a softmax."""
+def _feeds_choice(view: GraphView, index: int) -> bool:
+    """Tells whether all that is read below, through masks, scales and reshapes, is a softmax or the elements' order."""
     for _ in range(LONGEST_CHAIN):
-        readers = view.consumers[index]
-        if not readers:
-            return False
-        roles = {view.vertices[reader].role for reader in readers}
+        below = view.consumers[index]
+        values = [reader for reader in below if view.vertices[reader].role is not Role.META]
+        if not values:
+            return bool(below) and index not in view.outputs
+        roles = {view.vertices[reader].role for reader in values}
         if Role.SOFTMAX in roles:
             return True
-        if len(readers) != 1 or not roles <= {Role.PASS, Role.RESHAPE, Role.ADD, Role.MUL}:
+        if len(values) != 1 or not roles <= {*LAYOUT, Role.ADD, Role.MUL, Role.SELECT}:
             return False
-        index = readers[0]
+        index = values[0]
     return False
 
 
 def _is_gate(view: GraphView, branch: int, candidate: Candidate) -> bool:
     """Tells whether a branch is x·g(x), a mix of x by factors computed from it, or z·(h - x)."""
     vertices = view.vertices
-    product = vertices[_unscaled(view, branch)]
+    product = vertices[unscaled(view, branch)]
     if len(product.inputs) < 2 or product.role not in (Role.MUL, Role.LINEAR) or product.scale or product.weighted:
         return False
     origins = {view.up(candidate.fork, LAYOUT), view.up(candidate.skip, LAYOUT)}
@@ -256,7 +268,7 @@ def _reads_other_parts(view: GraphView, candidate: Candidate) -> bool:
     while view.vertices[part].role is Role.SLICE and (top := view.up(view.vertices[part].inputs[0])) != candidate.fork:
         part = view.up(top, LAYOUT)
     own = view.vertices[part]
-    others = [view.vertices[reader] for reader in _readers(view, candidate.fork) if reader != part]
+    others = [view.vertices[reader] for reader in readers(view, candidate.fork) if reader != part]
     return own.role is Role.SLICE and all(_is_beside(own, other) for other in others)
 
 
@@ -267,47 +279,27 @@ def _is_beside(one: Vertex, other: Vertex) -> bool:
     return one.window[1] <= other.window[0] or other.window[1] <= one.window[0]
 
 
-def _readers(view: GraphView, index: int) -> Iterator[int]:
-    """Yields what reads a value, looking through casts and dropout."""
-    for reader in view.consumers[index]:
-        if view.vertices[reader].role is Role.PASS:
-            yield from _readers(view, reader)
-        else:
-            yield reader
-
-
-def _unscaled(view: GraphView, index: int) -> int:
-    """Follows casts, reshapes and constant scales upwards."""
-    for _ in range(LONGEST_CHAIN):
-        vertex = view.vertices[index]
-        if not vertex.inputs or not (vertex.role in LAYOUT or (vertex.role is Role.MUL and vertex.scale)):
-            break
-        index = vertex.inputs[0]
-    return index
-
-
 def _upsampled_last(view: GraphView, branch: int) -> bool:
     roles = (Role.PASS, Role.RESHAPE, Role.NORM, Role.ACTIVATION, Role.SLICE)
     return view.vertices[view.up(branch, roles)].role is Role.UPSAMPLE
 
 
-def _last_weight(view: GraphView, branch: int) -> str:
-    """Name of the weights that the branch passes last, looking through what has none."""
-    for _ in range(LONGEST_CHAIN):
-        vertex = view.vertices[branch]
-        if vertex.weighted or not vertex.inputs:
-            return vertex.weight
-        branch = vertex.inputs[0]
-    return ""
-
-
 def _joins_same_fork(joins: Joins, branch: int, fork: int) -> bool:
-    view = joins.view
-    top = view.up(branch)
-    if view.vertices[top].role is Role.LAUREL:
-        return any(fork == other for other, _ in forks(view, view.vertices[top].inputs[0], on_chain))
-    join = joins.found.get(top)
-    return join is not None and join.fork == fork
+    """Tells whether a branch is a join of the fork already, or such a join and further branches: (x + a) + b."""
+    view, stack = joins.view, [branch]
+    for _ in range(LONGEST_CHAIN):
+        if not stack:
+            break
+        top = view.up(stack.pop())
+        vertex = view.vertices[top]
+        if vertex.role is Role.LAUREL:
+            return any(fork == other for other, _ in forks(view, vertex.inputs[0], on_chain))
+        if (join := joins.found.get(top)) is not None:
+            if join.fork == fork:
+                return True
+        elif vertex.role is Role.ADD:
+            stack.extend(reversed(vertex.inputs))
+    return False
 
 
 def _is_join(joins: Joins, index: int) -> bool:

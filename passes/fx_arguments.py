@@ -133,3 +133,17 @@ def indexed(node: fx.Node) -> tuple[int, tuple[int, int] | None]:
     if not isinstance(item, slice) or item.step not in (None, 1):
         return axis, None
     return axis, window_of(node, axis, item.start, item.stop)
+
+
+def part_sizes(node: fx.Node, op: str) -> tuple[int, list[int] | None]:
+    """Returns the axis that a split, chunk or unbind cuts, and the sizes of its parts, ``None`` if unknown."""
+    whole = shape_of(node.all_input_nodes[0])
+    axis = argument(node, 2 if op not in ("unbind", "unbind_copy") else 1, ("dim",), 0)
+    size = whole[axis] if whole is not None and isinstance(axis, int) and -len(whole) <= axis < len(whole) else None
+    given = argument(node, 1, ("split_size_or_sections", "split_size", "split_sizes", "chunks"), None)
+    if isinstance(given, (list, tuple)):
+        return axis, [v for v in given if isinstance(v, int)] if all(isinstance(v, int) for v in given) else None
+    if not isinstance(size, int) or not isinstance(given, int) or given <= 0:
+        return axis, None
+    step = -(-size // given) if "chunk" in op else given
+    return axis, [min(step, size - start) for start in range(0, size, step)]

@@ -6,6 +6,7 @@ so ``train()`` and ``eval()``; otherwise through ``torch.export`` (non-strict).
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,12 +81,17 @@ def capture(
             "For an ONNX file give its path."
         )
     name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{name} is compiled to TorchScript, which neither torch.fx.symbolic_trace nor torch.export reads. Give "
+            "the nn.Module that it was made from, or export it with torch.onnx.export(dynamo=False) and give the file."
+        )
     try:
         traced = _symbolic(model)
         notes = _add_shapes(traced, args, kwargs, strict=True)
         return _captured(traced, name, notes)
     except Exception as error:  # tracing runs the user's code: anything can come out of it
-        symbolic = _where(error)
+        symbolic = _where(error, model)
     if not args and not kwargs:
         raise ModelError(
             f"{name} cannot be traced by torch.fx.symbolic_trace ({symbolic}). Give example inputs, so that "
@@ -98,8 +104,8 @@ def capture(
     except Exception as error:  # likewise
         raise ModelError(
             f"{name} could not be traced. torch.fx.symbolic_trace stopped at {symbolic}; torch.export stopped at "
-            f"{_where(error)}. Mend that line (no control flow on values, no items of tensors), or export the model "
-            "to ONNX and give the file."
+            f"{_where(error, model)}. Mend that line (no control flow on values, no items of tensors), or export the "
+            "model to ONNX and give the file."
         ) from error
     notes = [f"torch.fx.symbolic_trace stopped at {symbolic}.", FROZEN_NOTE]
     return _captured(module, name, [*notes, *([] if dynamic_shapes else [FIXED_NOTE])])
@@ -148,7 +154,7 @@ def _add_shapes(
     except Exception as error:  # the traced code runs here
         if strict:
             raise
-        return [f"shapes are unknown: running the graph stopped at {_where(error)}."]
+        return [f"shapes are unknown: running the graph stopped at {_where(error, module)}."]
     finally:
         for name, layer in module.named_modules():
             layer.training = training[name]
@@ -211,11 +217,13 @@ def _shares_memory(node: fx.Node) -> bool:
     return not is_in_place(node)
 
 
-def _where(error: BaseException) -> str:
-    """Returns ``file.py:line (code): message`` of the innermost frame outside torch."""
+def _where(error: BaseException, model: nn.Module) -> str:
+    """Returns ``file.py:line (code): message`` of the innermost frame outside torch, else of the model's forward."""
     inside = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((inside, __file__))]
     message = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if not frames:
-        return f"{type(error).__name__}: {message}"
+        code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+        place = f"{code.co_filename}:{code.co_firstlineno} (forward): " if code is not None else ""
+        return f"{place}{type(error).__name__}: {message}"
     return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line}): {message}"

@@ -40,6 +40,7 @@ _ROLES: dict[Role, str] = {
         "slice_scatter select_scatter index_put _unsafe_index_put index_copy copy scatter scatter_add "
         "masked_scatter diagonal_scatter setitem"
     ),
+    Role.SELECT: "where masked_fill",
     Role.REDUCE: "mean sum var std var_mean std_mean norm linalg_vector_norm prod logsumexp cumsum",
     Role.MATH: "pow square sqrt rsqrt reciprocal neg abs exp log log1p expm1 floor ceil round sign sin cos clamp_min "
     "clamp_max softplus float_power",
@@ -78,8 +79,8 @@ _ROLES: dict[Role, str] = {
     Role.SLICE: (
         "slice select narrow index_select gather split chunk unbind tensor_split split_with_sizes pad constant_pad_nd "
         "reflection_pad2d replication_pad2d reflection_pad1d index _unsafe_index unsafe_split unsafe_chunk diagonal "
-        "take_along_dim topk masked_select unsafe_split_with_sizes split_copy unbind_copy slice_copy select_copy "
-        "split_with_sizes_copy"
+        "take_along_dim topk sort kthvalue masked_select unsafe_split_with_sizes split_copy unbind_copy slice_copy "
+        "select_copy split_with_sizes_copy"
     ),
 }
 ROLE_OF = {op: role for role, ops in _ROLES.items() for op in ops.split()}
@@ -88,6 +89,8 @@ ROLE_OF = {op: role for role, ops in _ROLES.items() for op in ops.split()}
 PARTS = frozenset(
     op for op in ROLE_OF if op.startswith(("split", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk"))
 )
+INDEXED = frozenset({"topk", "sort", "kthvalue", "max", "min", "cummax", "cummin"})
+"""Operators whose second result tells where the elements of the first stood."""
 ATTRIBUTES = {
     "T": Role.RESHAPE,
     "mT": Role.RESHAPE,

@@ -24,13 +24,14 @@ from .fx_arguments import (
     is_tensor,
     is_transposed,
     mixes,
+    part_sizes,
     permutation_of,
     scope_of,
     shape_of,
     type_of,
     window_of,
 )
-from .fx_operators import ATTRIBUTES, LAYER_ROLES, PARTS, ROLE_OF, is_in_place, operator_name
+from .fx_operators import ATTRIBUTES, INDEXED, LAYER_ROLES, PARTS, ROLE_OF, is_in_place, operator_name
 
 _FUSED_ADVICE = "the add is part of {op}; export the model with run_decompositions() first"
 _NESTED_ADVICE = "it stands inside a graph that {node} runs; only joins of the outer graph are rewritten"
@@ -199,6 +200,9 @@ class _Builder:
         role = ROLE_OF.get(op, Role.OTHER)
         if op == "getattr":
             role = ATTRIBUTES.get(str(args[1]), Role.META)
+            if args[1] == "indices":
+                self.current[node] = self.put(node, role, op, self.view.vertices[self.reads(args)[0]].inputs[:1])
+                return
         elif op == "getitem":
             self.getitem(node)
             return
@@ -236,6 +240,12 @@ class _Builder:
         elif role is Role.SLICE:
             self.slice(node, op, inputs)
             return
+        elif role is Role.SELECT:
+            condition = argument(
+                node, int(op == "masked_fill" or node.op == "call_method"), ("condition", "mask"), None
+            )
+            inputs = self.reads([value for value in (*args, *node.kwargs.values()) if value is not condition])
+            role = role if inputs else Role.META  # where(condition) alone gives places
         elif role is Role.SCATTER:
             inputs = [*inputs[:1], *inputs[-1:]] if op != "slice_scatter" else inputs[:2]
         elif op in ("permute", "transpose", "swapaxes", "t"):
@@ -268,28 +278,18 @@ class _Builder:
         if not several:
             self.slice(node, "getitem", self.reads(source))
         elif op in PARTS and isinstance(index, int):
-            axis, sizes = self.part_sizes(source, op)
+            axis, sizes = part_sizes(source, op)
             window = None
             if sizes is not None and -len(sizes) <= index < len(sizes) and op != "unbind":
                 window = (sum(sizes[: index % len(sizes)]), sum(sizes[: index % len(sizes) + 1]))
             inputs = vertex.inputs[:1]
             self.current[node] = self.put(node, Role.SLICE, op, inputs, axis=axis, window=window)
             self.viewed[node] = source.all_input_nodes[0]
+        elif op in INDEXED and index == 1:
+            self.current[node] = self.put(node, Role.META, "getitem", vertex.inputs[:1])
         else:
             role = vertex.role if vertex.role is Role.META else Role.PASS
             self.current[node] = self.put(node, role, "getitem", [self.current[source]])
-
-    def part_sizes(self, node: fx.Node, op: str) -> tuple[int, list[int] | None]:
-        whole = shape_of(node.all_input_nodes[0])
-        axis = argument(node, 2 if op not in ("unbind", "unbind_copy") else 1, ("dim",), 0)
-        size = whole[axis] if whole is not None and isinstance(axis, int) and -len(whole) <= axis < len(whole) else None
-        given = argument(node, 1, ("split_size_or_sections", "split_size", "split_sizes", "chunks"), None)
-        if isinstance(given, (list, tuple)):
-            return axis, [v for v in given if isinstance(v, int)] if all(isinstance(v, int) for v in given) else None
-        if not isinstance(size, int) or not isinstance(given, int) or given <= 0:
-            return axis, None
-        step = -(-size // given) if "chunk" in op else given
-        return axis, [min(step, size - start) for start in range(0, size, step)]
 
     def slice(self, node: fx.Node, op: str, inputs: Sequence[int]) -> None:
         axis, window = 0, None

@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 
 from laurel_graph.view import GraphView, Role
 
-from .paths import LONGEST_CHAIN, WEIGHTED, Chain, Facts, only_reader
+from .paths import LAYOUT, LONGEST_CHAIN, WEIGHTED, Chain, Facts, only_reader
 from .reasons import BIAS, BRANCH_SUM, BROADCAST, NOT_FLOAT
 from .streams import Found
-
-LAYOUT = (Role.PASS, Role.RESHAPE)
-"""What rearranges a value and computes nothing."""
 
 
 @dataclass(slots=True)

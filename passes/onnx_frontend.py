@@ -147,7 +147,7 @@ class _Builder:
             self.laurel(node, names)
         elif (function := self.functions.get((node.domain, op))) is not None and self.depth < 8:
             self.call(node, function, names)
-        elif any(True for _ in bodies(node)):
+        elif bodies(node):
             self.subgraphs(node, names)
         else:
             special, least = _SPECIAL.get(op, (_Builder.plain, 0))
@@ -188,7 +188,7 @@ class _Builder:
             more["mixes"] = any(k > 1 for k in kernel) and all(s == 1 for s in strides)
         for place, name in enumerate(node.output):
             if name:
-                meta = op in ("DynamicQuantizeLinear", "Dropout", "MaxPool") and place
+                meta = op in ("DynamicQuantizeLinear", "Dropout", "MaxPool", "TopK") and place
                 names[name] = self.put(Role.META if meta else role, op, name, inputs, **more)
 
     def width(self, node: onnx.NodeProto) -> int | None:

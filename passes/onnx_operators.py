@@ -16,6 +16,7 @@ _ROLES: dict[Role, str] = {
     Role.RESHAPE: "Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile SpaceToDepth",
     Role.UPSAMPLE: "Resize Upsample DepthToSpace ConvTranspose MaxUnpool GridSample",
     Role.SCATTER: "ScatterND ScatterElements Scatter TensorScatter",
+    Role.SELECT: "Where",
     Role.REDUCE: ("ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceLogSumExp ReduceSumSquare ReduceProd ReduceLogSum"),
     Role.MATH: "Pow Sqrt Reciprocal Neg Abs Floor Ceil Round Sign Exp Log Sin Cos",
     Role.ACTIVATION: (

@@ -6,7 +6,7 @@ know are replaced by standard ones of the same output shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import prod
 
 import onnx
@@ -69,7 +69,6 @@ def shape_of(value: onnx.TypeProto.Tensor) -> Shape | None:
 def tensor_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[Shape | None, str | None]], str]:
     """Returns value name to (shape, dtype), subgraphs included, and a note for the user ("" if all went well)."""
     note = ""
-    inferred = model
     light = _light(model)
     for data_prop in (True, False):
         try:
@@ -80,8 +79,7 @@ def tensor_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[Shape | None, 
     else:
         inferred = light
     types: dict[str, tuple[Shape | None, str | None]] = {}
-    for graph in (model.graph, inferred.graph):
-        _collect(graph, types)
+    _collect(inferred.graph, types)
     return types, note
 
 
@@ -99,13 +97,19 @@ def _collect(graph: onnx.GraphProto, types: dict[str, tuple[Shape | None, str | 
             _collect(body, types)
 
 
-def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yields the subgraphs of a node (If, Loop, Scan ...)."""
+_GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Returns the subgraphs of a node (If, Loop, Scan ...)."""
+    found: list[onnx.GraphProto] = []
     for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
+        kind = attribute.type
+        if kind == _GRAPH:
+            found.append(attribute.g)
+        elif kind == _GRAPHS:
+            found.extend(attribute.graphs)
+    return found
 
 
 def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:

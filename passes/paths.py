@@ -9,18 +9,19 @@ only as long as the fork *lives*, that is until the last add that has it on a ch
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from laurel_graph.view import GraphView, Role, Vertex
 
+LAYOUT = (Role.PASS, Role.RESHAPE)
+"""What rearranges a value and computes nothing."""
 LONGEST_CHAIN = 64
 _LONGEST_CONCAT = 8
 
 # Upwards --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(NamedTuple):
     """What stands between a value and the add below it.
 
     Attributes:
@@ -46,7 +47,7 @@ class Chain:
 
 
 _NOTHING = Chain()
-_ONE_SOURCE = (Role.PASS, Role.RESHAPE, Role.SLICE)
+_ONE_SOURCE = frozenset({Role.PASS, Role.RESHAPE, Role.SLICE})
 
 Lengthen = Callable[[GraphView, Vertex, Chain], Chain | None]
 """Returns the chain with one more vertex on it, ``None`` if that may not stand on one."""
@@ -102,13 +103,42 @@ def outermost(view: GraphView, index: int) -> int:
     return index
 
 
+def readers(view: GraphView, index: int) -> Iterator[int]:
+    """Yields what reads a value, looking through casts and dropout."""
+    for reader in view.consumers[index]:
+        if view.vertices[reader].role is Role.PASS:
+            yield from readers(view, reader)
+        else:
+            yield reader
+
+
+def unscaled(view: GraphView, index: int) -> int:
+    """Follows casts, reshapes and constant scales upwards."""
+    for _ in range(LONGEST_CHAIN):
+        vertex = view.vertices[index]
+        if not vertex.inputs or not (vertex.role in LAYOUT or (vertex.role is Role.MUL and vertex.scale)):
+            break
+        index = vertex.inputs[0]
+    return index
+
+
+def last_weight(view: GraphView, branch: int) -> str:
+    """Name of the weights that the branch passes last, looking through what has none."""
+    for _ in range(LONGEST_CHAIN):
+        vertex = view.vertices[branch]
+        if vertex.weighted or not vertex.inputs:
+            return vertex.weight
+        branch = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])
+    return ""
+
+
 # Downwards ------------------------------------------------------------------------------------------------------------
 
 # What is known about the paths from a fork to a value, as bits; over several paths they are united.
-WEIGHTED, MIXED, PARAMETER, NONLINEAR, UPSAMPLED, JOINED, WHOLE = 1, 2, 4, 8, 16, 32, 64
+WEIGHTED, MIXED, PARAMETER, NONLINEAR, UPSAMPLED, JOINED, WHOLE, LEVEL = 1, 2, 4, 8, 16, 32, 64, 128
 _ONE_DEEPER, _DEPTH_MASK = 0x100, 0xF00  # weighted operators in a row, up to four, one bit each: union is maximum
 
-# WHOLE: some path starts with the fork as it is, not with a slice of it.
+# WHOLE: some path starts with the fork as it is, not with a slice of it. LEVEL: some path is nowhere upsampled.
 _ROLE_BITS = {
     Role.MIX: MIXED | NONLINEAR,
     Role.ACTIVATION: NONLINEAR,
@@ -118,6 +148,7 @@ _ROLE_BITS = {
     Role.UPSAMPLE: UPSAMPLED,
     Role.LAUREL: JOINED,
 }
+_CLEARS = frozenset({Role.SLICE, Role.UPSAMPLE})
 
 
 def depth(facts: int) -> int:
@@ -132,11 +163,11 @@ def _bits(vertex: Vertex) -> int:
     if vertex.quantised:  # rounding clips: quantisers drop a ReLU in front of it
         bits |= NONLINEAR
     if vertex.weighted:
-        return bits | WEIGHTED
+        return bits | WEIGHTED | _ONE_DEEPER
     if role is Role.LINEAR:
         return bits | MIXED | NONLINEAR
     if role is Role.MUL:
-        return bits | (NONLINEAR if not vertex.scale else PARAMETER if vertex.scale != 1 else 0)
+        return bits | (PARAMETER if vertex.scale not in (0, 1) else 0)
     return bits | MIXED if vertex.mixes else bits
 
 
@@ -165,36 +196,46 @@ class Facts:
                 continue
             merged = self._merged(index, vertex)
             if index in adds:
-                if judge(index):
-                    merged = {fork: facts | JOINED for fork, facts in merged.items()} if merged else None
+                if judge(index) and merged:
+                    merged = {fork: facts | JOINED for fork, facts in merged.items()}
             else:
                 for u in dict.fromkeys(vertex.inputs) if len(vertex.inputs) > 1 else vertex.inputs:
                     waiting[u] -= 1
                     if not waiting[u]:
                         known[u] = None
-            if vertex.role is Role.SLICE and vertex.window is not None and merged:
-                top = self._view.up(vertex.inputs[0])
-                if top in merged:
-                    merged = {**merged, top: merged[top] & ~WHOLE}
-            if last.get(index, -1) > index:
-                merged = {**merged, index: WHOLE} if merged else {index: WHOLE}
+            if index in last and last[index] > index:
+                merged = {**merged, index: WHOLE | LEVEL} if merged else {index: WHOLE | LEVEL}
             known[index] = merged
 
     def _merged(self, index: int, vertex: Vertex) -> dict[int, int] | None:
         """Unites the facts of what *vertex* reads, about forks that are still alive, and adds its own."""
-        known, last = self._known, self._last
+        known, last, role = self._known, self._last, vertex.role
         above = [facts for u in vertex.inputs if (facts := known[u])]
-        if not above or vertex.role is Role.META:
+        if not above or role is Role.META:
             return None
         bits = _bits(vertex)
-        if not bits and len(above) == 1:
-            return above[0]
-        deeper = _ONE_DEEPER if vertex.weighted else 0
-        merged: dict[int, int] = {}
-        for facts in above:
-            for fork, fact in facts.items():
-                if last[fork] >= index:
-                    if deeper:
-                        fact |= (fact & _DEPTH_MASK) << 1 & _DEPTH_MASK | deeper
-                    merged[fork] = merged[fork] | fact | bits if fork in merged else fact | bits
-        return merged or None
+        first = above[0]
+        if len(above) > 1:
+            first = dict(first)
+            both = NONLINEAR if role is Role.MUL else 0  # a product is linear in what reaches one of its factors alone
+            for facts in above[1:]:
+                for fork, fact in facts.items():
+                    first[fork] = first[fork] | fact | both if fork in first else fact
+        elif role in _CLEARS:
+            first = self._cleared(vertex, first)
+        elif not bits:
+            return first
+        if bits & _ONE_DEEPER:
+            return {
+                fork: fact | bits | (fact & _DEPTH_MASK) << 1 & _DEPTH_MASK
+                for fork, fact in first.items()
+                if last[fork] >= index
+            } or None
+        return {fork: fact | bits for fork, fact in first.items() if last[fork] >= index} or None
+
+    def _cleared(self, vertex: Vertex, facts: dict[int, int]) -> dict[int, int]:
+        """What no longer holds behind a slice or an upsampling."""
+        if vertex.role is Role.UPSAMPLE:
+            return {fork: fact & ~LEVEL for fork, fact in facts.items()}
+        top = self._view.up(vertex.inputs[0])
+        return {**facts, top: facts[top] & ~WHOLE} if vertex.window is not None and top in facts else facts

@@ -123,6 +123,25 @@ def _names(preamble: str, expressions: str) -> dict[str, Any]:
     return names
 
 
+def _once(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Returns *make* with its result, or its error, kept: a graph that cannot be made is not tried for every kind."""
+
+    @cache
+    def outcome() -> tuple[Any, Exception | None]:
+        try:
+            return make(), None
+        except Exception as error:  # the exporters' and the architecture's own code ran
+            return None, error
+
+    def get() -> Any:
+        value, error = outcome()
+        if error is not None:
+            raise error
+        return value
+
+    return get
+
+
 class Specimen:
     """One built architecture; makes its graphs on demand and keeps them for the kinds that derive from them."""
 
@@ -136,8 +155,8 @@ class Specimen:
         given = eval(expression.strip(), names)
         self.args = tuple(given) if form.strip() == "args" else ()
         self.kwargs = dict(given) if form.strip() == "kwargs" else {}
-        self.exported = cache(self._exported)
-        self.dynamo = cache(self._dynamo)
+        self.exported = _once(self._exported)
+        self.dynamo = _once(self._dynamo)
 
     def _exported(self) -> Any:
         import torch
@@ -148,7 +167,7 @@ class Specimen:
     def _dynamo(self) -> onnx.ModelProto:
         import torch
 
-        program = torch.onnx.export(self.module, self.args, kwargs=self.kwargs, dynamo=True, verbose=False)
+        program = torch.onnx.export(self.exported(), dynamo=True, verbose=False)
         if program is None:
             raise ModelError("the exporter returned nothing")
         return program.model_proto  # type: ignore[no-any-return]

@@ -61,6 +61,20 @@ def test_detect_rejects_a_position_embedding_when_the_stream_meets_it_again():
     assert [(rejected.join, rejected.reason) for rejected in found.rejected] == [("a", "bias"), ("c", "bias")]
 
 
+LOGITS = {
+    "mask, then softmax": "m = Greater(x, zero) s = Where(m, t, zero) y = Softmax(s)",
+    "mask, then the places of the largest": "m = Greater(x, zero) s = Where(m, t, zero) v, y = TopK(s, one)",
+    "place of the largest": "y = ArgMax(t)",
+}
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_detect_rejects_logits_when_only_their_order_or_a_softmax_is_read(name):
+    weights = WEIGHTS[:-1] + ", float[1] zero = {0}, int64[1] one = {1}>"
+    found = found_in(f"h = MatMul(x, w) f = Relu(h) t = Add(x, f) {LOGITS[name]}", weights=weights)
+    assert [rejected.reason for rejected in found.rejected] == ["logits-bias"]
+
+
 def test_detect_names_values_and_keys_when_nodes_have_no_names():
     (residual,) = found_in(MATCHES["skip norm"]).residuals
     assert (residual.skip, residual.branches, residual.joins, residual.site) == ("x", ("f",), ("y",), "res_y")
