@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from laurel_graph import onnx_file, runtime
 from laurel_graph.errors import ModelError
+from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.samples import sample_inputs
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 """What counts as equal, by the type of an output: largest difference over the output's scale."""
+
+_DRAWS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,9 @@ def verify(
 ) -> VerifyReport:
     """Runs two ONNX files on the same inputs and compares every output.
 
+    Nodes that draw random numbers (of a variational or diffusion model) draw the same ones in both models, if their
+    outputs have the same names.
+
     Args:
         model_a: the reference.
         model_b: the other one; it must have the inputs and outputs of the first.
@@ -141,8 +149,7 @@ def verify(
         ModelError: a file cannot be read, inputs or outputs differ, or a sample does not fit.
     """
     path_a, path_b = Path(model_a), Path(model_b)
-    proto = onnx_file.read(path_a)
-    onnx_file.read(path_b)
+    proto, other = onnx_file.read(path_a), onnx_file.read(path_b)
     if isinstance(data, (str, Path)):
         samples: list[Mapping[str, NDArray[Any]]] = list(read_samples(data))
     elif data is not None:
@@ -154,8 +161,7 @@ def verify(
     if not samples:
         raise ModelError("no samples to compare on: data is empty.")
     of_a, of_b = optimize if isinstance(optimize, tuple) else (optimize, optimize)
-    first = runtime.session(path_a, optimize=of_a)
-    second = runtime.session(path_b, optimize=of_b)
+    first, second = _session(path_a, proto, of_a), _session(path_b, other, of_b)
     names = [output.name for output in first.get_outputs()]
     others = [output.name for output in second.get_outputs()]
     if len(names) != len(others):
@@ -168,6 +174,28 @@ def verify(
         for i, name in enumerate(names)
     )
     return VerifyReport((str(path_a), str(path_b)), len(samples), outputs)
+
+
+def _session(path: Path, model: onnx.ModelProto, optimize: bool) -> Any:
+    """Returns a session of the model of a file, in which every draw of random numbers has a seed of its own."""
+    draws = [
+        node
+        for graph in graphs_of(model.graph)
+        for node in graph.node
+        if node.op_type in _DRAWS and not node.domain and all(item.name != "seed" for item in node.attribute)
+    ]
+    if not draws:
+        return runtime.session(path, optimize=optimize)
+    import onnxruntime
+
+    for node in draws:
+        node.attribute.append(onnx.helper.make_attribute("seed", float(crc32(node.output[0].encode()) % (1 << 20))))
+    options = runtime.session_options(optimize=optimize, operators=runtime.used_operators(path))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise ModelError(f"ONNX Runtime cannot load {path}: {str(error).strip()}") from error
 
 
 def _run(session: Any, path: Path, outputs: Sequence[str], sample: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

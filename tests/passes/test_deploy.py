@@ -157,6 +157,28 @@ def test_deploy_fails_when_the_target_is_unknown(tmp_path):
         deploy_file(trained(tmp_path, "rw"), tmp_path / "served.onnx", target="abacus")
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_deploy_compares_models_that_draw_random_numbers(tmp_path, external):
+    text = """(float[N,5,8] x0) => (float[N,5,8] y)
+    noise = RandomNormalLike(x0)
+    x = Add(x0, noise)
+    f = MatMul(x, W[8,8])
+    j = ai.laurel.Laurel_RW_LR(x, f, alpha[], beta[], A[8,2], B[2,8])
+    more = RandomUniformLike<low = -1.0, high = 1.0>(j)
+    s = Add(j, more)
+    y = MatMul(s, V[8,8])
+    """
+    source, served = tmp_path / "trained.onnx", tmp_path / "served.onnx"
+    onnx.save(laurel_model(text), source, save_as_external_data=external, location="t.bin", size_threshold=0)
+    before = source.read_bytes()
+    report = deploy_file(source, served)
+    assert max(relative for _, relative in report.differences.values()) <= DEPLOY_TOLERANCE
+    assert source.read_bytes() == before
+    drawn = [node for node in onnx.load(served).graph.node if node.op_type.startswith("Random")]
+    assert len(drawn) == 2
+    assert not any(item.name == "seed" for node in drawn for item in node.attribute)
+
+
 @pytest.mark.parametrize("variant", ["rw", "rw+lr"])
 def test_deploy_reads_weights_from_external_files(tmp_path, variant):
     source = trained(tmp_path, variant)
