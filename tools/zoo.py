@@ -342,7 +342,7 @@ def measure(entry: Entry, kinds: Sequence[str] = KINDS) -> Iterator[tuple[Row, D
         raise
     except Exception as error:  # the architecture's own code ran
         for kind in kinds:
-            yield Row(entry.name, kind, failure=_line(error)), None
+            yield Row(entry.name, kind, failure=one_line(error)), None
         return
     for kind in kinds:
         make: Callable[[], GraphView] = getattr(specimen, kind)
@@ -351,12 +351,13 @@ def measure(entry: Entry, kinds: Sequence[str] = KINDS) -> Iterator[tuple[Row, D
                 warnings.simplefilter("ignore")
                 view = make()
         except Exception as error:  # exporters and tracers run the architecture's own code
-            yield Row(entry.name, kind, failure=_line(error)), None
+            yield Row(entry.name, kind, failure=one_line(error)), None
             continue
         yield score(entry, kind, view)
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Returns the type and the first line of an error."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160] if text else ''}"
 

@@ -2,9 +2,11 @@
 
 import json
 
+import onnx
 import pytest
 
 from laurel_graph.errors import ModelError
+from laurel_graph.tools import zoo_deploy
 from laurel_graph.tools.zoo import Row, main, measure, read_zoo, totals
 
 FIFTH = [entry for entry in read_zoo()[3::5] if entry.name != "gemma3n"]
@@ -59,3 +61,26 @@ def test_main_prints_json_when_asked(tmp_path, capsys):
     (tmp_path / "zoo.json").write_text(json.dumps(data))
     assert main([str(tmp_path / "zoo.json"), "--kinds", "symbolic", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["totals"][0]["precision"] == 1.0
+
+
+def test_zoo_deploy_prints_one_row_per_variant_of_a_file(tmp_path, capsys):
+    from deploy_models import laurel_model
+
+    model = laurel_model("""(float[N,8] x) => (float[N,8] y)
+    f = MatMul(x, W[8,8])
+    s = Add(x, f)
+    y = MatMul(s, V[8,8])
+    """)
+    onnx.save(model, tmp_path / "net.onnx")
+    (tmp_path / "no.onnx").write_text("no model")
+    files = [str(tmp_path / name) for name in ("net.onnx", "no.onnx")]
+    assert zoo_deploy.main(["--models", *files, "--variants", "rw,rw+lr", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["model"], row["variant"], bool(row["failure"])) for row in rows] == [
+        ("net", "rw", False),
+        ("net", "rw+lr", False),
+        ("no", "rw", True),
+        ("no", "rw+lr", True),
+    ]
+    assert all(row["difference"] <= 2e-5 and row["portable"] <= 2e-5 for row in rows[:2])
+    assert rows[2]["failure"].startswith("transform: ModelError")
