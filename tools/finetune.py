@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from laurel_graph.config import SiteSpec
 
     from .task import Task
-    from .train import TrainResult
+    from .training_state import TrainResult
 
 Array = NDArray[Any]
 TEACHER = "teacher"

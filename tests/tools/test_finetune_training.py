@@ -16,8 +16,9 @@ from tolerance import assert_close
 from laurel_graph.errors import ConfigError, TrainingError
 from laurel_graph.tools.data import Data
 from laurel_graph.tools.losses import Metric
-from laurel_graph.tools.train import frozen_digest, train
+from laurel_graph.tools.train import train
 from laurel_graph.tools.train_options import TrainOptions
+from laurel_graph.tools.training_state import frozen_digest
 
 TOY = Path(__file__).parents[1] / "finetune_toy.py"
 OPTIONS = TrainOptions(epochs=4, batch_size=16, lr=0.02, quiet=True)
