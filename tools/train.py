@@ -104,7 +104,7 @@ class _Run:
         quiet = options.quiet or not self.processes.is_main
         began = time.perf_counter()
         with (
-            TrainingProgress(self.steps, state.step, options.batch_size, quiet) as progress,
+            TrainingProgress(self.steps, state.step, min(options.batch_size, len(self.data)), quiet) as progress,
             Interrupts() as self.interrupts,
         ):
             if options.resume:

@@ -43,6 +43,11 @@ def test_train_improves_the_metric_and_keeps_the_base_when_run():
     assert result.steps == 15 * 7
 
 
+def test_rate_counts_the_samples_there_are_when_the_batch_is_larger():
+    result = train(toy_model(), toy_task(), toy_data(50), None, replace(OPTIONS, batch_size=10**9))
+    assert result.samples_per_second * result.seconds < 10 * 4 * 50
+
+
 def test_train_gives_the_same_bits_when_repeated():
     states = []
     for _ in range(2):
