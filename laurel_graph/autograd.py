@@ -51,16 +51,17 @@ class Form:
         stored = stored.flatten(before + 1)
         return stored.flatten(0, before - 1) if before else stored.unsqueeze(0)
 
-    def empty(self, like: Tensor) -> Tensor:
+    def empty(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns a new tensor in the shape of *like* with its memory in :attr:`order`.
 
-        It is no view, so that an activation behind the residual may work on it in place.
+        It is no view, so that an activation behind the residual may work on it in place, and autograd may add the
+        gradients of other uses to this one in place.
         """
         strides, step = [0] * like.dim(), 1
         for axis in reversed(self.order):
             strides[axis] = step
             step *= max(1, like.shape[axis])
-        return torch.empty_strided(like.shape, strides, dtype=self.dtype, device=like.device)
+        return torch.empty_strided(like.shape, strides, dtype=dtype, device=like.device)
 
     def restored(self, matrix: Tensor, like: Tensor) -> Tensor:
         """Returns a view of what :meth:`matrix` makes, in the shape of *like* and with its memory in :attr:`order`."""
@@ -72,10 +73,17 @@ class Form:
         return scale if scale is None else scale.reshape(-1) if self.last else scale.reshape(-1, 1)
 
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By number of axes, the memory format with D innermost."""
+
+
 def memory_order(x: Tensor, f: Tensor) -> tuple[int, ...]:
     """Returns the axes from the outermost to the innermost in the memory of ``x + f``."""
     order = list(range(x.ndim))
     if not (x.is_contiguous() and f.is_contiguous()):
+        layout = CHANNELS_LAST.get(x.ndim)
+        if layout and x.is_contiguous(memory_format=layout) and f.is_contiguous(memory_format=layout):
+            return (0, *order[2:], 1)  # what follows would find it too, at a hundred times the cost
         of_x, of_f = (torch.empty_strided(t.shape, t.stride(), device="meta") for t in (x, f))
         strides = torch.add(of_x, of_f).stride()
         order.sort(key=lambda axis: -strides[axis])
@@ -189,7 +197,7 @@ class _LaurelSum(torch.autograd.Function):
         scales, downs, up, tensors = _split(form, arguments)
         factors = [form.factor(scale) for scale in scales]
         matrices = [form.matrix(tensor) for tensor in tensors]
-        result = form.empty(tensors[0])
+        result = form.empty(tensors[0], form.dtype)
         y = form.matrix(result)
         hidden: list[Tensor] = []
         with torch.autocast(y.device.type, enabled=False):
@@ -251,11 +259,11 @@ def _gradients(
     read |= {i for i, need in zip(form.lows, need_downs, strict=True) if need}
     matrices = {i: form.matrix(tensors[i]) for i in read}
     passed = {i for i, factor in enumerate(factors[: form.terms]) if factor is None and i not in form.lows}
-    written = {
-        i: torch.empty_like(whole, dtype=tensors[i].dtype)
-        for i, need in enumerate(need_tensors)
-        if need and i not in passed
-    }
+    of_tensors = [
+        None if not need else grad.to(tensor.dtype) if i in passed else form.empty(tensor, tensor.dtype)
+        for i, (tensor, need) in enumerate(zip(tensors, need_tensors, strict=True))
+    ]
+    written = {i: form.matrix(of) for i, of in enumerate(of_tensors) if of is not None and i not in passed}
 
     for number, piece in enumerate(_pieces(whole)):
         g = whole[piece].to(form.work)
@@ -283,8 +291,4 @@ def _gradients(
             if matrix.dtype != form.work:
                 matrix[piece] = out
 
-    of_tensors = [
-        form.restored(written[i], tensor) if i in written else grad.to(tensor.dtype) if need else None
-        for i, (tensor, need) in enumerate(zip(tensors, need_tensors, strict=True))
-    ]
     return [*of_scales, *(a if a is None else a.t() for a in of_downs), of_up, *of_tensors]

@@ -346,3 +346,21 @@ def test_gradients_flow_when_an_activation_works_on_the_residual_in_place(axis):
     x, f = (torch.randn(SHAPES[axis], requires_grad=True) for _ in range(2))
     torch.relu_(module(x, f)).sum().backward()
     assert x.grad is not None and f.grad is not None
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_gradients_are_no_views_when_other_uses_are_to_be_added_in_place(axis):
+    module, seen = LaurelResidual(make_spec("rw+lr", axis)), []
+    x, f = (torch.randn(SHAPES[axis], requires_grad=True) for _ in range(2))
+    for tensor in (x, f):
+        tensor.register_hook(lambda gradient: seen.append(gradient._is_view()))
+    module(x, f).sum().backward()
+    assert seen == [False, False]
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 3, 4), (1, 12, 3, 4), (2, 12, 1, 4), (2, 12, 1, 1), (2, 12, 2, 3, 2)])
+def test_result_is_laid_out_like_the_add_when_channels_are_last(shape):
+    layout = autograd.CHANNELS_LAST[len(shape)]
+    x, f = (torch.randn(shape).to(memory_format=layout) for _ in range(2))
+    module = random_module(make_spec("rw+lr", 1, len(shape)))
+    assert module(x, f).stride() == (x + f).stride()

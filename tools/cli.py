@@ -152,9 +152,16 @@ def transform(
 @with_flags(FinetuneOptions, arguments=("model",), spellings={"tuned": ("-o", "--tuned")})
 def finetune(
     options: FinetuneOptions,
-    variants: Annotated[str | None, typer.Option(help="Sweep instead: variants of the plain MODEL, as rw,lr.")] = None,
-    ranks: Annotated[str, typer.Option(help="Ranks of a sweep, as 4,16,32; by default one, chosen by width.")] = "",
-    seeds: Annotated[str, typer.Option(help="Seeds of a sweep.")] = "0,1,2",
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            help="Sweep instead: variants of the plain MODEL, as rw,lr. It prints a table and writes no file."
+        ),
+    ] = None,
+    ranks: Annotated[
+        str | None, typer.Option(help="Ranks of a sweep, as 4,16,32; by default one, chosen by width.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of a sweep; by default 0,1,2.")] = None,
     json: Json = False,
 ) -> None:
     """Train the LAuReL tensors of a transformed MODEL, all else frozen; or sweep over variants of a plain one."""
@@ -162,12 +169,16 @@ def finetune(
     if variants is not None:
         from laurel_graph.tools.sweep import sweep
 
-        swept = sweep(options, variants.split(","), _numbers("--ranks", ranks), _numbers("--seeds", seeds))
+        seeds = "0,1,2" if seeds is None else seeds
+        swept = sweep(options, variants.split(","), _numbers("--ranks", ranks or ""), _numbers("--seeds", seeds))
         if json:
             print_json(swept.to_dict())
         else:
             print_table(f"{swept.model}, seeds {', '.join(map(str, swept.seeds))}", swept.columns, swept.table())
         return
+    for flag, value in (("--ranks", ranks), ("--seeds", seeds)):
+        if value is not None:
+            raise ConfigError(f"{flag} goes with a sweep: name its variants with --variants.")
     from laurel_graph.tools.finetune import finetune as run
 
     report = run(options)

@@ -7,6 +7,7 @@ starts (:func:`fit_to_inputs`), so that a wrong name, shape or type is one clear
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -384,9 +385,9 @@ def split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
     """Returns *data* without a random *fraction* of the samples, and that fraction.
 
     Raises:
-        DataError: one of the two would be empty.
+        DataError: one of the two would be empty, or *fraction* is no number.
     """
-    held_out = round(len(data) * fraction)
+    held_out = round(len(data) * fraction) if math.isfinite(fraction) else 0
     if not 0 < held_out < len(data):
         raise DataError(f"{data.source}: a validation fraction of {fraction} of {len(data)} samples leaves one empty.")
     order = np.random.default_rng([seed, 1]).permutation(len(data))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from laurel_graph.config import SiteSpec
 
     from .task import Task
-    from .train import TrainResult
+    from .training_state import TrainResult
 
 Array = NDArray[Any]
 TEACHER = "teacher"
@@ -104,7 +104,8 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
     """
     began = time.perf_counter()
     for path in filter(None, (options.tuned, options.adapter, options.checkpoint)):
-        onnx_file.check_output(path, options.model)
+        for source in filter(None, (options.model, options.data, options.validation, options.teacher)):
+            onnx_file.check_output(path, source)
     model = onnx_file.read(options.model)
     specs = read_specs(model)
     if not (specs or options.train or options.head):

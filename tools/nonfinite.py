@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+
+from .task import Task
 
 
 def is_finite(value: object) -> bool:
@@ -77,3 +80,30 @@ def first_value(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
         for handle in handles:
             handle.remove()
     return None
+
+
+def explained(
+    module: nn.Module, task: Task, batch: Mapping[str, Tensor] | None, context: AbstractContextManager[Any]
+) -> str:
+    """Says which tensor made the loss of a step NaN or infinite.
+
+    Args:
+        module: what trains.
+        task: what it is trained on.
+        batch: this process's share of the batch, ``None`` if it had none.
+        context: what the module runs in.
+    """
+    where, advice = "the loss is not finite", "Nothing of this step was applied"
+    if batch is None:
+        return f"{where} in another process. {advice}."
+    for name, tensor in batch.items():
+        if not is_finite(tensor):
+            return f"{where}: the data array {name!r} holds NaN or infinity in this batch. {advice}."
+    if parameter := first_parameter(module):
+        return f"{where}: the parameter {parameter!r} is not finite. {advice}; lower --lr."
+    inputs = tuple(batch[name] for name in task.inputs)
+    with torch.no_grad(), context:
+        value = first_value(module, *task.arguments(inputs))
+    if value:
+        return f"{where}: {value!r} is the first value that is not finite. {advice}; lower --lr or check the data."
+    return f"{where}, though the output is; check the targets and the loss function. {advice}."

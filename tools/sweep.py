@@ -112,7 +112,7 @@ def sweep(
         config: everything else of the transformation.
 
     Raises:
-        ConfigError: no validation data, no seeds, or a variant that is none.
+        ConfigError: no validation data, no seeds, an adapter to write, or a variant or rank that is none.
         LaurelError: see :func:`laurel_graph.tools.finetune.finetune`.
     """
     from laurel_graph.passes.pipeline import remove, transform
@@ -125,7 +125,11 @@ def sweep(
         raise ConfigError("seeds is empty: expected at least one seed.")
     if not chosen:
         raise ConfigError("variants is empty: expected at least one variant.")
+    if options.adapter is not None:
+        raise ConfigError("a sweep writes no adapter: leave out --adapter and fine-tune the best variant with it.")
     config = config or LaurelConfig()
+    for rank in ranks:
+        _with(config, "lr", rank, 0)  # a wrong one is refused before the first run
     plan: list[tuple[str, int | None]] = [("none", None)] if options.head or options.train else []
     plan += [(v, rank) for v in chosen for rank in (ranks if _has_rank(v, config) and ranks else (None,))]
     rows = []
@@ -154,7 +158,7 @@ def _has_rank(variant: str, config: LaurelConfig) -> bool:
 
 
 def _with(config: LaurelConfig, variant: str, rank: int | None, seed: int) -> LaurelConfig:
-    return replace(config, variant=variant, rank=rank or config.rank, seed=seed)
+    return replace(config, variant=variant, rank=config.rank if rank is None else rank, seed=seed)
 
 
 def _row(variant: str, rank: int | None, reports: list[FinetuneReport]) -> SweepRow:

@@ -1,5 +1,8 @@
 """The results file of an experiment: what was run is not run again."""
 
+import argparse
+import math
+
 from laurel_graph.tools.experiments.results import Results, column, mean_and_spread
 
 
@@ -51,3 +54,14 @@ def test_grid_makes_a_seed_of_every_row_before_the_next_one(tmp_path):
 def test_table_shows_no_spread_for_one_seed():
     assert mean_and_spread([0.5]) == ("0.5000", "0.0000")
     assert mean_and_spread([1.0, 2.0]) == ("1.5000", "0.7071")
+
+
+def test_search_goes_on_past_its_first_rates_when_the_next_one_is_better(monkeypatch):
+    from laurel_graph.tools.experiments import images
+
+    def measured(method, lr, *_):
+        return {"accuracy": 0.0, "loss": 1 + abs(math.log10(lr / 1e-5)) if method == "lr" else 1.0}
+
+    monkeypatch.setattr(images, "measured", measured)
+    args = argparse.Namespace(methods=("lr", "rw"), rates=(1e-3, 3e-3), search=1, validation=1, test=1)
+    assert images.search(args, Results(None), {"lora": 0}) == {"lr": 1e-5, "rw": 1e-3}

@@ -1,6 +1,7 @@
 """``finetune`` on ONNX files: what is trained, what is written, what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -235,6 +236,7 @@ def test_trained_tensors_are_those_of_the_file_when_nothing_was_trained(options)
         ({"data": "nowhere.npz"}, DataError, "nowhere.npz: no such data; expected an .npz or .parquet file"),
         ({"loss": "lost.module:loss"}, ConfigError, "module 'lost.module' cannot be imported"),
         ({"validation": "1.5"}, DataError, "leaves one empty"),
+        ({"validation": "nan"}, DataError, "leaves one empty"),
         ({"head": 0}, ConfigError, "head = 0 is not valid"),
         ({"adapter": "a.onnx"}, ConfigError, r"expected a file ending in \.safetensors or \.onnx_adapter"),
         ({"checkpoint": "a.onnx", "tuned": "a.onnx"}, ConfigError, "is another file of this run"),
@@ -244,6 +246,15 @@ def test_finetune_refuses_with_a_clear_sentence_when_an_option_is_wrong(options,
     with pytest.raises(error, match=words):
         finetune(replace(options, **changes))
     assert not options.tuned.exists()
+
+
+@pytest.mark.parametrize("name", ["data", "validation", "teacher"])
+def test_finetune_refuses_when_an_output_would_overwrite_what_it_reads(options, tmp_path, name):
+    options = replace(options, loss="distill", teacher=tmp_path / "base.onnx")
+    before = Path(getattr(options, name)).read_bytes()
+    with pytest.raises(OutputError, match="is the input; the input is never overwritten"):
+        finetune(replace(options, tuned=getattr(options, name)))
+    assert Path(getattr(options, name)).read_bytes() == before
 
 
 def test_finetune_refuses_when_the_output_is_the_input_or_the_model_is_plain(options, tmp_path):

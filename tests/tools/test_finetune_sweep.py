@@ -60,6 +60,8 @@ def test_sweep_hands_on_the_error_when_a_run_fails(options):
         ({}, {"seeds": ()}, "seeds is empty"),
         ({}, {"variants": ()}, "variants is empty"),
         ({}, {"variants": ["rx"]}, "variant = 'rx' is not valid"),
+        ({}, {"ranks": [0]}, "rank = 0 is not valid"),
+        ({"adapter": "a.safetensors"}, {}, "leave out --adapter"),
     ],
 )
 def test_sweep_refuses_when_it_could_not_compare(options, changes, settings, words):

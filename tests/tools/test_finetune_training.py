@@ -16,8 +16,9 @@ from tolerance import assert_close
 from laurel_graph.errors import ConfigError, TrainingError
 from laurel_graph.tools.data import Data
 from laurel_graph.tools.losses import Metric
-from laurel_graph.tools.train import frozen_digest, train
+from laurel_graph.tools.train import train
 from laurel_graph.tools.train_options import TrainOptions
+from laurel_graph.tools.training_state import frozen_digest
 
 TOY = Path(__file__).parents[1] / "finetune_toy.py"
 OPTIONS = TrainOptions(epochs=4, batch_size=16, lr=0.02, quiet=True)
@@ -40,6 +41,11 @@ def test_train_improves_the_metric_and_keeps_the_base_when_run():
     assert frozen_digest(model) == base == result.frozen
     assert not same_bits(start, trained(model))
     assert result.steps == 15 * 7
+
+
+def test_rate_counts_the_samples_there_are_when_the_batch_is_larger():
+    result = train(toy_model(), toy_task(), toy_data(50), None, replace(OPTIONS, batch_size=10**9))
+    assert result.samples_per_second * result.seconds < 10 * 4 * 50
 
 
 def test_train_gives_the_same_bits_when_repeated():

@@ -2,8 +2,10 @@
 
 The trained ResNet-50-thin (open-nsfw) gets a new linear head and learns from some of 5000 MNIST digits; it is measured
 on others, none of which chose anything: the learning rate of every method is the one with the lowest loss on validation
-digits, after a short run from a seed of its own. LoRA (peft) sits on every convolution, at the rank whose number of
-parameters comes next to that of RW+LR.
+digits, after a short run from a seed of its own; the search goes on past the rates it begins with until neither the
+next lower nor the next higher rate is better. The head learns at one rate under every method, so that none is held back
+by a rate that suits its own tensors and not the head. LoRA (peft) sits on every convolution, at the rank whose number
+of parameters comes next to that of RW+LR.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from .results import Results, Run, add_flags, chosen, column, mean_and_spread
 
 FEATURES, WIDTH, INPUT, TARGET = "Relu_48:0", 1024, "input:0", "digit"
 COUNT, BATCH, SEARCH_SEED = 5000, 16, 100
-RATES, FULL_RATES = (1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3)
+RATES, FULL_RATES = (1e-3, 3e-3), (3e-5, 1e-4)
+LADDER = tuple(float(f"{digit}e{power}") for power in range(-7, 2) for digit in (1, 3))
+GAIN = 0.01
+"""A rate that lowers the loss by less than this share ends the search."""
 METHODS = ("head", "rw", "lr", "rw+lr", "rw+lr+pa", "lora", "full")
 MEAN_BGR = np.array([104, 117, 123], np.float32)
 
@@ -59,17 +64,23 @@ class Digits:
 
 
 class Classifier(nn.Module):
-    """The trunk, averaged over all places, under a linear head that starts at zero."""
+    """The trunk, averaged over all places, under a linear head that starts at zero.
 
-    def __init__(self, trunk: nn.Module) -> None:
+    Args:
+        trunk: ``(N, H, W, 3)`` to ``(N, 1024, h, w)``.
+        pace: how many times as fast as the trunk the head learns. Adam's steps have the size of the rate whatever the
+            gradient, so a factor behind the head is a factor of its rate.
+    """
+
+    def __init__(self, trunk: nn.Module, pace: float) -> None:
         super().__init__()
-        self.trunk, self.head = trunk, nn.Linear(WIDTH, 10)
+        self.trunk, self.head, self.pace = trunk, nn.Linear(WIDTH, 10), pace
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits."""
-        return self.head(self.trunk(images).mean((2, 3)))  # type: ignore[no-any-return]
+        return self.pace * self.head(self.trunk(images).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 def trunk(method: str, rank: int, lora_rank: int, seed: int) -> nn.Module:
@@ -141,7 +152,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates to try")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="learning rates to begin with")
+    parser.add_argument("--head-rate", type=float, default=1e-2, help="rate of the head above a trunk that learns too")
     parser.add_argument("--full-rates", nargs="+", type=float, default=FULL_RATES, help="those of full fine-tuning")
     add_flags(parser)
     args = parser.parse_args()
@@ -150,7 +162,10 @@ def main() -> None:
     results, pool = Results.of(args), COUNT - args.test - args.validation
     if max(args.training, args.search) > pool:
         parser.error(f"there are {COUNT} digits: fewer --training, --validation or --test, please")
-    settings = chosen(args, "scale", "epochs", "rank", "test", "validation") | {"experiment": "images", "lora": lora}
+    settings = chosen(args, "scale", "epochs", "rank", "test", "validation", "head_rate") | {
+        "experiment": "images",
+        "lora": lora,
+    }
     compare(search(args, results, settings), args, results, settings)
 
 
@@ -162,16 +177,31 @@ def search(args: argparse.Namespace, results: Results, settings: dict[str, Any])
         known, held_out = slice(args.search), slice(end - args.validation, end)
         return measured(method, lr, SEARCH_SEED + seed, settings["lora"], known, held_out, args)
 
-    rates = {method: args.full_rates if method == "full" else args.rates for method in args.methods}
-    tried = [{"method": method, "lr": lr} for method in args.methods for lr in rates[method]]
-    table, best, lines = results.grid(tried, 1, settings | {"search": args.search}, measure), dict[str, Run](), []
-    for row, runs in table:
-        run = {"lr": row["lr"], **runs[0]}
-        lines.append((row["method"], f"{run['lr']:g}", f"{run['accuracy']:.4f}", f"{run['loss']:.4f}"))
-        best[row["method"]] = min(best.get(row["method"], run), run, key=lambda found: found["loss"])
+    best, lines = dict[str, float](), []
+    for method in args.methods:
+        tried: dict[float, Run] = {}
+        wanted, lowest = set(args.full_rates if method == "full" else args.rates), float("inf")
+        while wanted - tried.keys():
+            rows = [{"method": method, "lr": lr} for lr in sorted(wanted - tried.keys())]
+            table = results.grid(rows, 1, settings | {"search": args.search}, measure)
+            if not table:
+                break
+            tried |= {row["lr"]: runs[0] for row, runs in table}
+            best[method] = min(tried, key=lambda lr: tried[lr]["loss"])
+            loss = tried[best[method]]["loss"]
+            wanted = neighbours(best[method]) if loss < (1 - GAIN) * lowest else set()
+            lowest = loss
+        for lr, run in sorted(tried.items()):
+            lines.append((method, f"{lr:g}", f"{run['accuracy']:.4f}", f"{run['loss']:.4f}"))
     title = f"rates: {args.search} digits to learn from, {args.validation} to choose by"
     print_table(title, ("method", "rate", "validation accuracy", "validation loss"), lines)
-    return {method: run["lr"] for method, run in best.items()}
+    return best
+
+
+def neighbours(rate: float) -> set[float]:
+    """Returns the next rates below and above: the best one has to be better than both."""
+    lower, higher = (lr for lr in LADDER if lr < rate), (lr for lr in LADDER if lr > rate)
+    return {max(lower, default=rate), min(higher, default=rate)}
 
 
 def compare(best: dict[str, float], args: argparse.Namespace, results: Results, settings: dict[str, Any]) -> None:
@@ -208,7 +238,8 @@ def measured(
     """Returns the accuracy and loss on held-out digits, the trained parameters, the processor seconds of training."""
     loss = build_loss("cross_entropy", TARGET)
     task = Task((INPUT,), loss, build_metric("accuracy", "cross_entropy", loss, TARGET))
-    model = Classifier(trunk(method, args.rank, lora, seed))
+    pace = 1.0 if method == "head" else args.head_rate / lr
+    model = Classifier(trunk(method, args.rank, lora, seed), pace)
     options = TrainOptions(epochs=args.epochs, batch_size=BATCH, lr=lr, seed=seed, quiet=True)
     began = time.process_time()
     train(model, task, Data(Digits(known, args.scale), "training digits"), None, options)

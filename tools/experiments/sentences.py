@@ -81,12 +81,13 @@ def folds(count: int, parts: int, seed: int) -> list[NDArray[np.int64]]:
     return np.array_split(np.random.default_rng(seed).permutation(count), parts)
 
 
-def steps(model: nn.Module, lr: float, count: int) -> Iterator[Callable[[Tensor], None]]:
-    """Yields *count* functions that take a loss and make a step; the rate falls to zero in a straight line."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1), lr=lr)
+def steps(model: nn.Module, args: argparse.Namespace, count: int) -> Iterator[Callable[[Tensor], None]]:
+    """Yields *count* functions that take a loss and make a step; the rates fall to zero in a straight line."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1), lr=args.lr)
+    rates = [args.head_lr if group["weight_decay"] else args.lr for group in optimizer.param_groups]
     for number in range(count):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * (1 - number / count)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - number / count)
 
         def step(loss: Tensor) -> None:
             optimizer.zero_grad()
@@ -107,7 +108,7 @@ def classify(variant: str, args: argparse.Namespace, seed: int) -> float:
         for _ in range(args.epochs):
             batches = texts.by_length(draw.permutation(known))
             plan += [batches[i] for i in draw.permutation(len(batches))]
-        for batch, step in zip(plan, steps(model, args.lr, len(plan)), strict=True):
+        for batch, step in zip(plan, steps(model, args, len(plan)), strict=True):
             step(F.cross_entropy(model(*texts.batch(batch)), classes[batch]))
         with torch.no_grad():
             for batch in texts.by_length(test):
@@ -123,7 +124,7 @@ def compare(variant: str, args: argparse.Namespace, seed: int) -> float:
     for test in folds(count, args.folds, seed):
         model = encoder(variant, args.rank, seed)
         known, draw = np.setdiff1d(np.arange(count), test), np.random.default_rng([seed, 1])
-        for step in steps(model, args.lr, args.steps) if variant != "none" else ():
+        for step in steps(model, args, args.steps) if variant != "none" else ():
             batch = draw.choice(known, BATCH, replace=False)
             off = ~torch.eye(BATCH, dtype=torch.bool)
             cosines = similarities(model(*texts.batch(batch)))
@@ -156,7 +157,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="of polarity")
     parser.add_argument("--steps", type=int, default=20, help="of similarity")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=2e-3, help="rate of the LAuReL parameters")
+    parser.add_argument("--head-lr", type=float, default=1e-2, help="rate of the head of polarity")
     add_flags(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -168,7 +170,7 @@ def main() -> None:
         parameters = sum(p.numel() for p in encoder(variant, args.rank, 0).parameters() if p.requires_grad)
         return {"value": value, "parameters": parameters, "seconds": seconds}
 
-    settings = chosen(args, "folds", "epochs", "steps", "rank", "lr") | {"experiment": "sentences"}
+    settings = chosen(args, "folds", "epochs", "steps", "rank", "lr", "head_lr") | {"experiment": "sentences"}
     plan = [{"task": task, "variant": variant} for task in args.tasks for variant in args.variants]
     table = [
         (
