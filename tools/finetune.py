@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,8 +104,9 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
         OutputError: a file cannot be written.
     """
     began = time.perf_counter()
+    sources: tuple[str | Path | None, ...] = (options.model, options.data, options.validation, options.teacher)
     for path in filter(None, (options.tuned, options.adapter, options.checkpoint)):
-        for source in filter(None, (options.model, options.data, options.validation, options.teacher)):
+        for source in sources:
             onnx_file.check_output(path, source)
     model = onnx_file.read(options.model)
     specs = read_specs(model)

@@ -128,8 +128,8 @@ def sweep(
     if options.adapter is not None:
         raise ConfigError("a sweep writes no adapter: leave out --adapter and fine-tune the best variant with it.")
     config = config or LaurelConfig()
-    for rank in ranks:
-        _with(config, "lr", rank, 0)  # a wrong one is refused before the first run
+    for wanted in ranks:
+        _with(config, "lr", wanted, 0)  # a wrong one is refused before the first run
     plan: list[tuple[str, int | None]] = [("none", None)] if options.head or options.train else []
     plan += [(v, rank) for v in chosen for rank in (ranks if _has_rank(v, config) and ranks else (None,))]
     rows = []
