@@ -171,6 +171,7 @@ void down(const Job& job, const Product& product, int64_t row, int rows, float* 
   const int64_t width = job.width, h_step = job.rank;
   const T* const x = static_cast<const T*>(product.source) + row * width;
   if (product.rank <= kDotRank) return down_dots(x, width, product, rows, h, h_step, ahead);
+  const int64_t panel_columns = down_panel(product.rank);
   for (int64_t k = 0; k < width; k += kDepth) {
     const int64_t depth = smaller(kDepth, width - k);
     const float scale = k + depth == width ? product.scale : 1.0f;
@@ -181,8 +182,8 @@ void down(const Job& job, const Product& product, int64_t row, int rows, float* 
     } else {
       for (int m = 0; m < rows; ++m) widen_row(x + m * width + k, depth, x32 + m * kDepth);
     }
-    for (int64_t start = 0; start < product.rank; start += kPanel) {
-      const int columns = static_cast<int>(smaller(kPanel, product.rank - start));
+    for (int64_t start = 0; start < product.rank; start += panel_columns) {
+      const int columns = static_cast<int>(smaller(panel_columns, product.rank - start));
       const bool fetches = start == 0 && ahead.count > 0;
       with_count<kPanel / kWidth>((columns + kWidth - 1) / kWidth, [&](auto v) LAUREL_LAMBDA {
         constexpr int V = v.value, kMost = V == 3 ? 4 : kRows;
