@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "job.h"
 #include "pack.h"
@@ -33,56 +34,70 @@ LAUREL_INLINE Floats load_vector(const Vector& vector, int64_t at, int count) {
   return vector.stride ? load_as<E>(vector.data + at, count) : load(vector.data);
 }
 
-// Normalises one row: y = scale * (row - mean) / deviation + offset, or scale * row / root mean square. The row may be
-// y itself or, in 16-bit types, its float32 form; `sum` takes the row as it is if that is not where it lies already.
-template <typename O, typename T>
-void normalise(const Job& job, const O* row, T* y, T* sum) {
+// What the norm of a row needs, gathered while its vectors are in registers: a pivot near its values, and for each lane
+// the sum and the sum of squares of what is left of them without the pivot. Without it the difference of two large
+// numbers would be all that is left of a row that is nearly constant.
+constexpr int kMoments = 3 * kWidth;  // floats: pivot, sums, sums of squares
+
+// Adds M rows of V vectors, `count` elements in the last one if it is partial; `first` of their rows.
+template <int M, int V, Extent E>
+LAUREL_INLINE void gather_moments(const Floats (&value)[M][V], int count, bool first, bool centred, float* moments) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    float* const row = moments + m * kMoments;
+    if (first) {
+      // The mean of these elements differs from the row's by at most sqrt(width / elements) deviations.
+      Floats all = E == kPart ? first_lanes(value[m][V - 1], count) : value[m][V - 1];
+      for (int v = 0; v < V - 1; ++v) all += value[m][v];
+      const int elements = E == kPart ? (V - 1) * kWidth + count : V * kWidth;
+      store(row, centred ? splat(sum_lanes(all) / static_cast<float>(elements)) : Floats{});
+      store(row + kWidth, Floats{});
+      store(row + 2 * kWidth, Floats{});
+    }
+    const Floats pivot = load(row);
+    Floats sum = load(row + kWidth), squares = load(row + 2 * kWidth);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      Floats left = value[m][v] - pivot;
+      if (E == kPart && v == V - 1) left = first_lanes(left, count);
+      sum += left;
+      squares += left * left;
+    }
+    store(row + kWidth, sum);
+    store(row + 2 * kWidth, squares);
+  }
+}
+
+// Normalises M rows: y = scale * (row - mean) / deviation + offset, or scale * row / root mean square. The rows may be
+// y itself or, in 16-bit types, their float32 form; `sum` takes them as they are if that is not where they lie already.
+template <int M, typename O, typename T>
+void normalise(const Job& job, const float* moments, const O* rows, T* y, T* sum) {
   const int64_t width = job.width;
-  const int64_t whole = width / kWidth * kWidth;
-  const int tail = static_cast<int>(width - whole);
   const bool centred = job.epilogue == Epilogue::kLayerNorm;
-  float mean = 0;
-  if (centred) {
-    Floats even{}, odd{};
-    int64_t i = 0;
-    for (; i + 2 * kWidth <= whole; i += 2 * kWidth) {
-      even += load(row + i);
-      odd += load(row + i + kWidth);
-    }
-    for (; i < whole; i += kWidth) even += load(row + i);
-    if (tail) odd += load_part(row + whole, tail);
-    mean = sum_lanes(even + odd) / static_cast<float>(width);
+  // The mean in two parts: on a row that is nearly constant, their sum is too coarse.
+  Floats pivot[M], rest[M], factor[M];
+  for (int m = 0; m < M; ++m) {
+    const float* const row = moments + m * kMoments;
+    const float count = static_cast<float>(width);
+    const float left = centred ? sum_lanes(load(row + kWidth)) / count : 0.0f;
+    const float variance = sum_lanes(load(row + 2 * kWidth)) / count - left * left;
+    pivot[m] = splat(row[0]);
+    rest[m] = splat(left);
+    factor[m] = splat(1.0f / std::sqrt((variance < 0 ? 0 : variance) + job.epsilon));
   }
-  float squares = 0;
-  {
-    Floats even{}, odd{};
-    int64_t i = 0;
-    for (; i + 2 * kWidth <= whole; i += 2 * kWidth) {
-      Floats a = load(row + i) - mean, b = load(row + i + kWidth) - mean;
-      even += a * a;
-      odd += b * b;
-    }
-    for (; i < whole; i += kWidth) {
-      Floats a = load(row + i) - mean;
-      even += a * a;
-    }
-    squares = sum_lanes(even + odd);
-    for (i = whole; i < width; ++i) {
-      float a = to_float(row[i]) - mean;
-      squares += a * a;
-    }
-  }
-  const float factor = 1.0f / std::sqrt(squares / static_cast<float>(width) + job.epsilon);
   auto step = [&](auto extent, int64_t i, int count) LAUREL_LAMBDA {
     constexpr Extent E = extent.value;
-    Floats value = load_as<E>(row + i, count);
-    if (sum) store_as<E>(sum + i, value, count);
-    value = (value - mean) * factor * load_vector<E>(job.scale, i, count);
-    if (centred) value += load_vector<E>(job.offset, i, count);
-    store_as<E>(y + i, value, count);
+    const Floats scale = load_vector<E>(job.scale, i, count), offset = load_vector<E>(job.offset, i, count);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const Floats value = load_as<E>(rows + m * width + i, count);
+      if (sum) store_as<E>(sum + m * width + i, value, count);
+      store_as<E>(y + m * width + i, (value - pivot[m] - rest[m]) * (factor[m] * scale) + offset, count);
+    }
   };
-  for (int64_t i = 0; i < whole; i += kWidth) step(std::integral_constant<Extent, kFull>(), i, kWidth);
-  if (tail) step(std::integral_constant<Extent, kPart>(), whole, tail);
+  int64_t i = 0;
+  for (; i + kWidth <= width; i += kWidth) step(std::integral_constant<Extent, kFull>(), i, kWidth);
+  if (i < width) step(std::integral_constant<Extent, kPart>(), i, static_cast<int>(width - i));
 }
 
 }  // namespace laurel::LAUREL_PATH

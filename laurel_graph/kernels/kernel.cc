@@ -15,6 +15,7 @@ struct Repeated {
   explicit Repeated(float value) { std::fill(values, values + kRepeat, value); }
 };
 const Repeated kOnes(1.0f), kZeros(0.0f);
+const Repeated kNoBias(-0.0f);  // added to anything, -0 too, it leaves the bits alone
 
 bool is_factor(int parameter) {
   return parameter == kA || parameter == kB || parameter == kPreviousA || parameter == kPreviousB;
@@ -312,7 +313,7 @@ void Kernel::run(ort::KernelContext* context, Job* job, const Arguments& argumen
   };
   job->alpha = vector(kAlpha, kOnes);
   job->beta = vector(kBeta, kOnes);
-  job->bias = vector(kBias, kZeros);
+  job->bias = vector(kBias, kNoBias);
   job->biased = op_.bias;
   job->scale = vector(kScale, kOnes);
   job->offset = vector(kOffset, kZeros);

@@ -1,7 +1,7 @@
 // How A and B lie in memory for the tiles of tokens.h and channels.h. Packed once when they are constant.
 //
-// Tokens, A (D, r): panels of kPanel columns, the last one rounded up to whole vectors, each a (D, panel) array; but
-// for r <= kDotRank its transpose, rows rounded up to whole vectors, in groups of four rows.
+// Tokens, A (D, r): panels of down_panel(r) columns, the last one rounded up to whole vectors, each a (D, panel) array;
+// but for r <= kDotRank its transpose, rows rounded up to whole vectors, in groups of four rows.
 // Tokens, B (R, D): panels of kUpPanel columns, each an (R, panel) array; the last one rounded up to whole vectors.
 // Channels, A (D, r) and B^T (D, R): groups of kGroup columns of A, each (D, kGroup); groups of kGroup rows of B^T,
 // each transposed to (R, kGroup). What is rounded up is filled with zeros.
@@ -20,6 +20,12 @@ constexpr int kGroup = kRegisters == 32 ? 8 : 4;
 LAUREL_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 LAUREL_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 LAUREL_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Columns of a panel of A: as few panels as kPanel allows, of nearly equal size, for a narrow one has too few sums.
+LAUREL_INLINE int64_t down_panel(int64_t rank) {
+  const int64_t panels = (rank + kPanel - 1) / kPanel;
+  return round_up((rank + panels - 1) / panels, kWidth);
+}
 
 inline size_t down_size(bool channels, int64_t width, int64_t rank) {
   if (channels) return width * round_up(rank, kGroup);
@@ -58,7 +64,7 @@ void pack_down_as(bool channels, const T* A, int64_t width, int64_t rank, float*
   if (channels) {
     pack_panels(A, rank, 1, width, 0, width, rank, kGroup, kGroup, out);
   } else if (rank > kDotRank) {
-    pack_panels(A, rank, 1, width, 0, width, rank, kPanel, kWidth, out);
+    pack_panels(A, rank, 1, width, 0, width, rank, down_panel(rank), kWidth, out);
   } else {
     const int64_t padded = round_up(width, kWidth);
     for (int64_t j = 0; j < round_up(rank, 4); ++j) {

@@ -16,6 +16,7 @@ constexpr double kFlopsPerNs = kWidth * 8.0;
 constexpr double kBytesPerNs = 16.0;
 constexpr double kConvertNs = 8.0 / kWidth;  // from bytes and back, for an element of all arrays
 constexpr double kTaskNs = 12000;  // less work than this is not worth handing over
+constexpr int64_t kTaskElements = 160 << 10;  // read or written by an elementwise task that is worth it; as Add has it
 constexpr int64_t kMostTasks = 256;
 constexpr double kCacheBytes = 4 << 20;  // arrays larger than this come from memory
 
@@ -24,16 +25,13 @@ inline bool elementwise(const Job& job) {
   return job.rank == 0 && !norm;
 }
 
-// Units of work in a task, of `units` that take `ns` in all.
-inline int64_t task_units(double ns, int64_t units) {
-  const int64_t worth = static_cast<int64_t>(kTaskNs * static_cast<double>(units) / (ns + 1)) + 1;
-  return larger(smaller(worth, units), (units + kMostTasks - 1) / kMostTasks);
-}
-
-void plan_elementwise(Job* job, double ns) {
+// Equal shares, an even number of them, where there is enough for two.
+void plan_elementwise(Job* job, int arrays) {
   constexpr int64_t kUnit = 1024;
   const int64_t elements = job->rows * job->width * larger(1, job->inner);
-  job->block = kUnit * task_units(ns, (elements + kUnit - 1) / kUnit);
+  const int64_t worth = smaller(kMostTasks, elements * arrays / kTaskElements);
+  const int64_t shares = larger(1, worth / 2 * 2);
+  job->block = round_up((elements + shares - 1) / shares, kUnit);
   job->tasks = (elements + job->block - 1) / job->block;
 }
 
@@ -80,7 +78,7 @@ void plan(Job* job) {
   const double converted = job->storage == Storage::kElements ? 0 : elements * kConvertNs;
   const double ns = elements * 4 * static_cast<double>(job->rank) / kFlopsPerNs + bytes / kBytesPerNs + converted;
   if (elementwise(*job)) {
-    plan_elementwise(job, ns);
+    plan_elementwise(job, arrays);
   } else {
     job->inner ? plan_channels(job, ns) : plan_tokens(job, ns);
   }

@@ -229,6 +229,13 @@ LAUREL_INLINE void store_part(float* to, Floats value, int count) {
 }
 #endif
 
+// The first `count` lanes, 0 <= count < kWidth; the others become zero.
+LAUREL_INLINE Floats first_lanes(Floats value, int count) {
+  float part[kWidth];
+  store(part, value);
+  return load_part(part, count);
+}
+
 // ---- sums across lanes ------------------------------------------------------------------------------------------
 
 LAUREL_INLINE Quad quarter_sum(Floats value) {

@@ -171,6 +171,7 @@ void down(const Job& job, const Product& product, int64_t row, int rows, float* 
   const int64_t width = job.width, h_step = job.rank;
   const T* const x = static_cast<const T*>(product.source) + row * width;
   if (product.rank <= kDotRank) return down_dots(x, width, product, rows, h, h_step, ahead);
+  const int64_t panel_columns = down_panel(product.rank);
   for (int64_t k = 0; k < width; k += kDepth) {
     const int64_t depth = smaller(kDepth, width - k);
     const float scale = k + depth == width ? product.scale : 1.0f;
@@ -181,8 +182,8 @@ void down(const Job& job, const Product& product, int64_t row, int rows, float* 
     } else {
       for (int m = 0; m < rows; ++m) widen_row(x + m * width + k, depth, x32 + m * kDepth);
     }
-    for (int64_t start = 0; start < product.rank; start += kPanel) {
-      const int columns = static_cast<int>(smaller(kPanel, product.rank - start));
+    for (int64_t start = 0; start < product.rank; start += panel_columns) {
+      const int columns = static_cast<int>(smaller(panel_columns, product.rank - start));
       const bool fetches = start == 0 && ahead.count > 0;
       with_count<kPanel / kWidth>((columns + kWidth - 1) / kWidth, [&](auto v) LAUREL_LAMBDA {
         constexpr int V = v.value, kMost = V == 3 ? 4 : kRows;
@@ -198,7 +199,8 @@ void down(const Job& job, const Product& product, int64_t row, int rows, float* 
   }
 }
 
-// Where rows of the residual go: to an array of the element type, or to float32 scratch on the way to a norm.
+// Where a block of rows of the residual goes: to an array of the element type, or to float32 scratch on the way to a
+// norm.
 template <typename T>
 struct Target {
   T* data;
@@ -208,20 +210,19 @@ struct Target {
 // Y for M rows and V vectors of columns from `column` on; `count` elements in a partial vector. `at` is the element of
 // the first row and column in the arrays; b has b_step floats for each rank.
 template <int M, int V, Extent E, typename T>
-void up_tile(const Job& job, const float* h, const float* b, int64_t b_step, int64_t at, int64_t column, int count,
-             Target<T> target) {
+LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64_t b_step, int64_t at, int64_t column,
+                           int count, Target<T> target, float* moments) {
   Floats sum[M][V] = {};
   const int64_t rank = job.rank, width = job.width;
-  if (V == kUpPanel / kWidth) b_step = kUpPanel;
   for (int64_t k = 0; k < rank; ++k) {
     Floats panel[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) panel[v] = load(b + k * b_step + v * kWidth);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      Floats value = splat(h[m * rank + k]);
+      const Floats factor = splat(h[m * rank + k]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[m][v] += value * panel[v];
+      for (int v = 0; v < V; ++v) sum[m][v] += factor * panel[v];
     }
   }
   for (int j = 0; j < job.previous; ++j) {
@@ -232,30 +233,22 @@ void up_tile(const Job& job, const float* h, const float* b, int64_t b_step, int
       for (int v = 0; v < V; ++v) sum[m][v] += job.gamma[j] * load_as<E>(from + m * width + v * kWidth, count);
     }
   }
-  Floats alpha[V], beta[V];
+  // All loads before all stores: with widths that are powers of two the rows of all arrays fall on the same few lines
+  // of the cache, and a load waits for a store whose address ends in the same bits. Column by column, because there
+  // are no registers left for more.
+  const T* const x = static_cast<const T*>(job.x) + at;
+  const T* const f = static_cast<const T*>(job.f) + at;
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
-    alpha[v] = load_vector<E>(job.alpha, column + v * kWidth, count);
-    beta[v] = load_vector<E>(job.beta, column + v * kWidth, count);
-  }
-  // Row by row, and all loads before all stores: with widths that are powers of two the rows of all arrays fall on the
-  // same few lines of the cache, and a load waits for a store whose address ends in the same bits.
-  auto finish = [&](auto biased) LAUREL_LAMBDA {
+    const Floats alpha = load_vector<E>(job.alpha, column + v * kWidth, count);
+    const Floats beta = load_vector<E>(job.beta, column + v * kWidth, count);
+    const Floats bias = load_vector<E>(job.bias, column + v * kWidth, count);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        Floats branch = load_as<E>(static_cast<const T*>(job.f) + at + m * width + v * kWidth, count);
-        if (biased.value) branch += load_vector<E>(job.bias, column + v * kWidth, count);
-        sum[m][v] += load_as<E>(static_cast<const T*>(job.x) + at + m * width + v * kWidth, count);
-        sum[m][v] = alpha[v] * branch + beta[v] * sum[m][v];
-      }
+      const Floats branch = load_as<E>(f + m * width + v * kWidth, count) + bias;
+      sum[m][v] += load_as<E>(x + m * width + v * kWidth, count);
+      sum[m][v] = alpha * branch + beta * sum[m][v];
     }
-  };
-  if (job.biased) {
-    finish(std::true_type());
-  } else {
-    finish(std::false_type());
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -269,34 +262,53 @@ void up_tile(const Job& job, const float* h, const float* b, int64_t b_step, int
       }
     }
   }
+  if (moments) {
+    gather_moments<M, V, E>(sum, count, column == 0, job.epilogue == Epilogue::kLayerNorm, moments);
+  }
 }
 
-// All columns of M rows; h and target are of the first of them, which is `first` in the block.
+// All columns of M rows. h, target and moments are of the first of them, which is `first` in the block.
 template <int M, typename T>
-void up_rows(const Job& job, const float* h, int64_t row, int first, Target<T> target, const Ahead<T>& ahead) {
+void up_rows(const Job& job, const float* h, int64_t row, int first, Target<T> target, float* moments,
+             const Ahead<T>& ahead) {
   const int64_t width = job.width, at = row * width;
   int64_t column = 0;
   for (; column + kUpPanel <= width; column += kUpPanel) {
     for (int64_t i = 0; ahead.count && i < kUpPanel; i += kLine) ahead.template fetch<M>(first, column + i);
     up_tile<M, kUpPanel / kWidth, kFull>(job, h, job.up + column * job.rank, kUpPanel, at + column, column, kWidth,
-                                         target);
+                                         target, moments);
   }
   const float* b = job.up + column * job.rank;
   const int64_t b_step = round_up(width - column, kWidth);
   for (; column + kWidth <= width; column += kWidth, b += kWidth) {
-    up_tile<M, 1, kFull>(job, h, b, b_step, at + column, column, kWidth, target);
+    up_tile<M, 1, kFull>(job, h, b, b_step, at + column, column, kWidth, target, moments);
   }
   if (column < width) {
-    up_tile<M, 1, kPart>(job, h, b, b_step, at + column, column, static_cast<int>(width - column), target);
+    up_tile<M, 1, kPart>(job, h, b, b_step, at + column, column, static_cast<int>(width - column), target, moments);
   }
 }
 
-// A block of rows.
+// The norm of M rows, whose residual lies in `target`.
+template <int M, typename T>
+void finish_rows(const Job& job, const float* moments, int64_t row, Target<T> target) {
+  T* const y = static_cast<T*>(job.y) + row * job.width;
+  if constexpr (std::is_same_v<T, float>) {
+    normalise<M>(job, moments, target.data, y, static_cast<T*>(nullptr));
+  } else {
+    normalise<M>(job, moments, target.wide, y, job.sum ? target.data : nullptr);
+  }
+}
+
+// A block of rows. With a norm, `moments` is scratch for kUpRows rows, and each tile gets its norm while it is still in
+// the first caches.
 template <typename T>
-void up(const Job& job, const float* h, int64_t row, int rows, Target<T> target, const Ahead<T>& ahead) {
+void up(const Job& job, const float* h, int64_t row, int rows, Target<T> target, float* moments,
+        const Ahead<T>& ahead) {
   each_tile<kUpRows>(rows, [&](int first, auto m) LAUREL_LAMBDA {
-    const Target<T> to{target.data + first * job.width, target.wide ? target.wide + first * job.width : nullptr};
-    up_rows<m.value>(job, h + first * job.rank, row + first, first, to, ahead);
+    const int64_t skip = first * job.width;
+    const Target<T> to{target.data + skip, target.wide ? target.wide + skip : nullptr};
+    up_rows<m.value>(job, h + first * job.rank, row + first, first, to, moments, ahead);
+    if (moments) finish_rows<m.value>(job, moments, row + first, to);
   });
 }
 
@@ -314,6 +326,7 @@ void run_tokens(const Job& job, int64_t begin, int64_t end) {
   float* const h = scratch.data;
   float* const x32 = h + most * job.rank;
   float* const wide = x32 + (kNarrow ? most * kDepth : 0);
+  alignas(64) float moments[kUpRows * kMoments];
 
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t row = begin + (end - begin) * block / blocks;
@@ -334,14 +347,8 @@ void run_tokens(const Job& job, int64_t begin, int64_t end) {
       if (job.streams && next + rows <= job.rows) of_next.add(job.product[p].source, next);
       h_to += job.product[p].rank;
     }
-    up(job, h, row, rows, {norm && sum ? sum : y, norm && kNarrow ? wide : nullptr}, of_next);
-    for (int m = 0; norm && m < rows; ++m) {
-      if constexpr (kNarrow) {
-        normalise(job, wide + m * width, y + m * width, sum ? sum + m * width : nullptr);
-      } else {
-        normalise(job, (sum ? sum : y) + m * width, y + m * width, static_cast<T*>(nullptr));
-      }
-    }
+    up(job, h, row, rows, {norm && sum ? sum : y, norm && kNarrow ? wide : nullptr}, norm ? moments : nullptr,
+       of_next);
   }
 }
 
