@@ -263,18 +263,18 @@ def _is_gate(view: GraphView, branch: int, candidate: Candidate) -> bool:
 
 
 def _reads_other_parts(view: GraphView, candidate: Candidate) -> bool:
-    """Tells whether the skip is a slice of the fork, and all else that reads the fork takes slices beside that one."""
+    """Tells whether the skip is a slice of the fork, and all other slices of the fork lie beside that one."""
     part = view.up(candidate.skip, LAYOUT)
     while view.vertices[part].role is Role.SLICE and (top := view.up(view.vertices[part].inputs[0])) != candidate.fork:
         part = view.up(top, LAYOUT)
     own = view.vertices[part]
     others = [view.vertices[reader] for reader in readers(view, candidate.fork) if reader != part]
-    return own.role is Role.SLICE and all(_is_beside(own, other) for other in others)
+    return own.role is Role.SLICE and all(_is_beside(own, other) for other in others if other.role is Role.SLICE)
 
 
 def _is_beside(one: Vertex, other: Vertex) -> bool:
     """Tells whether two slices of one value have no element in common."""
-    if other.role is not Role.SLICE or one.window is None or other.window is None or one.axis != other.axis:
+    if one.window is None or other.window is None or one.axis != other.axis:
         return False
     return one.window[1] <= other.window[0] or other.window[1] <= one.window[0]
 

@@ -265,6 +265,10 @@ REJECTED = {
     "coupling": (
         lambda m, x: torch.cat([(y := m.wide(x))[..., :D] + m.f(y[..., D:]), y[..., D:]], -1), TOKENS, "other-part",
     ),
+    "coupling_read_again": (
+        lambda m, x: m.narrow(torch.cat([z := (y := m.wide(x))[..., :D] + m.f(y[..., D:]), z], -1) * torch.tanh(y)),
+        TOKENS, "other-part",
+    ),
     "towers": (lambda m, x: m.f(x) + m.k(F.silu(m.q(x))), TOKENS, "no-skip"),
     "mamba_skip": (lambda m, x: m.c((y := m.a(x)) * m.gamma + m.attention(y)), TOKENS, "scaled-skip"),
 }  # fmt: skip
