@@ -8,6 +8,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 
 from .errors import ModelError
 
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+"""Operators of the default domain that draw random numbers, by their attribute ``seed`` if they have it."""
+
 
 def default_opset(model: ModelProto) -> int:
     """Returns the model's version of the default domain.

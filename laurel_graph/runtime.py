@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 from .errors import KernelLibraryError, ModelError
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _LIBRARY = ("" if sys.platform == "win32" else "lib") + "laurel_ops" + _SUFFIX
 _OPERATOR = re.compile(rb"Laurel(?:_(?:RW|LR|PAL?[1-9]|Bias|[123]d|Relu|LayerNorm|RMSNorm|Quantized))+")
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _registering = threading.Lock()
 
 
@@ -138,6 +140,7 @@ def session(
     threads: int | None = None,
     providers: Sequence[str] | None = None,
     optimize: bool = True,
+    model: onnx.ModelProto | None = None,
 ) -> onnxruntime.InferenceSession:
     """Returns an ONNX Runtime session for a model file, with the fused kernels for its ``ai.laurel`` nodes.
 
@@ -146,6 +149,7 @@ def session(
         threads: threads of one operator, or ``None`` for ONNX Runtime's own choice.
         providers: execution providers, or ``None`` for the CPU.
         optimize: whether ONNX Runtime optimises the graph.
+        model: run this in place of what the file holds; its external weights are looked for beside the file.
 
     Raises:
         ModelError: the file is missing or no model that ONNX Runtime can load.
@@ -156,8 +160,12 @@ def session(
     if not path.is_file():
         raise ModelError(f"No model file at {path}: expected an .onnx file.")
     options = session_options(threads, optimize, operators=used_operators(path))
+    source: str | bytes = str(path)
+    if model is not None:
+        source = model.SerializeToString()
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers or ["CPUExecutionProvider"]))
+        return onnxruntime.InferenceSession(source, options, providers=list(providers or ["CPUExecutionProvider"]))
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise ModelError(f"ONNX Runtime cannot load {path}: {str(error).strip()}") from error
 

@@ -283,6 +283,15 @@ class GraphEditor:
         if not any(reader is node for reader in self._consumers[name]):
             self._consumers[name].append(node)
 
+    def set_outputs(self, node: onnx.NodeProto, names: list[str]) -> None:
+        """Gives *node* other outputs; readers of the old ones stay where they are."""
+        for name in node.output:
+            if self.producer.get(name) is node:
+                del self.producer[name]
+        del node.output[:]
+        node.output.extend(names)
+        self.producer |= {name: node for name in names if name}
+
     def rename_output(self, node: onnx.NodeProto, name: str, new: str) -> None:
         """Renames an output of *node* and lets every reader in the main graph follow."""
         node.output[list(node.output).index(name)] = new

@@ -53,7 +53,7 @@ def island_of(editor: GraphEditor, join: Join) -> Island | None:
     relu = reader if reader is not None and reader.op_type == "Relu" and not reader.domain else None
     if relu is not None:
         reader = editor.sole_consumer(relu.output[0])
-    if reader is None or reader.op_type != "QuantizeLinear" or reader.input[0] in reader.input[1:]:
+    if reader is None or reader.op_type != "QuantizeLinear":
         return None
     nodes = [node for node in (*makers, reader) if node is not None]
     kinds = {_kind(editor, node) for node in nodes}
@@ -92,10 +92,7 @@ def emit_quantized(editor: GraphEditor, join: Join, island: Island) -> str:
         if dead is not None:
             editor.remove(dead)
     editor.replace(node, op.name, [inputs[role] for role in op.inputs], DOMAIN)
-    del node.output[:]
-    node.output.append(made if last else editor.unique(f"{made}_last"))
-    editor.producer.pop(out, None)
-    editor.producer[node.output[0]] = node
+    editor.set_outputs(node, [made if last else editor.unique(f"{made}_last")])
     if not last:
         editor.add_node("Transpose", [node.output[0]], made, perm=to_first)
     return op.name

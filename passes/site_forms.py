@@ -323,11 +323,7 @@ def emit_operator(editor: GraphEditor, join: Join) -> str:
         editor.remove(dead)  # type: ignore[arg-type]
     seen = norm is not None and (editor.is_visible(out) or bool(editor.consumers(out)))
     editor.replace(node, new.name, [names[role] for role in new.inputs], DOMAIN)
-    del node.output[:]
-    node.output.extend([final] if norm is None else [final, out if seen else ""])
-    if not seen:
-        editor.producer.pop(out, None)
-    editor.producer[final] = node
+    editor.set_outputs(node, [final] if norm is None else [final, out if seen else ""])
     if norm is not None:
         node.attribute.append(onnx.helper.make_attribute("epsilon", norm.epsilon))
     return new.name

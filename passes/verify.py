@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from laurel_graph import onnx_file, runtime
 from laurel_graph.errors import ModelError
-from laurel_graph.onnx_graph import graphs_of
+from laurel_graph.onnx_graph import RANDOM, graphs_of
 from laurel_graph.samples import sample_inputs
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 """What counts as equal, by the type of an output: largest difference over the output's scale."""
-
-_DRAWS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 @dataclass(frozen=True)
@@ -182,20 +180,13 @@ def _session(path: Path, model: onnx.ModelProto, optimize: bool) -> Any:
         node
         for graph in graphs_of(model.graph)
         for node in graph.node
-        if node.op_type in _DRAWS and not node.domain and all(item.name != "seed" for item in node.attribute)
+        if node.op_type in RANDOM and not node.domain and all(item.name != "seed" for item in node.attribute)
     ]
     if not draws:
         return runtime.session(path, optimize=optimize)
-    import onnxruntime
-
     for node in draws:
         node.attribute.append(onnx.helper.make_attribute("seed", float(crc32(node.output[0].encode()) % (1 << 20))))
-    options = runtime.session_options(optimize=optimize, operators=runtime.used_operators(path))
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise ModelError(f"ONNX Runtime cannot load {path}: {str(error).strip()}") from error
+    return runtime.session(path, optimize=optimize, model=model)
 
 
 def _run(session: Any, path: Path, outputs: Sequence[str], sample: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -22,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -347,13 +347,25 @@ def measure(entry: Entry, kinds: Sequence[str] = KINDS) -> Iterator[tuple[Row, D
     for kind in kinds:
         make: Callable[[], GraphView] = getattr(specimen, kind)
         try:
-            with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                warnings.simplefilter("ignore")
+            with silence():
                 view = make()
         except Exception as error:  # exporters and tracers run the architecture's own code
             yield Row(entry.name, kind, failure=one_line(error)), None
             continue
         yield score(entry, kind, view)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keeps what exporters and tracers print and warn of from the terminal."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def is_wanted(name: str, only: str) -> bool:
+    """Tells whether one of the globs in *only*, separated by commas, matches *name*."""
+    return any(fnmatchcase(name, glob) for glob in only.split(","))
 
 
 def one_line(error: BaseException) -> str:
@@ -417,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     rows: list[Row] = []
     for entry in entries:
-        if any(fnmatchcase(entry.name, glob) for glob in options.only.split(",")):
+        if is_wanted(entry.name, options.only):
             with suppress(BrokenPipeError):
                 note(entry.name)
             rows.extend(row for row, _ in measure(entry, options.kinds))

@@ -10,14 +10,10 @@ ends in an error names the step that refused. Exit code 1 if there is one, but f
 from __future__ import annotations
 
 import argparse
-import io
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import onnx
@@ -27,7 +23,7 @@ from laurel_graph.passes.deploy import DeployReport, deploy_file
 from laurel_graph.passes.pipeline import transform
 from laurel_graph.tools.bench_models import VARIANTS, draw_tensors
 from laurel_graph.tools.console import note, print_json, print_table
-from laurel_graph.tools.zoo import Specimen, one_line, read_zoo
+from laurel_graph.tools.zoo import Specimen, is_wanted, one_line, read_zoo, silence
 
 
 @dataclass(frozen=True)
@@ -81,12 +77,11 @@ def _largest(report: DeployReport) -> float:
 def architectures(only: str, folder: Path) -> Iterator[tuple[Path, str]]:
     """Yields (file, name) of the architectures of the zoo that the dynamo exporter takes."""
     for entry in read_zoo():
-        if not any(fnmatchcase(entry.name, glob) for glob in only.split(",")):
+        if not is_wanted(entry.name, only):
             continue
         path = folder / f"{entry.name}.onnx"
         try:
-            with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                warnings.simplefilter("ignore")
+            with silence():
                 onnx.save(Specimen(entry).dynamo(), path)
         except Exception as error:  # exporters run the architecture's own code
             note(f"{entry.name} does not export: {one_line(error)}")
