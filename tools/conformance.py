@@ -83,9 +83,9 @@ def run_case(case: Any) -> Outcome:
                 found = module(*given)
             found = found if isinstance(found, tuple) else (found,)
             if len(found) != len(outputs):
-                # of what is drawn at random, shape and type alone are compared
                 return Outcome(case.name, op, WRONG, f"{len(found)} outputs instead of {len(outputs)}")
             for i, (one, expected) in enumerate(zip(found, outputs, strict=True)):
+                # of what is drawn at random, shape and type alone are compared
                 values = op not in RANDOM and not ("Dropout" in op and "training" in case.name)
                 if detail := _difference(one, expected, types[i], case.rtol, case.atol, values):
                     return Outcome(case.name, op, WRONG, f"output {i}: {detail}")
