@@ -28,6 +28,8 @@ struct Product {
   const float* down = nullptr;  // A as Path::pack_down lays it out
 };
 
+constexpr int64_t kSharedFloats = 20 * 1024;
+
 constexpr int kMaxProducts = 1 + kMaxPrevious;
 
 // What x, f and y hold: elements of the job's type, or bytes that stand for float32 values.
@@ -81,8 +83,13 @@ struct Job {
   int64_t tasks = 1;
   int64_t block = 0;       // elements of a task of an elementwise job
   int64_t parts = 1;       // tasks of one row
+  int phases = 1;          // times that all tasks run, one phase after the other
   int64_t block_rows = 1;  // rows that share one pass over A and B
   bool streams = false;    // the arrays are too large to be in the caches
+
+  // Set for every phase by who runs it.
+  int phase = 0;
+  float* shared = nullptr;  // kSharedFloats of memory for what one phase leaves to the next
 };
 
 // One instruction set.

@@ -357,8 +357,12 @@ void Kernel::run_tasks(ort::KernelContext* context, Job* job) const {
   };
   // Each task a batch of its own: threads take them as they come free, and the caller has begun before others wake up.
   const size_t tasks = static_cast<size_t>(job->tasks);
-  check(api_.KernelContext_ParallelFor(context, static_cast<ort::Task>(task), tasks, tasks,
-                                       static_cast<void*>(&shared)));
+  alignas(64) float between[kSharedFloats];
+  job->shared = between;
+  for (job->phase = 0; job->phase < job->phases; ++job->phase) {
+    check(api_.KernelContext_ParallelFor(context, static_cast<ort::Task>(task), tasks, tasks,
+                                         static_cast<void*>(&shared)));
+  }
 }
 
 }  // namespace laurel

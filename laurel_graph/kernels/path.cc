@@ -18,6 +18,8 @@ constexpr double kConvertNs = 8.0 / kWidth;  // from bytes and back, for an elem
 constexpr double kTaskNs = 12000;  // less work than this is not worth handing over
 constexpr int64_t kTaskElements = 160 << 10;  // read or written by an elementwise task that is worth it; as Add has it
 constexpr int64_t kMostTasks = 256;
+constexpr int64_t kShortRow = 512;  // positions of a row that may be divided by channels
+constexpr int64_t kMostShares = 4;  // each sums up the parts of all
 constexpr double kCacheBytes = 4 << 20;  // arrays larger than this come from memory
 
 inline bool elementwise(const Job& job) {
@@ -47,17 +49,27 @@ void plan_tokens(Job* job, double ns) {
   job->tasks = larger(1, smaller(worth, most) / 2 * 2);
 }
 
-// Blocks of positions whose x stays in the second-level cache between its two uses, more of them if that leaves too
-// few tasks to share, and an even number so that two threads get the same.
+// A row at a time, or blocks of positions whose x stays in the second-level cache between its two uses. Where that
+// leaves too few tasks to share, short rows are divided by channels and long ones into more blocks, in even numbers so
+// that two threads get the same.
 void plan_channels(Job* job, double ns) {
   const int64_t fits = larger(2, (224 << 10) / (job->width * 4 * kSpanPositions));
   const int64_t scratch = larger(1, kStackFloats / ((job->rank + kGroup) * kSpanPositions));
   const int64_t tiles = larger(1, job->inner / kSpanPositions), vectors = (job->inner + kWidth - 1) / kWidth;
   const int64_t block = smaller(fits, scratch);
   const int64_t worth = smaller(8, static_cast<int64_t>(ns / kTaskNs));
-  int64_t parts = larger((tiles + block - 1) / block, (worth + job->rows - 1) / job->rows);
-  if (job->rows % 2 && parts > 1) parts = round_up(parts, 2);
-  job->parts = smaller(parts, larger(tiles, smaller(2, vectors)));
+  const int64_t wanted = (worth + job->rows - 1) / job->rows;  // tasks for each row
+  const int64_t share_floats = vectors * kWidth * gathered_rows(*job);
+  const int64_t room = smaller(kSharedFloats / (job->rows * share_floats), job->width / (4 * kShareUnit));
+  const int64_t shares = smaller(smaller(kMostShares, wanted), room) / 2 * 2;
+  if (job->inner <= kShortRow && shares > 1) {
+    job->phases = 2;
+    job->parts = shares;
+  } else {
+    int64_t parts = larger((tiles + block - 1) / block, wanted);
+    if (job->rows % 2 && parts > 1) parts = round_up(parts, 2);
+    job->parts = smaller(parts, larger(tiles, smaller(2, vectors)));
+  }
   job->tasks = job->rows * job->parts;
 }
 
@@ -93,8 +105,9 @@ void run_as(const Job& job, int64_t task) {
   } else if (job.inner == 0) {
     run_tokens<T>(job, job.rows * task / job.tasks, job.rows * (task + 1) / job.tasks);
   } else {
-    const int64_t part = task % job.parts;
-    run_channels<T>(job, task / job.parts, part_begin(job, part), part_begin(job, part + 1));
+    const int64_t row = task / job.parts, part = task % job.parts;
+    if (job.phases > 1) return run_share<T>(job, row, part);
+    run_positions<T>(job, row, part_begin(job, part), part_begin(job, part + 1));
   }
 }
 
