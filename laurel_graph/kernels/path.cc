@@ -16,7 +16,8 @@ constexpr double kFlopsPerNs = kWidth * 8.0;
 constexpr double kBytesPerNs = 16.0;
 constexpr double kConvertNs = 8.0 / kWidth;  // from bytes and back, for an element of all arrays
 constexpr double kTaskNs = 12000;  // less work than this is not worth handing over
-constexpr int64_t kTaskElements = 160 << 10;  // read or written by an elementwise task that is worth it; as Add has it
+constexpr int64_t kWorthSharing = 416 << 10;  // elements read or written from which two threads are faster than one
+constexpr int64_t kTaskElements = 52 << 10;   // of one elementwise task
 constexpr int64_t kMostTasks = 256;
 constexpr int64_t kShortRow = 512;  // positions of a row that may be divided by channels
 constexpr int64_t kMostShares = 4;  // each sums up the parts of all
@@ -27,12 +28,12 @@ inline bool elementwise(const Job& job) {
   return job.rank == 0 && !norm;
 }
 
-// Equal shares, an even number of them, where there is enough for two.
+// Equal shares, an even number of them: small ones, so that little moves from the cache of one processor to another's
+// when a thread wakes late and another takes some of its shares.
 void plan_elementwise(Job* job, int arrays) {
   constexpr int64_t kUnit = 1024;
-  const int64_t elements = job->rows * job->width * larger(1, job->inner);
-  const int64_t worth = smaller(kMostTasks, elements * arrays / kTaskElements);
-  const int64_t shares = larger(1, worth / 2 * 2);
+  const int64_t elements = job->rows * job->width * larger(1, job->inner), touched = elements * arrays;
+  const int64_t shares = touched < kWorthSharing ? 1 : smaller(kMostTasks, touched / kTaskElements / 2 * 2);
   job->block = round_up((elements + shares - 1) / shares, kUnit);
   job->tasks = (elements + job->block - 1) / job->block;
 }
