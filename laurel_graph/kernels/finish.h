@@ -39,47 +39,51 @@ LAUREL_INLINE Floats load_vector(const Vector& vector, int64_t at, int count) {
 // numbers would be all that is left of a row that is nearly constant.
 constexpr int kMoments = 3 * kWidth;  // floats: pivot, sums, sums of squares
 
-// Adds M rows of V vectors, `count` elements in the last one if it is partial; `first` of their rows.
-template <int M, int V, Extent E>
-LAUREL_INLINE void gather_moments(const Floats (&value)[M][V], int count, bool first, bool centred, float* moments) {
+// Adds M rows of V vectors, `count` elements in the last one if it is partial; `first` of their rows. Without Centred
+// the squares alone.
+template <int M, int V, Extent E, bool Centred>
+void gather_moments(const Floats (&value)[M][V], int count, bool first, float* moments) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
     float* const row = moments + m * kMoments;
     if (first) {
-      // The mean of these elements differs from the row's by at most sqrt(width / elements) deviations.
-      Floats all = E == kPart ? first_lanes(value[m][V - 1], count) : value[m][V - 1];
-      for (int v = 0; v < V - 1; ++v) all += value[m][v];
-      const int elements = E == kPart ? (V - 1) * kWidth + count : V * kWidth;
-      store(row, centred ? splat(sum_lanes(all) / static_cast<float>(elements)) : Floats{});
+      Floats pivot{};
+      if (Centred) {
+        // The mean of these elements differs from the row's by at most sqrt(width / elements) deviations.
+        Floats all = E == kPart ? first_lanes(value[m][V - 1], count) : value[m][V - 1];
+        for (int v = 0; v < V - 1; ++v) all += value[m][v];
+        const int elements = E == kPart ? (V - 1) * kWidth + count : V * kWidth;
+        pivot = splat(sum_lanes(all) / static_cast<float>(elements));
+      }
+      store(row, pivot);
       store(row + kWidth, Floats{});
       store(row + 2 * kWidth, Floats{});
     }
-    const Floats pivot = load(row);
+    const Floats pivot = Centred ? load(row) : Floats{};
     Floats sum = load(row + kWidth), squares = load(row + 2 * kWidth);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      Floats left = value[m][v] - pivot;
+      Floats left = Centred ? value[m][v] - pivot : value[m][v];
       if (E == kPart && v == V - 1) left = first_lanes(left, count);
-      sum += left;
+      if (Centred) sum += left;
       squares += left * left;
     }
-    store(row + kWidth, sum);
+    if (Centred) store(row + kWidth, sum);
     store(row + 2 * kWidth, squares);
   }
 }
 
 // Normalises M rows: y = scale * (row - mean) / deviation + offset, or scale * row / root mean square. The rows may be
 // y itself or, in 16-bit types, their float32 form; `sum` takes them as they are if that is not where they lie already.
-template <int M, typename O, typename T>
-void normalise(const Job& job, const float* moments, const O* rows, T* y, T* sum) {
+template <int M, bool Centred, typename O, typename T>
+void normalise_as(const Job& job, const float* moments, const O* rows, T* y, T* sum) {
   const int64_t width = job.width;
-  const bool centred = job.epilogue == Epilogue::kLayerNorm;
   // The mean in two parts: on a row that is nearly constant, their sum is too coarse.
   Floats pivot[M], rest[M], factor[M];
   for (int m = 0; m < M; ++m) {
     const float* const row = moments + m * kMoments;
     const float count = static_cast<float>(width);
-    const float left = centred ? sum_lanes(load(row + kWidth)) / count : 0.0f;
+    const float left = Centred ? sum_lanes(load(row + kWidth)) / count : 0.0f;
     const float variance = sum_lanes(load(row + 2 * kWidth)) / count - left * left;
     pivot[m] = splat(row[0]);
     rest[m] = splat(left);
@@ -87,17 +91,26 @@ void normalise(const Job& job, const float* moments, const O* rows, T* y, T* sum
   }
   auto step = [&](auto extent, int64_t i, int count) LAUREL_LAMBDA {
     constexpr Extent E = extent.value;
-    const Floats scale = load_vector<E>(job.scale, i, count), offset = load_vector<E>(job.offset, i, count);
+    const Floats scale = load_vector<E>(job.scale, i, count);
+    const Floats offset = Centred ? load_vector<E>(job.offset, i, count) : Floats{};
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Floats value = load_as<E>(rows + m * width + i, count);
       if (sum) store_as<E>(sum + m * width + i, value, count);
-      store_as<E>(y + m * width + i, (value - pivot[m] - rest[m]) * (factor[m] * scale) + offset, count);
+      const Floats left = Centred ? value - pivot[m] - rest[m] : value;
+      const Floats normal = left * (factor[m] * scale);
+      store_as<E>(y + m * width + i, Centred ? normal + offset : normal, count);
     }
   };
   int64_t i = 0;
   for (; i + kWidth <= width; i += kWidth) step(std::integral_constant<Extent, kFull>(), i, kWidth);
   if (i < width) step(std::integral_constant<Extent, kPart>(), i, static_cast<int>(width - i));
+}
+
+template <int M, typename O, typename T>
+void normalise(const Job& job, const float* moments, const O* rows, T* y, T* sum) {
+  if (job.epilogue == Epilogue::kLayerNorm) return normalise_as<M, true>(job, moments, rows, y, sum);
+  normalise_as<M, false>(job, moments, rows, y, sum);
 }
 
 }  // namespace laurel::LAUREL_PATH

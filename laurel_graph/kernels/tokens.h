@@ -263,7 +263,11 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
     }
   }
   if (moments) {
-    gather_moments<M, V, E>(sum, count, column == 0, job.epilogue == Epilogue::kLayerNorm, moments);
+    if (job.epilogue == Epilogue::kLayerNorm) {
+      gather_moments<M, V, E, true>(sum, count, column == 0, moments);
+    } else {
+      gather_moments<M, V, E, false>(sum, count, column == 0, moments);
+    }
   }
 }
 
