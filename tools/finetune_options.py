@@ -26,6 +26,7 @@ class FinetuneOptions(TrainOptions):
         validation: data for the metric in one of the same forms, or a share of the training data such as ``0.2``.
         loss: ``cross_entropy``, ``mse``, ``l1``, ``bce``, ``cosine``, ``distill`` or ``package.module:function``.
         metric: ``accuracy``, ``pearson``, ``loss`` or ``package.module:function``; by default what suits the loss.
+            It goes with ``validation``, and so does ``patience``.
         target: name of the target's array; by default the only array that is no input.
         output: the output, or any other value of the graph, to train on; by default the only output.
         teacher: the model whose outputs ``distill`` aims at; by default the model without its LAuReL residuals.
@@ -60,6 +61,9 @@ class FinetuneOptions(TrainOptions):
             raise ConfigError(f"head = {self.head!r} is not valid: expected a number of classes of at least 1.")
         if self.teacher is not None and self.loss != "distill":
             raise ConfigError(f"teacher goes with the loss distill, found loss = {self.loss!r}.")
+        for name in ("metric", "patience"):
+            if self.validation is None and getattr(self, name) is not None:
+                raise ConfigError(f"{name} needs data to measure on: give --validation, a file or a share such as 0.2.")
         if self.adapter is not None and self.adapter.suffix not in ADAPTER_SUFFIXES:
             expected = f"a file ending in {' or '.join(ADAPTER_SUFFIXES)}"
             raise ConfigError(f"adapter = {str(self.adapter)!r} is not valid: expected {expected}.")

@@ -231,6 +231,8 @@ def test_trained_tensors_are_those_of_the_file_when_nothing_was_trained(options)
         ({"output": "feature"}, ModelError, "computes no value 'feature'.*Near names: features"),
         ({"loss": "hinge"}, ConfigError, "loss = 'hinge' is not valid: expected one of cross_entropy"),
         ({"metric": "f1"}, ConfigError, "metric = 'f1' is not valid"),
+        ({"metric": "accuracy", "validation": None}, ConfigError, "metric needs data to measure on: give --validation"),
+        ({"patience": 2, "validation": None}, ConfigError, "patience needs data to measure on: give --validation"),
         ({"target": "labels"}, DataError, "target 'labels' is missing; it holds 'x', 'label'.*Near names: label"),
         ({"loss": "mse"}, DataError, r"target has shape \(16,\), but the output has \(16, 3\)"),
         ({"data": "nowhere.npz"}, DataError, "nowhere.npz: no such data; expected an .npz or .parquet file"),
