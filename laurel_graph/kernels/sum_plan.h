@@ -6,7 +6,7 @@
 
 namespace laurel::LAUREL_PATH {
 
-constexpr int64_t kBlockElements = 32 << 10;  // of G and of one value: both stay in the second-level cache
+constexpr int64_t kBlockElements = 48 << 10;  // of G and of one value: both stay in the second-level cache
 constexpr int64_t kBlockUnit = 48;            // positions or rows of whole tiles on every instruction set
 constexpr int64_t kLineElements = 4096;       // without low-rank products a line need only stay in the first level
 
