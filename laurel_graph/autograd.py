@@ -5,6 +5,9 @@
 ``s_i`` are α, β and γ (scalars or vectors over D), ``t_i`` the skip, the branch and the earlier activations, ``A_l``
 the first factors of the low-rank products and U all their second factors, one below the other, with β and γ multiplied
 in. Left to autograd, every one of these small factors costs full-size temporaries; a residual add is bound by memory.
+
+Float32 on the processor is computed by the kernels' library (:mod:`laurel_graph.sums`), all else by torch's operations
+here, piece by piece.
 """
 
 from __future__ import annotations
