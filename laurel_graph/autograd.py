@@ -5,6 +5,9 @@
 ``s_i`` are α, β and γ (scalars or vectors over D), ``t_i`` the skip, the branch and the earlier activations, ``A_l``
 the first factors of the low-rank products and U all their second factors, one below the other, with β and γ multiplied
 in. Left to autograd, every one of these small factors costs full-size temporaries; a residual add is bound by memory.
+
+Float32 on the processor is computed by the kernels' library (:mod:`laurel_graph.sums`), all else by torch's operations
+here, piece by piece.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import sums
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Form:
         order: the axes from the outermost to the innermost in the memory of y.
         dtype: element type of y.
         work: element type of the arithmetic.
+        relu: whether y is the positive part of the sum.
     """
 
     terms: int
@@ -36,15 +42,24 @@ class Form:
     order: tuple[int, ...]
     dtype: torch.dtype
     work: torch.dtype
+    relu: bool = False
 
     @property
     def last(self) -> bool:
         """Whether D is innermost in memory: products then run on ``(rows, D)``, else on ``(N, D, positions)``."""
         return self.order[-1] == self.axis
 
+    def passed(self, scales: Sequence[Tensor | None]) -> list[int]:
+        """Returns the terms whose gradient is that of the sum as it is."""
+        return [i for i, scale in enumerate(scales) if scale is None and i not in self.lows]
+
+    def stored(self, t: Tensor) -> Tensor:
+        """Returns *t* with its axes in :attr:`order`, without gaps in memory."""
+        return t.permute(self.order).contiguous()
+
     def matrix(self, t: Tensor) -> Tensor:
         """Returns *t* as ``(rows, D)`` or ``(N, D, positions)``; a view where its memory is in :attr:`order`."""
-        stored = t.permute(self.order).contiguous()
+        stored = self.stored(t)
         if self.last:
             return stored.view(-1, stored.shape[-1]) if t.numel() else stored.flatten(0, -2)
         before = self.order.index(self.axis)
@@ -93,7 +108,7 @@ def memory_order(x: Tensor, f: Tensor) -> tuple[int, ...]:
 def laurel_sum(
     form: Form, scales: Sequence[Tensor | None], tensors: Sequence[Tensor], downs: Sequence[Tensor], up: Tensor | None
 ) -> Tensor:
-    """Returns y = Σ_i s_i·t_i + cat_l(t_l A_l) U.
+    """Returns y = Σ_i s_i·t_i + cat_l(t_l A_l) U, or the positive part of it if ``form.relu``.
 
     Args:
         form: see :class:`Form`.
@@ -129,7 +144,8 @@ def _traced(form: Form, *arguments: Tensor | None) -> Tensor:
         y = y + term
     if up is not None:
         y = y + _down(_hidden(form, downs, matrices), up, form)
-    return form.restored(y, tensors[0]).to(form.dtype)
+    y = form.restored(y, tensors[0]).to(form.dtype)
+    return y.relu() if form.relu else y
 
 
 def _down(matrix: Tensor, a: Tensor, form: Form) -> Tensor:
@@ -194,37 +210,56 @@ class _LaurelSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, form: Form, *arguments: Any) -> Tensor:
-        scales, downs, up, tensors = _split(form, arguments)
-        factors = [form.factor(scale) for scale in scales]
-        matrices = [form.matrix(tensor) for tensor in tensors]
-        result = form.empty(tensors[0], form.dtype)
-        y = form.matrix(result)
-        hidden: list[Tensor] = []
-        with torch.autocast(y.device.type, enabled=False):
-            for piece in _pieces(y):
-                parts = [matrix[piece].to(form.work) for matrix in matrices]
-                out = y[piece] if form.dtype == form.work else torch.empty_like(parts[0])
-                _scale_to(out, parts[0], factors[0])
-                for part, factor in zip(parts[1:], factors[1:], strict=False):
-                    out.add_(part) if factor is None else out.addcmul_(part, factor)
-                if up is not None:
-                    hidden.append(_hidden(form, downs, parts))
-                    _add_product(out, hidden[-1], up, form)
-                if form.dtype != form.work:
-                    y[piece] = out
-        ctx.form = form
-        ctx.save_for_backward(*arguments, *hidden)
+        ctx.form, ctx.native = form, sums.takes(form, arguments)
+        if ctx.native:
+            _, _, need_up, _ = _split(form, ctx.needs_input_grad[1:])
+            result, hidden = sums.NativeSum(form, *_split(form, arguments)).forward(keeps_hidden=need_up)
+        else:
+            result, hidden = _forward(form, arguments)
+        ctx.save_for_backward(*arguments, result if form.relu else None, *hidden)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad[1:]
+        form, needs = ctx.form, ctx.needs_input_grad[1:]
         saved = ctx.saved_tensors  # asked for once: under checkpointing that recomputes them
-        arguments, hidden = saved[: len(needs)], saved[len(needs) :]
+        arguments, result, hidden = saved[: len(needs)], saved[len(needs)], saved[len(needs) + 1 :]
         if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(ctx.form, arguments, grad, needs)
+            return None, *_differentiable_gradients(form, arguments, grad, needs)
+        if ctx.native and sums.takes(form, (*arguments, grad)):
+            native = sums.NativeSum(form, *_split(form, arguments))
+            return None, *native.gradients(hidden, result, grad, _split(form, needs))
+        if ctx.native:  # only now somebody looks on: H is not in the form that torch's operations need
+            _, hidden = _forward(form, arguments)
         with torch.autocast(grad.device.type, enabled=False):
-            return None, *_gradients(ctx.form, arguments, hidden, grad, needs)
+            if form.relu:
+                grad = torch.ops.aten.threshold_backward(grad, result, 0)
+            return None, *_gradients(form, arguments, hidden, grad, needs)
+
+
+def _forward(form: Form, arguments: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
+    """Returns y, and the H of each of its pieces."""
+    scales, downs, up, tensors = _split(form, arguments)
+    factors = [form.factor(scale) for scale in scales]
+    matrices = [form.matrix(tensor) for tensor in tensors]
+    result = form.empty(tensors[0], form.dtype)
+    y = form.matrix(result)
+    hidden: list[Tensor] = []
+    with torch.autocast(y.device.type, enabled=False):
+        for piece in _pieces(y):
+            parts = [matrix[piece].to(form.work) for matrix in matrices]
+            out = y[piece] if form.dtype == form.work else torch.empty_like(parts[0])
+            _scale_to(out, parts[0], factors[0])
+            for part, factor in zip(parts[1:], factors[1:], strict=False):
+                out.add_(part) if factor is None else out.addcmul_(part, factor)
+            if up is not None:
+                hidden.append(_hidden(form, downs, parts))
+                _add_product(out, hidden[-1], up, form)
+            if form.relu:
+                out.relu_()
+            if form.dtype != form.work:
+                y[piece] = out
+    return result, hidden
 
 
 def _differentiable_gradients(
@@ -258,7 +293,7 @@ def _gradients(
     read = {i for i, need in enumerate(need_scales) if need}
     read |= {i for i, need in zip(form.lows, need_downs, strict=True) if need}
     matrices = {i: form.matrix(tensors[i]) for i in read}
-    passed = {i for i, factor in enumerate(factors[: form.terms]) if factor is None and i not in form.lows}
+    passed = form.passed(scales)
     of_tensors = [
         None if not need else grad.to(tensor.dtype) if i in passed else form.empty(tensor, tensor.dtype)
         for i, (tensor, need) in enumerate(zip(tensors, need_tensors, strict=True))

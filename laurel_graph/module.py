@@ -63,7 +63,13 @@ class LaurelResidual(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.from_numpy(array).to(device=device, dtype=dtype)))
 
     def forward(
-        self, x: Tensor, *values: Tensor, outer: bool = False, skip_scale: float = 1.0, branch_scale: float = 1.0
+        self,
+        x: Tensor,
+        *values: Tensor,
+        outer: bool = False,
+        skip_scale: float = 1.0,
+        branch_scale: float = 1.0,
+        relu: bool = False,
     ) -> Tensor:
         """Returns x' in the shape and (promoted) element type of the join.
 
@@ -76,6 +82,7 @@ class LaurelResidual(nn.Module):
             outer: the call stands for an outer add of an n-ary join: x + α·f, with the site's α and nothing else.
             skip_scale: factor of x and of the earlier activations (a join ``torch.add(f, x, alpha=...)``).
             branch_scale: factor of the branches (a join ``torch.add(x, f, alpha=...)``).
+            relu: the call stands for the ReLU behind the join, too.
 
         Raises:
             ValueError: too few values.
@@ -84,6 +91,7 @@ class LaurelResidual(nn.Module):
             kwargs: dict[str, Any] = {"outer": True} if outer else {}
             kwargs |= {"skip_scale": skip_scale} if skip_scale != 1.0 else {}
             kwargs |= {"branch_scale": branch_scale} if branch_scale != 1.0 else {}
+            kwargs |= {"relu": True} if relu else {}
             path = x.tracer.path_of_module(self)
             proxy: Any = x.tracer.create_proxy("call_module", path, (x, *values), kwargs)
             return proxy
@@ -95,16 +103,18 @@ class LaurelResidual(nn.Module):
                 f"found {len(values)} tensors"
             )
         order, dtype = memory_order(x, branches[0]), x.dtype
+        scaled = skip_scale != 1.0 or branch_scale != 1.0
         for j, f in enumerate(branches):
             dtype = torch.promote_types(dtype, f.dtype)
             work = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-            form = Form(2, (), self.spec.axis % x.ndim, order, dtype, work)
+            last = j == len(branches) - 1
+            form = Form(2, (), self.spec.axis % x.ndim, order, dtype, work, relu=relu and last and not scaled)
             if j == 0 and not outer:
                 x = self._join(form, x, f, previous, skip_scale, branch_scale)
             else:
                 skip_scale = skip_scale if j == 0 else 1.0
                 x = self._add(form, (None, x), (self._weights(form)[0], f), skip_scale, branch_scale)
-        return x
+        return x.relu() if relu and scaled else x
 
     def _join(
         self, form: Form, x: Tensor, f: Tensor, previous: Sequence[Tensor], skip_scale: float, branch_scale: float

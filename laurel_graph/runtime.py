@@ -55,7 +55,18 @@ def _library() -> ctypes.CDLL | None:
     library.laurel_select.argtypes = [ctypes.c_char_p]
     library.laurel_multiply_adds.restype = ctypes.c_double
     library.laurel_multiply_adds.argtypes = [ctypes.c_int64]
+    library.laurel_hidden_floats.restype = ctypes.c_int64
+    library.laurel_hidden_floats.argtypes = library.laurel_sum.argtypes = [ctypes.c_void_p]
     return library
+
+
+def library_of_kernels() -> ctypes.CDLL | None:
+    """Returns the loaded library, or ``None`` if it was not built.
+
+    Raises:
+        KernelLibraryError: the library does not load.
+    """
+    return _library()
 
 
 def isa() -> str | None:

@@ -157,6 +157,45 @@ def test_gradients_agree_with_finite_differences(variant, axis):
     assert torch.autograd.gradgradcheck(run, arguments, fast_mode=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_relu_inside_gives_values_and_gradients_of_one_behind(variant, axis, dtype):
+    for form in FORMS:
+        spec = make_spec(variant, axis, dtype=dtype, **form)
+        module, values = random_module(spec), [v.requires_grad_() for v in inputs(spec, branches=2)]
+        links = values[3:]
+        leaves = [*module.parameters(), *values]
+        for count, options in ((2, {}), (3, {}), (3, {"branch_scale": 0.3}), (2, {"skip_scale": 0.3})):
+            results = []
+            for inside in (True, False):
+                y = module(*values[:count], *links, **options, relu=inside)
+                y = y if inside else y.relu()
+                results.append([y, *torch.autograd.grad(y.double().sum(), leaves, allow_unused=True)])
+            for one, other in zip(*results, strict=True):
+                assert (one is None) == (other is None)
+                if one is not None:
+                    assert one.dtype == other.dtype
+                    assert_close(one.detach().double(), other.detach().double(), dtype)
+
+
+def test_relu_inside_an_outer_add_is_that_of_the_sum():
+    module, (x, f, *_) = random_module(make_spec()), inputs(make_spec())
+    assert torch.equal(module(x, f, outer=True, relu=True), module(x, f, outer=True).relu())
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_gradients_agree_with_finite_differences_when_a_relu_is_inside(axis):
+    spec = make_spec("rw+lr+pa", axis, dtype="float64")
+    module, values = random_module(spec), [v.requires_grad_() for v in inputs(spec)]
+
+    def run(*values):
+        return module(*values, relu=True)
+
+    assert torch.autograd.gradcheck(run, values, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, values, fast_mode=True)
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("axis", [-1, 1])
 @pytest.mark.parametrize("form", FORMS)
@@ -213,7 +252,7 @@ class Block(nn.Module):
         self.linear, self.laurel = nn.Linear(12, 12), random_module(spec)
 
     def forward(self, x):
-        return self.laurel(x, self.linear(x), x.sin()).relu()
+        return self.laurel(self.laurel(x, self.linear(x), x.sin()), x, x.sin(), relu=True)
 
 
 def gradients(model, *values):
@@ -258,7 +297,7 @@ def test_exported_module_keeps_parameters_and_dynamic_dims(strict):
 def test_symbolic_trace_keeps_the_module_whole():
     model, x = Block(make_spec("rw+lr+pa", k=1)), torch.randn(2, 5, 12)
     traced = torch.fx.symbolic_trace(model)
-    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["linear", "laurel"]
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["linear", "laurel", "laurel"]
     assert torch.equal(traced(x), model(x))
 
 

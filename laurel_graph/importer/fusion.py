@@ -1,8 +1,8 @@
 """Decomposed layers as one torch call each, where the result is the same function: speed and memory of the original.
 
 Exporters write a linear layer as a product and a sum, GELU as five operators, layer normalisation as nine, attention
-as products around a softmax. Their torch counterparts are faster and keep fewer values for the backward pass. A match
-needs every inner value to be used there alone.
+as products around a softmax. Their torch counterparts are faster and keep fewer values for the backward pass. A ReLU
+behind a LAuReL residual becomes part of its pass over memory. A match needs every inner value to be used there alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ..module import LaurelResidual
 from .activation import softmax
 from .arithmetic import divide, square
 
@@ -215,6 +216,13 @@ class _Matcher:
                 return shifted, normalise, (centred.args[0], weight, bias, plus[1])
         return scaled, normalise, (centred.args[0], weight, None, plus[1])
 
+    def residual(self, relu: Any) -> fx.Node | None:
+        """The call of a LAuReL residual that the ReLU alone reads."""
+        call = relu.args[0]
+        if not isinstance(call, fx.Node) or call.op != "call_module" or len(call.users) != 1 or "relu" in call.kwargs:
+            return None
+        return call if isinstance(self.root.get_submodule(str(call.target)), LaurelResidual) else None
+
     def _last_mean(self, node: Any) -> bool:
         return self.calls(node, torch.mean) and node.args[1] == (-1,) and node.args[2] is True
 
@@ -246,6 +254,21 @@ def fuse(root: nn.Module, graph: fx.Graph) -> int:
         fused.meta = dict(last.meta)
         last.replace_all_uses_with(fused)
         _erase_unused(graph, last)
+        count += 1
+    return count + _fuse_relus(matcher, graph)
+
+
+def _fuse_relus(matcher: _Matcher, graph: fx.Graph) -> int:
+    """Makes every ReLU that alone reads a LAuReL residual part of the residual's call."""
+    count = 0
+    for node in list(graph.nodes):
+        call = matcher.residual(node) if matcher.calls(node, torch.relu) else None
+        if call is None:
+            continue
+        call.kwargs = {**call.kwargs, "relu": True}
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
         count += 1
     return count
 

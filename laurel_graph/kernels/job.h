@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "operators.h"
+#include "sum.h"
 
 namespace laurel {
 
@@ -109,6 +110,7 @@ struct Path {
   void (*run)(const Job& job, int64_t task);
   // Runs multiply-adds and returns how many floating-point operations they were; for measuring.
   double (*multiply_adds)(int64_t rounds);
+  SumSteps sum;
 };
 
 // The paths this machine can run, best first; null-terminated.

@@ -11,6 +11,7 @@
 #include "kernel.h"
 #include "operators.h"
 #include "ort_api.h"
+#include "sum.h"
 
 #if defined(_WIN32)
 #define LAUREL_EXPORT extern "C" __declspec(dllexport)
@@ -208,6 +209,21 @@ LAUREL_EXPORT const char* laurel_available_isa(int i) {
   const laurel::Path* const* paths = laurel::available_paths();
   for (; *paths && i > 0; --i) ++paths;
   return *paths ? (*paths)->name : nullptr;
+}
+
+// Floats of laurel::Sum::hidden.
+LAUREL_EXPORT int64_t laurel_hidden_floats(const laurel::Sum* sum) {
+  return static_cast<int64_t>(laurel::hidden_floats(*sum));
+}
+
+// Computes y and hidden, or the gradients. Returns whether there was memory for it.
+LAUREL_EXPORT int laurel_sum(const laurel::Sum* sum) {
+  try {
+    sum->backward ? laurel::sum_backward(*sum) : laurel::sum_forward(*sum);
+    return 1;
+  } catch (const std::exception&) {
+    return 0;
+  }
 }
 
 // Runs multiply-adds on the current instruction set; returns the number of floating-point operations.

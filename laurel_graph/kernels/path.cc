@@ -1,9 +1,11 @@
 // The kernels on one instruction set. Compiled once for each, with LAUREL_PATH set to its name.
 #include "channels.h"
 #include "elementwise.h"
+#include "gradients.h"
 #include "job.h"
 #include "pack.h"
 #include "quantized.h"
+#include "sum_forward.h"
 #include "tokens.h"
 
 #define LAUREL_TEXT(name) #name
@@ -135,8 +137,21 @@ double multiply_adds(int64_t rounds) {
   return 2.0 * 12 * kWidth * static_cast<double>(rounds);
 }
 
+constexpr SumSteps kSumSteps = {
+    [](const Sum& sum) { return SumPlan(sum).blocks; },
+    [](const Sum& sum) {
+      return static_cast<size_t>(sum.rows * larger(1, sum.inner) * SumPlan(sum).padded);
+    },
+    [](const Sum& sum) { return SumShared(sum, SumPlan(sum), nullptr).floats; },
+    [](const Sum& sum) { return SumOwn(sum, SumPlan(sum), nullptr).floats; },
+    share_sum,
+    forward_blocks,
+    backward_blocks,
+    collect_sum,
+};
+
 extern const Path path;
 const Path path = {LAUREL_NAME(LAUREL_PATH), down_size, up_size, pack_down, pack_up, convert, plan, run,
-                   multiply_adds};
+                   multiply_adds, kSumSteps};
 
 }  // namespace laurel::LAUREL_PATH

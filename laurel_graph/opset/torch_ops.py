@@ -53,7 +53,13 @@ class ExportedResidual(nn.Module):
     alpha: Tensor
 
     def forward(
-        self, x: Tensor, *values: Tensor, outer: bool = False, skip_scale: float = 1.0, branch_scale: float = 1.0
+        self,
+        x: Tensor,
+        *values: Tensor,
+        outer: bool = False,
+        skip_scale: float = 1.0,
+        branch_scale: float = 1.0,
+        relu: bool = False,
     ) -> Tensor:
         """The node or nodes of :meth:`LaurelResidual.forward`, in the order of its adds."""
         links = 0 if outer else self.spec.previous
@@ -66,7 +72,7 @@ class ExportedResidual(nn.Module):
                 x = self.outer(x, f)
             else:
                 x = self.node(self.operator, x, f, tuple(self.spec.tensor_shapes()), previous)
-        return x
+        return x.relu() if relu else x
 
     def outer(self, x: Tensor, f: Tensor) -> Tensor:
         """x + α·f."""

@@ -79,6 +79,49 @@ def test_outer_add_shares_the_module_of_its_site_when_join_is_n_ary():
     assert sum(node.op == "call_module" for node in module.graph.nodes) == 2
 
 
+def relu_behind(outer=False):
+    """Returns a transformed model with a Relu behind its last node of a site, and sample inputs."""
+    model, feeds = transformed(SPECS["channels"], outer)
+    model.graph.node[-1].output[0] = "sum"
+    model.graph.node.append(helper.make_node("Relu", ["sum"], ["y"]))
+    return model, feeds
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_relu_is_part_of_the_residual_when_it_alone_reads_it(outer):
+    model, feeds = relu_behind(outer)
+    module = assert_runs_like_runtime(model, feeds)
+    calls = [node for node in module.graph.nodes if node.op == "call_module"]
+    assert [call.kwargs for call in calls] == ([{}, {"outer": True, "relu": True}] if outer else [{"relu": True}])
+    assert torch.relu not in {node.target for node in module.graph.nodes}
+    assert worst_gradient_error(module, feeds, [name for name, _ in module.named_parameters()]) < 1e-3
+    (difference,) = check(import_onnx(model), feeds, model)
+    assert difference.relative <= 1e-5
+
+
+@pytest.mark.parametrize("reader", ["node", "output"])
+def test_relu_stays_when_somebody_else_reads_the_residual(reader):
+    model, feeds = relu_behind()
+    if reader == "output":
+        model.graph.output.add().CopyFrom(model.graph.output[0])
+        model.graph.output[1].name = "sum"
+    else:
+        model.graph.node[-1].output[0] = "positive"
+        model.graph.node.append(helper.make_node("Add", ["positive", "sum"], ["y"]))
+    module = assert_runs_like_runtime(model, feeds)
+    assert torch.relu in {node.target for node in module.graph.nodes}
+
+
+def test_first_difference_names_the_relu_when_it_is_part_of_the_residual():
+    model, feeds = relu_behind()
+    module = import_onnx(model)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter *= 1.5
+    with pytest.raises(VerificationError, match=r"\(Relu\), output 'y'"):
+        check(module, feeds, model, tolerance=1e-6)
+
+
 def test_function_bodies_are_expanded_when_metadata_is_gone():
     model, feeds = transformed(SPECS["tokens"])
     del model.metadata_props[:]

@@ -12,7 +12,7 @@ from laurel_graph import runtime
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "sanitize"
-TESTS = ("test_kernels.py", "test_quantized.py", "test_hostile.py", "test_isa.py")
+TESTS = ("test_kernels.py", "test_quantized.py", "test_hostile.py", "test_isa.py", "test_sums.py")
 
 
 def tool(name):

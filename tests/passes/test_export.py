@@ -70,6 +70,19 @@ def test_equal_tensors_stay_apart_when_nothing_is_trained_yet(tmp_path):
     assert_close(run_onnx(model, {"x": inputs[0].numpy()})[0], module(*inputs).detach())
 
 
+def test_relu_that_is_part_of_a_residual_is_a_node_of_its_own(tmp_path):
+    module, inputs, plans = rewritten("resnet", "rw+lr")
+    for node in module.graph.nodes:
+        if node.op == "call_module" and str(node.target).startswith("laurel."):
+            node.kwargs = {**node.kwargs, "relu": True}
+    module.recompile()
+    path = export_onnx(randomise(module), inputs, tmp_path / "m.onnx", dynamic_shapes=dynamic(inputs))
+    model = check(module, path, lambda batch: rewritten("resnet", "rw+lr", batch))
+    readers = {name: node.op_type for node in model.graph.node for name in node.input}
+    assert len(plans) > 0
+    assert {readers[node.output[0]] for node in laurel_nodes(model.graph)} == {"Relu"}
+
+
 def test_module_of_torch_export_agrees(tmp_path):
     module, inputs, _ = rewritten("resnet", "rw+lr", export=True)
     randomise(module)
