@@ -41,7 +41,12 @@ def library_path() -> Path | None:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def kernel_library() -> ctypes.CDLL | None:
+    """Returns the loaded library, or ``None`` if it was not built.
+
+    Raises:
+        KernelLibraryError: the library does not load.
+    """
     path = library_path()
     if path is None:
         return None
@@ -60,15 +65,6 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def library_of_kernels() -> ctypes.CDLL | None:
-    """Returns the loaded library, or ``None`` if it was not built.
-
-    Raises:
-        KernelLibraryError: the library does not load.
-    """
-    return _library()
-
-
 def isa() -> str | None:
     """Returns the instruction set that new sessions run on: ``avx512``, ``avx2``, ``neon`` or ``baseline``.
 
@@ -77,7 +73,7 @@ def isa() -> str | None:
     Raises:
         KernelLibraryError: ``LAUREL_ISA`` names none of :func:`available_isas`, or the library does not load.
     """
-    library = _library()
+    library = kernel_library()
     if library is None:
         return None
     name: bytes | None = library.laurel_isa()
@@ -91,7 +87,7 @@ def isa() -> str | None:
 
 def available_isas() -> tuple[str, ...]:
     """Returns the instruction sets that this machine can run, best first; none without the library."""
-    library = _library()
+    library = kernel_library()
     names: list[str] = []
     while library is not None and (name := library.laurel_available_isa(len(names))):
         names.append(name.decode())
@@ -103,7 +99,7 @@ def multiply_adds(rounds: int) -> float:
 
     The time it takes gives the peak rate of one core, the roof over every kernel.
     """
-    library = _library()
+    library = kernel_library()
     return float(library.laurel_multiply_adds(rounds)) if library is not None else 0.0
 
 
@@ -125,7 +121,7 @@ def session_options(
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    library = _library()
+    library = kernel_library()
     if library is None:
         if operators is None or operators:
             warnings.warn(

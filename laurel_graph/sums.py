@@ -54,7 +54,7 @@ def takes(form: Form, arguments: Sequence[Tensor | None]) -> bool:
         and all(a is None or _is_plain(a) for a in arguments)
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
-        and runtime.library_of_kernels() is not None
+        and runtime.kernel_library() is not None
     )
 
 
@@ -113,7 +113,7 @@ class NativeSum:
         )
 
     def _run(self) -> None:
-        library = runtime.library_of_kernels()
+        library = runtime.kernel_library()
         if library is None or not library.laurel_sum(ctypes.byref(self.fields)):
             raise MemoryError(f"no memory for a residual of shape {tuple(self.like.shape)}")
 
@@ -129,7 +129,7 @@ class NativeSum:
         return y, hidden
 
     def _hidden_floats(self) -> int:
-        library: Any = runtime.library_of_kernels()
+        library: Any = runtime.kernel_library()
         return int(library.laurel_hidden_floats(ctypes.byref(self.fields)))
 
     def gradients(

@@ -6,6 +6,10 @@
 #include <thread>
 #include <vector>
 
+#if !defined(_WIN32)
+#include <dlfcn.h>
+#endif
+
 #include "job.h"
 
 namespace laurel {
@@ -28,6 +32,65 @@ int64_t threads_for(const Sum& sum, int64_t blocks) {
   return std::max<int64_t>(1, std::min({sum.threads, worth, blocks}));
 }
 
+// The OpenMP that torch runs on, by the entry points that GCC compiles to and LLVM's library has too. Its threads wait
+// for work by spinning, so that threads of our own would have to share processors with them.
+struct OpenMP {
+  void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
+  int (*thread)() = nullptr;
+  int (*threads)() = nullptr;
+
+  OpenMP() {
+#if !defined(_WIN32)
+    find("GOMP_parallel", &parallel);
+    find("omp_get_thread_num", &thread);
+    find("omp_get_num_threads", &threads);
+#endif
+  }
+  bool found() const { return parallel && thread && threads; }
+
+ private:
+#if !defined(_WIN32)
+  template <typename Function>
+  static void find(const char* name, Function* function) {
+    *function = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+  }
+#endif
+};
+
+const OpenMP& open_mp() {
+  static const OpenMP found;
+  return found;
+}
+
+// Calls function(0) to function(count - 1), each of which must not throw, side by side.
+template <typename Function>
+void side_by_side(int64_t count, Function function) {
+  if (count == 1) return function(0);
+  const OpenMP& team = open_mp();
+  if (team.found()) {
+    struct Work {
+      int64_t count;
+      Function* function;
+    } work{count, &function};
+    auto member = [](void* data) {
+      const Work& given = *static_cast<const Work*>(data);
+      const OpenMP& own = open_mp();
+      for (int64_t i = own.thread(); i < given.count; i += own.threads()) (*given.function)(i);
+    };
+    return team.parallel(member, &work, static_cast<unsigned>(count), 0);
+  }
+  std::vector<std::thread> others;
+  std::exception_ptr failed;
+  try {
+    for (int64_t i = 1; i < count; ++i) others.emplace_back(function, i);
+    function(0);
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  for (std::thread& other : others) other.join();
+  if (failed) std::rethrow_exception(failed);
+}
+
 using Run = void (*)(const Sum& sum, const float* shared, float* own, int64_t begin, int64_t end);
 
 void run_on_threads(const Sum& sum, const SumSteps& steps, Run run, bool collects) {
@@ -40,19 +103,9 @@ void run_on_threads(const Sum& sum, const SumSteps& steps, Run run, bool collect
     memory.emplace_back(steps.own_floats(sum));
     owns.push_back(memory.back().data());
   }
-  auto share_of = [&](int64_t t) {
+  side_by_side(threads, [&](int64_t t) {
     run(sum, shared.data(), memory[t].data(), blocks * t / threads, blocks * (t + 1) / threads);
-  };
-  std::vector<std::thread> others;
-  std::exception_ptr failed;
-  try {
-    for (int64_t t = 1; t < threads; ++t) others.emplace_back(share_of, t);
-    share_of(0);
-  } catch (...) {
-    failed = std::current_exception();
-  }
-  for (std::thread& other : others) other.join();
-  if (failed) std::rethrow_exception(failed);
+  });
   if (collects) steps.collect(sum, owns.data(), threads);
 }
 

@@ -72,7 +72,7 @@ def test_session_computes_with_kernels_when_the_library_is_there(model):
 
 
 def test_session_warns_and_runs_bodies_when_the_library_is_missing(model, monkeypatch):
-    monkeypatch.setattr(runtime, "_library", lambda: None)
+    monkeypatch.setattr(runtime, "kernel_library", lambda: None)
     with pytest.warns(RuntimeWarning, match="without its fused kernels"):
         session = runtime.session(model[0], threads=1)
     assert_close(session.run(None, model[1])[0], model[2])
