@@ -89,7 +89,8 @@ void plan(Job* job) {
   const double elements = static_cast<double>(job->rows * job->width * larger(1, job->inner));
   const int arrays = 3 + (job->sum ? 1 : 0) + job->previous + (job->products ? job->products - 1 : 0);
   const double bytes = elements * arrays * static_cast<double>(size_of(job->type));
-  job->streams = bytes > kCacheBytes;
+  // With few ranks a processor that has AVX-512 follows the rows on its own, faster than requests can.
+  job->streams = bytes > kCacheBytes && (kWidth < 16 || job->rank > kDotRank);
   const double converted = job->storage == Storage::kElements ? 0 : elements * kConvertNs;
   const double ns = elements * 4 * static_cast<double>(job->rank) / kFlopsPerNs + bytes / kBytesPerNs + converted;
   if (elementwise(*job)) {
