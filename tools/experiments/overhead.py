@@ -1,9 +1,9 @@
 """What a training step costs after the rewriting, on two real trained models.
 
-Three steps are timed in turn, on one thread by processor time: the frozen original with a trainable head; the same with
-gradients that flow down to the first residual connection, as they do whenever anything there trains; and the rewritten
-model with the same head. A frozen trunk under a head needs no backward pass at all, so the first ratio holds the price
-of training anything inside the trunk; the second one is the price of LAuReL itself.
+Three steps are timed in turn: the frozen original with a trainable head; the same with gradients that flow down to the
+first residual connection, as they do whenever anything there trains; and the rewritten model with the same head. A
+frozen trunk under a head needs no backward pass at all, so the first ratio holds the price of training anything inside
+the trunk; the second one is the price of LAuReL itself. One thread is timed by the processor, several by the clock.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ def stepper(module: nn.Module, inputs: tuple[Tensor, ...], width: int) -> Callab
     return step
 
 
-def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Returns the processor seconds of every step, taken in turn after one that does not count."""
+def measure(steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Returns the seconds of every step by a clock, taken in turn after one that does not count."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for count in range(rounds + 1):
         for name, step in steps.items():
-            began = time.process_time()
+            began = clock()
             step()
             if count:
-                times[name].append(time.process_time() - began)
+                times[name].append(clock() - began)
     return times
 
 
@@ -86,8 +86,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--models", nargs="+", choices=("minilm", "nsfw"), default=("minilm", "nsfw"))
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
+    clock, unit = (time.process_time, "processor time") if args.threads == 1 else (time.perf_counter, "wall time")
     torch.manual_seed(0)
     tokens = torch.randint(1000, 20000, (args.batch, args.length))
     cases = {
@@ -105,7 +107,7 @@ def main() -> None:
                 file = lg.transform(path, config, output=Path(folder) / "model.onnx").model
                 modules[variant] = module_of(file, value)
         note(f"{name}: {args.rounds} rounds of {len(modules)} steps")
-        times = measure({key: stepper(module, inputs, width) for key, module in modules.items()}, args.rounds)
+        times = measure({key: stepper(module, inputs, width) for key, module in modules.items()}, args.rounds, clock)
         for key, taken in times.items():
             against = [
                 statistics.median(a / b for a, b in zip(taken, times[base], strict=True)) - 1
@@ -115,8 +117,8 @@ def main() -> None:
                 (name, key, f"{1e3 * statistics.median(taken):.1f}", *(f"{100 * ratio:+.1f} %" for ratio in against))
             )
     print_table(
-        f"one training step, batch {args.batch}, one thread, median of {args.rounds} paired rounds",
-        ("model", "variant", "ms of processor time", "to frozen", "to gradients that flow"),
+        f"one training step, batch {args.batch}, threads: {args.threads}, median of {args.rounds} paired rounds",
+        ("model", "variant", f"ms of {unit}", "to frozen", "to gradients that flow"),
         rows,
     )
 
