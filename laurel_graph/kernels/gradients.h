@@ -38,7 +38,8 @@ inline void copy_line(const float* grad, int64_t length, float* g) {
 
 // One term's part of a line: the sum of g * value, added to dots[lane] or returned, and out = scale * g.
 template <bool kDot, bool kWrite, bool kLanes>
-float term_line(const float* g, const float* value, const float* scale, int64_t length, int64_t ahead, float* dots, float* out) {
+float term_line(const float* g, const float* value, const float* scale, int64_t length, int64_t ahead, float* dots,
+                float* out) {
   Floats sum{};
   each_vector(length, [&](auto extent, int64_t i, int count) LAUREL_LAMBDA {
     constexpr Extent E = extent.value;

@@ -44,7 +44,8 @@ inline void sum_block(const Sum& sum, const SumPlan& plan, const SumShared& shar
   for (int64_t i = 0; i < sum.terms; ++i) {
     addends[i] = {sum.value[i] + block.origin, shared.scales + i * plan.lanes};
   }
-  const Wide job{factors, sum.products, addends, sum.terms, block.step, sum.y + block.origin, block.step, sum.relu != 0};
+  float* const y = sum.y + block.origin;
+  const Wide job{factors, sum.products, addends, sum.terms, block.step, y, block.step, sum.relu != 0};
   plan.channels ? wide_product<false>(job, block.lines, block.length)
                 : wide_product<true>(job, block.lines, block.length);
 }
