@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,6 +16,12 @@ from laurel_graph.errors import DependencyError
 
 from .data import Data
 from .task import Task
+
+
+def _leave() -> None:
+    """Leaves the group: a process that ends with its threads still running may be aborted by them."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Processes:
@@ -42,6 +49,9 @@ class Processes:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
+        if self.count > 1:
+            atexit.unregister(_leave)
+            atexit.register(_leave)
 
     @property
     def is_main(self) -> bool:
