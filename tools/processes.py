@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,9 +20,13 @@ from .task import Task
 
 
 def _leave() -> None:
-    """Leaves the group: a process that ends with its threads still running may be aborted by them."""
+    """Leaves the group, and lets its threads drop the last tensors that they reduced.
+
+    One that does so while the interpreter is being taken down aborts the process.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        time.sleep(0.2)
 
 
 class Processes:
