@@ -142,7 +142,7 @@ LAUREL_INLINE Group load_group(const float* from) { return load_bits<Group>(from
 template <int L>
 void gather_few(const float* x, int64_t x_step, const float* a, int64_t depth, float* h, int64_t h_step, bool add,
                 float scale) {
-  constexpr int kChains = L > 2 ? 2 : 8 / L;
+  constexpr int kChains = 8 / L;
   Group sum[kChains][L] = {};
   int64_t c = 0;
   for (; c + kChains <= depth; c += kChains) {
@@ -192,15 +192,6 @@ void spread_few(const Job& job, const float* h, int64_t h_step, int64_t at, int6
   }
 }
 
-// Calls function(integral_constant positions) for n in [1, L].
-template <int L, typename Function>
-LAUREL_INLINE void with_few(int64_t n, Function function) {
-  if constexpr (L > 1) {
-    if (n != L) return with_few<L - 1>(n, function);
-  }
-  function(std::integral_constant<int, L>());
-}
-
 // Calls function(integral_constant vectors, extent, elements in the last vector) for a tile of `left` positions.
 template <int V, typename Function>
 LAUREL_INLINE void with_span(int64_t left, Function function) {
@@ -246,7 +237,7 @@ void gather(const Job& job, const Patch& patch, float* h) {
       if (whole == patch.positions()) continue;
       if constexpr (std::is_same_v<T, float>) {
         if (patch.few()) {
-          with_few<kFew>(patch.positions() - whole, [&](auto positions) LAUREL_LAMBDA {
+          with_count<kFew>(static_cast<int>(patch.positions() - whole), [&](auto positions) LAUREL_LAMBDA {
             for (int64_t j = 0; j < product.rank; j += kGroup) {
               gather_few<positions.value>(x + whole, job.inner, product.down + j * job.width + c * kGroup, depth,
                                           h + j * h_step + whole, h_step, add, scale);
@@ -286,7 +277,7 @@ void spread_channels(const Job& job, const Patch& patch, int64_t channel, const 
   if (whole == patch.positions()) return;
   if constexpr (std::is_same_v<T, float> && G % kGroup == 0) {
     if (patch.few()) {
-      return with_few<kFew>(patch.positions() - whole, [&](auto positions) LAUREL_LAMBDA {
+      return with_count<kFew>(static_cast<int>(patch.positions() - whole), [&](auto positions) LAUREL_LAMBDA {
         for (int g = 0; g < G; g += kGroup) {
           spread_few<positions.value>(job, h + whole, h_step, at + g * job.inner + whole, channel + g);
         }

@@ -23,6 +23,15 @@ LAUREL_INLINE void store_as(T* to, Floats value, int count) {
   E == kFull ? store(to, value) : store_part(to, value, count);
 }
 
+// Calls function(integral_constant n) for n in [1, Most].
+template <int Most, typename Function>
+LAUREL_INLINE void with_count(int n, Function function) {
+  if constexpr (Most > 1) {
+    if (n != Most) return with_count<Most - 1>(n, function);
+  }
+  function(std::integral_constant<int, Most>());
+}
+
 LAUREL_INLINE Floats relu(Floats value) {
   auto negative = value < Floats{};
   return bit_cast<Floats>(~bit_cast<Words>(negative) & bit_cast<Words>(value));

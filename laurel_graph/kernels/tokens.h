@@ -19,15 +19,6 @@ constexpr int kSums = kRegisters == 32 ? 16 : 12;  // independent sums that hide
 constexpr int64_t kDepth = 256;                    // rows of A that a panel keeps in the first-level cache
 constexpr int64_t kLine = 16;                      // float32 elements of a cache line
 
-// Calls function(integral_constant n) for n in [1, Most].
-template <int Most, typename Function>
-LAUREL_INLINE void with_count(int n, Function function) {
-  if constexpr (Most > 1) {
-    if (n != Most) return with_count<Most - 1>(n, function);
-  }
-  function(std::integral_constant<int, Most>());
-}
-
 // Calls function(first row, integral_constant rows) for tiles of nearly equal size, at most Most rows each: a tile of
 // few rows has too few sums.
 template <int Most, typename Function>
