@@ -106,6 +106,30 @@ def model_of(point: Point) -> Any:
     return helper.make_model(graph, opset_imports=_opsets(), ir_version=8)
 
 
+def repeated(model: Any, times: int) -> Any:
+    """Returns *model* with its nodes *times* over on the same inputs, each time with parameters and outputs of its own, as
+    the layers of a model have them."""
+    from onnx import ModelProto, numpy_helper
+
+    result = ModelProto()
+    result.CopyFrom(model)
+    given = {value.name for value in model.graph.input} | {""}
+    for i in range(1, times):
+        for node in model.graph.node:
+            added = result.graph.node.add()
+            added.CopyFrom(node)
+            for names in (added.input, added.output):
+                names[:] = [name if name in given else f"{name}_{i}" for name in names]
+        for value in model.graph.initializer:
+            added = result.graph.initializer.add()
+            added.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(value), i), f"{value.name}_{i}"))
+        for value in model.graph.output:
+            added = result.graph.output.add()
+            added.CopyFrom(value)
+            added.name = f"{value.name}_{i}"
+    return result
+
+
 def separate_model_of(point: Point) -> Any:
     """Returns the model of a point with a norm as two nodes: the residual, and ONNX Runtime's own norm."""
     from onnx import helper

@@ -19,14 +19,31 @@ from laurel_graph.tools.kernel_points import (
     add_model,
     element_type,
     model_of,
+    repeated,
     separate_model_of,
     skip_norm_model_of,
 )
 
 
+_COPIED = 128 << 20
+"""Bytes of an array that is copied to measure the memory."""
+
+_ROUNDS = 1_000_000
+"""Of a dozen multiply-adds each: some milliseconds."""
+
+_TIMES = 3
+"""Measurements of both rates at a probe."""
+
+_REPEATED_ELEMENTS = 2 << 20
+"""Of x in all nodes of a session: small nodes are repeated, as a model has many, so that neither calling the session nor
+waking its threads is what is measured."""
+
+_MOST_REPEATS = 16
+
+
 @dataclass(frozen=True)
 class Row(Point):
-    """A point and what was measured there: medians in µs, and medians of the ratios of neighbouring turns.
+    """A point and what was measured there: medians in µs of one node, and medians of the ratios of neighbouring turns.
 
     Attributes:
         fused_over_add: and what follows: None where there is no such thing to compare with.
@@ -51,7 +68,8 @@ class Row(Point):
 
 
 def runner(model: Any, threads: int, fused: bool) -> Callable[[], None]:
-    """Returns a function that runs *model* once on inputs and outputs bound beforehand."""
+    """Returns a function that runs *model* once on inputs and outputs bound beforehand, repeated nodes as often as they
+    are there."""
     import onnxruntime as ort
 
     if fused:
@@ -62,25 +80,37 @@ def runner(model: Any, threads: int, fused: bool) -> Callable[[], None]:
         options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["CommonSubexpressionElimination"],
+    )
     binding = session.io_binding()
     rng = np.random.default_rng(0)
     for value in (*model.graph.input, *model.graph.output):
         tensor = value.type.tensor_type
         shape = [dim.dim_value for dim in tensor.shape.dim]
-        array = rng.standard_normal(shape).astype(np.float32)
+        array = rng.standard_normal(shape, dtype=np.float32)
         if tensor.elem_type == element_type("float16"):
-            held = ort.OrtValue.ortvalue_from_numpy(array.astype(np.float16))
+            array = array.astype(np.float16)
         elif tensor.elem_type == element_type("bfloat16"):
-            bits = (array.view(np.uint32) >> 16).astype(np.uint16)
-            held = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, tensor.elem_type)
-        else:
-            held = ort.OrtValue.ortvalue_from_numpy(array)
+            array = (array.view(np.uint32) >> 16).astype(np.uint16)
+        held = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_aligned(array), tensor.elem_type)
         if value in model.graph.output:
             binding.bind_ortvalue_output(value.name, held)
         else:
             binding.bind_ortvalue_input(value.name, held)
     return lambda: session.run_with_iobinding(binding)
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """Returns a copy that begins where ONNX Runtime's own arrays do: at a multiple of 64 bytes."""
+    room = np.empty(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def interleaved(runners: Sequence[Callable[[], None]], seconds: float) -> list[list[float]]:
@@ -99,7 +129,7 @@ def interleaved(runners: Sequence[Callable[[], None]], seconds: float) -> list[l
     return times
 
 
-def measure(point: Point, threads: int, seconds: float, bytes_per_us: float, flops_per_us: float) -> Row:
+def measure(point: Point, machine: Machine, seconds: float) -> Row:
     """Measures one point.
 
     Raises:
@@ -109,25 +139,32 @@ def measure(point: Point, threads: int, seconds: float, bytes_per_us: float, flo
 
     if runtime.library_path() is None:
         raise KernelLibraryError("There are no fused kernels to measure: reinstall laurel-graph with a C++ compiler.")
+    machine.probe()
+    threads = machine.threads
+    repeats = max(1, min(_MOST_REPEATS, _REPEATED_ELEMENTS // (point.rows * point.D)))
+
+    def timed(model: Any, threads: int, fused: bool) -> Callable[[], None]:
+        return runner(repeated(model, repeats), threads, fused)
+
     model = model_of(point)
-    runners = {"fused": runner(model, threads, fused=True), "add": runner(add_model(point), threads, fused=False)}
+    runners = {"fused": timed(model, threads, fused=True), "add": timed(add_model(point), threads, fused=False)}
     if threads > 1:
-        runners["one_thread"] = runner(model, 1, fused=True)
+        runners["one_thread"] = timed(model, 1, fused=True)
     if point.normed and point.dtype == "float32":  # ONNX Runtime has not all of its norms in the 16-bit types
-        runners["separate"] = runner(separate_model_of(point), threads, fused=True)
-        runners["skip_norm"] = runner(skip_norm_model_of(point), threads, fused=False)
+        runners["separate"] = timed(separate_model_of(point), threads, fused=True)
+        runners["skip_norm"] = timed(skip_norm_model_of(point), threads, fused=False)
     functions.attach(model)
-    runners["body"] = runner(model, threads, fused=False)
-    times = dict(zip(runners, interleaved(list(runners.values()), seconds), strict=True))
-    medians: dict[str, Any] = {f"{name}_us": round(statistics.median(found), 2) for name, found in times.items()}
+    runners["body"] = timed(model, threads, fused=False)
+    found = interleaved(list(runners.values()), seconds)
+    times = {name: [us / repeats for us in run] for name, run in zip(runners, found, strict=True)}
+    medians: dict[str, Any] = {f"{name}_us": round(statistics.median(run), 2) for name, run in times.items()}
     ratios: dict[str, Any] = {}
     for upper, lower in (("body", "fused"), ("fused", "add"), ("one_thread", "fused"), ("separate", "fused"),
                          ("fused", "skip_norm")):  # fmt: skip
         if upper in times and lower in times:
             pairs = zip(times[upper], times[lower], strict=True)
             ratios[f"{upper}_over_{lower}"] = round(statistics.median(a / b for a, b in pairs), 3)
-    bound_us = round(point.floor(bytes_per_us, flops_per_us), 2)
-    return Row(**asdict(point), threads=threads, bound_us=bound_us, **medians, **ratios)
+    return Row(**asdict(point), threads=threads, bound_us=machine.bound_us(point), **medians, **ratios)
 
 
 def _in_threads(work: Callable[[int], None], threads: int) -> float:
@@ -141,25 +178,39 @@ def _in_threads(work: Callable[[int], None], threads: int) -> float:
     return time.perf_counter() - before
 
 
-def copy_bandwidth(threads: int) -> float:
-    """Returns bytes read and written per µs by a copy of arrays that no cache holds, the best of several."""
-    size = 32 << 20
-    arrays = [(np.ones(size, np.uint8), np.zeros(size, np.uint8)) for _ in range(threads)]
+class Machine:
+    """The highest rates that *threads* threads have reached together. Whatever else slows a machine down slows a probe
+    as well, so there is one before each point, and the best of all holds for all points.
 
-    def copy(i: int) -> None:
-        np.copyto(arrays[i][1], arrays[i][0])
+    Attributes:
+        bytes_per_us: read and written by a copy of arrays that no cache holds.
+        flops_per_us: float32 operations of multiply-adds on registers.
+    """
 
-    best = min(_in_threads(copy, threads) for _ in range(30))
-    return 2 * size * threads / best / 1e6
+    def __init__(self, threads: int):
+        self.threads = threads
+        self.bytes_per_us = 0.0
+        self.flops_per_us = 0.0
+        self._arrays = [(np.ones(_COPIED, np.uint8), np.zeros(_COPIED, np.uint8)) for _ in range(threads)]
 
+    def probe(self) -> None:
+        """Measures both rates a few times."""
 
-def multiply_add_rate(threads: int) -> float:
-    """Returns float32 operations per µs of multiply-adds on registers, on all threads, the best of several."""
-    rounds = 2_000_000
-    total = [0.0] * threads
+        def copy(i: int) -> None:
+            source, target = self._arrays[i]
+            np.copyto(target, source)
 
-    def work(i: int) -> None:
-        total[i] = runtime.multiply_adds(rounds)
+        done = [0.0] * self.threads
 
-    best = min(_in_threads(work, threads) for _ in range(20))
-    return sum(total) / best / 1e6
+        def multiply_add(i: int) -> None:
+            done[i] = runtime.multiply_adds(_ROUNDS)
+
+        for _ in range(_TIMES):
+            seconds = _in_threads(copy, self.threads)
+            self.bytes_per_us = max(self.bytes_per_us, 2 * _COPIED * self.threads / seconds / 1e6)
+            seconds = _in_threads(multiply_add, self.threads)
+            self.flops_per_us = max(self.flops_per_us, sum(done) / seconds / 1e6)
+
+    def bound_us(self, point: Point) -> float:
+        """Returns the time below which no implementation of *point* can come."""
+        return round(point.floor(self.bytes_per_us, self.flops_per_us), 2)

@@ -108,15 +108,21 @@ void spread_tile(const Job& job, const float* h, int64_t h_step, int64_t at, int
       for (int v = 0; v < V; ++v) sum[g][v] += job.gamma[j] * load_at(job.previous_x[j], g, v);
     }
   }
+  if (job.beta.stride) {  // see fold_beta
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) sum[g][v] *= *from(job.beta, channel + g);
+    }
+  }
   // All loads before all stores: see up_tile.
   const Floats least = job.epilogue == Epilogue::kRelu ? Floats{} : splat(-INFINITY);
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) {
-    const Floats alpha = splat(job.alpha.data[(channel + g) * job.alpha.stride]);
-    const Floats beta = splat(job.beta.data[(channel + g) * job.beta.stride]);
+    const Floats alpha = splat(*from(job.alpha, channel + g)), beta = splat(*from(job.beta, channel + g));
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) {
-      Floats value = alpha * load_at(job.f, g, v) + beta * (sum[g][v] + load_at(job.x, g, v));
+      Floats value = alpha * load_at(job.f, g, v) + (beta * load_at(job.x, g, v) + sum[g][v]);
       sum[g][v] = value < least ? least : value;
     }
   }
@@ -180,13 +186,13 @@ void spread_few(const Job& job, const float* h, int64_t h_step, int64_t at, int6
   float* const y = static_cast<float*>(job.y) + at;
 #pragma GCC unroll 8
   for (int g = 0; g < kGroup; ++g) {
-    const float alpha = job.alpha.data[(channel + g) * job.alpha.stride];
-    const float beta = job.beta.data[(channel + g) * job.beta.stride];
+    const float alpha = *from(job.alpha, channel + g), beta = *from(job.beta, channel + g);
+    const float kept = job.beta.stride ? beta : 1.0f;  // see fold_beta
     for (int l = 0; l < L; ++l) {
       const int64_t i = g * job.inner + l;
-      float carried = sum[l][g] + element(job.x, i);
+      float carried = sum[l][g];
       for (int j = 0; j < job.previous; ++j) carried += job.gamma[j] * element(job.previous_x[j], i);
-      const float value = alpha * element(job.f, i) + beta * carried;
+      const float value = alpha * element(job.f, i) + (beta * element(job.x, i) + kept * carried);
       y[i] = job.epilogue == Epilogue::kRelu && value < 0 ? 0.0f : value;
     }
   }

@@ -47,7 +47,7 @@ void combine_span(const Job& job, int64_t begin, int64_t end, const Vector& alph
   if (at < end) step(std::integral_constant<Extent, kPart>(), at, static_cast<int>(end - at));
 }
 
-inline Vector from(const Vector& vector, int64_t at) { return {vector.data + at * vector.stride, vector.stride}; }
+inline Vector rest(const Vector& vector, int64_t at) { return {from(vector, at), vector.stride}; }
 
 // Tokens: elements [begin, end) of all; alpha, beta and bias run along each row.
 template <typename T>
@@ -58,7 +58,7 @@ void elementwise_tokens(const Job& job, int64_t begin, int64_t end) {
   while (begin < end) {
     const int64_t column = begin % job.width;
     const int64_t stop = smaller(end, begin - column + job.width);
-    combine_span<T>(job, begin, stop, from(job.alpha, column), from(job.beta, column), from(job.bias, column));
+    combine_span<T>(job, begin, stop, rest(job.alpha, column), rest(job.beta, column), rest(job.bias, column));
     begin = stop;
   }
 }

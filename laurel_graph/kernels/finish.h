@@ -37,10 +37,18 @@ LAUREL_INLINE Floats relu(Floats value) {
   return bit_cast<Floats>(~bit_cast<Words>(negative) & bit_cast<Words>(value));
 }
 
+// Where up to kRepeat elements begin.
+LAUREL_INLINE const float* from(const Vector& vector, int64_t at) { return vector.data + at * vector.stride; }
+
 template <Extent E>
 LAUREL_INLINE Floats load_vector(const Vector& vector, int64_t at, int count) {
-  // A scalar is repeated, so the whole vector may be read there.
-  return vector.stride ? load_as<E>(vector.data + at, count) : load(vector.data);
+  return load_as<E>(from(vector, at), count);
+}
+
+// The value itself, which the compiler does not see through: it would keep every sum with it in a register of its own.
+LAUREL_INLINE int64_t opaque(int64_t value) {
+  asm("" : "+r"(value));
+  return value;
 }
 
 // What the norm of a row needs, gathered while its vectors are in registers: a pivot near its values, and for each lane

@@ -80,7 +80,7 @@ struct Job {
   void* (*allocate)(void* allocator, size_t bytes) = nullptr;
   void (*release)(void* allocator, void* memory) = nullptr;
 
-  // Set by Path::plan.
+  // Set by Path::plan, which also moves a scalar beta into scale and gamma of the low-rank part.
   int64_t tasks = 1;
   int64_t block = 0;       // elements of a task of an elementwise job
   int64_t parts = 1;       // tasks of one row

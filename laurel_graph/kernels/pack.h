@@ -13,7 +13,7 @@
 namespace laurel::LAUREL_PATH {
 
 constexpr int kPanel = (kRegisters == 32 ? 2 : 3) * kWidth;
-constexpr int kUpPanel = (kRegisters == 32 ? 4 : 3) * kWidth;
+constexpr int kUpPanel = (kRegisters == 32 ? 3 : 2) * kWidth;
 constexpr int kDotRank = kWidth / 2;
 constexpr int kGroup = kRegisters == 32 ? 8 : 4;
 

@@ -18,12 +18,14 @@ constexpr double kFlopsPerNs = kWidth * 8.0;
 constexpr double kBytesPerNs = 16.0;
 constexpr double kConvertNs = 8.0 / kWidth;  // from bytes and back, for an element of all arrays
 constexpr double kTaskNs = 12000;  // less work than this is not worth handing over
-constexpr int64_t kWorthSharing = 416 << 10;  // elements read or written from which two threads are faster than one
+constexpr int64_t kWorthSharing = 192 << 10;  // elements read or written from which two threads are faster than one
 constexpr int64_t kTaskElements = 52 << 10;   // of one elementwise task
 constexpr int64_t kMostTasks = 256;
 constexpr int64_t kShortRow = 512;  // positions of a row that may be divided by channels
 constexpr int64_t kMostShares = 4;  // each sums up the parts of all
-constexpr double kCacheBytes = 4 << 20;  // arrays larger than this come from memory
+constexpr int64_t kBlockX = 32 << 10;  // elements of x in a block of rows
+constexpr int64_t kMostBlockRows = 24;
+constexpr double kCacheBytes = 32 << 20;  // arrays larger than this come from memory
 
 inline bool elementwise(const Job& job) {
   const bool norm = job.epilogue == Epilogue::kLayerNorm || job.epilogue == Epilogue::kRMSNorm;
@@ -43,10 +45,9 @@ void plan_elementwise(Job* job, int arrays) {
 // Rows in equal shares, an even number of them so that two threads get the same, and not much less than a block each
 // where there are many.
 void plan_tokens(Job* job, double ns) {
-  // Whole tiles of both products, few enough that x, f and y stay in the second-level cache with A and B; with few
-  // ranks, in the first.
-  const bool heavy = job->width * job->rank > (64 << 10);  // A and B are worth sharing among more rows
-  job->block_rows = job->rank <= kDotRank ? 4 : heavy || job->width <= 512 ? 24 : 12;
+  // Whole tiles, few enough that x, f and y stay in the second-level cache with A and B.
+  const int64_t fit = kBlockX / job->width / kRows * kRows;
+  job->block_rows = larger(kRows, smaller(kMostBlockRows, fit));
   const int64_t worth = smaller(kMostTasks, static_cast<int64_t>(ns / kTaskNs));
   const int64_t most = larger(smaller(8, job->rows / 4), job->rows / 48);
   job->tasks = larger(1, smaller(worth, most) / 2 * 2);
@@ -85,19 +86,23 @@ inline int64_t part_begin(const Job& job, int64_t part) {
   return vectors / step * part / job.parts * step * kWidth;
 }
 
+// Moves a scalar beta into the products and gamma, so that only x itself is left to multiply by it.
+void fold_beta(Job* job) {
+  const float beta = job->beta.data[0];
+  for (int p = 0; p < job->products; ++p) job->product[p].scale *= beta;
+  for (int j = 0; j < job->previous; ++j) job->gamma[j] *= beta;
+}
+
 void plan(Job* job) {
   const double elements = static_cast<double>(job->rows * job->width * larger(1, job->inner));
   const int arrays = 3 + (job->sum ? 1 : 0) + job->previous + (job->products ? job->products - 1 : 0);
   const double bytes = elements * arrays * static_cast<double>(size_of(job->type));
-  // With few ranks a processor that has AVX-512 follows the rows on its own, faster than requests can.
-  job->streams = bytes > kCacheBytes && (kWidth < 16 || job->rank > kDotRank);
+  job->streams = bytes > kCacheBytes;
   const double converted = job->storage == Storage::kElements ? 0 : elements * kConvertNs;
   const double ns = elements * 4 * static_cast<double>(job->rank) / kFlopsPerNs + bytes / kBytesPerNs + converted;
-  if (elementwise(*job)) {
-    plan_elementwise(job, arrays);
-  } else {
-    job->inner ? plan_channels(job, ns) : plan_tokens(job, ns);
-  }
+  if (elementwise(*job)) return plan_elementwise(job, arrays);
+  if (!job->beta.stride) fold_beta(job);
+  job->inner ? plan_channels(job, ns) : plan_tokens(job, ns);
 }
 
 template <typename T>

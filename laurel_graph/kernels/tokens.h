@@ -12,8 +12,7 @@
 
 namespace laurel::LAUREL_PATH {
 
-constexpr int kRows = kRegisters == 32 ? 8 : 6;    // of the tiles of the first product
-constexpr int kUpRows = kRegisters == 32 ? 6 : 4;  // of the wider tiles of the second product
+constexpr int kRows = kRegisters == 32 ? 8 : 6;  // of a tile
 constexpr int kDotRows = kRegisters == 32 ? 6 : 3;
 constexpr int kSums = kRegisters == 32 ? 16 : 12;  // independent sums that hide the latency of multiply-adds
 constexpr int64_t kDepth = 256;                    // rows of A that a panel keeps in the first-level cache
@@ -78,7 +77,9 @@ LAUREL_INLINE void down_tile(const float* x, int64_t x_step, const float* a, int
     }
   }
   for (; k < depth; ++k) {
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 3
       for (int v = 0; v < V; ++v) sum[0][m][v] += x[m * x_step + k] * load(a + (k * V + v) * kWidth);
     }
   }
@@ -121,8 +122,10 @@ LAUREL_INLINE void dot_tile(const T* x, int64_t x_step, int64_t width, const flo
     }
   }
   if (whole < width) {
+#pragma GCC unroll 6
     for (int m = 0; m < M; ++m) {
       Floats value = load_part(x + m * x_step + whole, static_cast<int>(width - whole));
+#pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) sum[m][j] += value * load(a + j * a_step + whole);
     }
   }
@@ -207,21 +210,32 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
   const int64_t rank = job.rank, width = job.width;
   for (int64_t k = 0; k < rank; ++k) {
     Floats panel[V];
-#pragma GCC unroll 4
+#pragma GCC unroll 3
     for (int v = 0; v < V; ++v) panel[v] = load(b + k * b_step + v * kWidth);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       const Floats factor = splat(h[m * rank + k]);
-#pragma GCC unroll 4
+#pragma GCC unroll 3
       for (int v = 0; v < V; ++v) sum[m][v] += factor * panel[v];
     }
   }
+  int64_t start[M];  // of the rows
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) start[m] = opaque(m * width);
   for (int j = 0; j < job.previous; ++j) {
-    const T* from = static_cast<const T*>(job.previous_x[j]) + at;
+    const T* const from = static_cast<const T*>(job.previous_x[j]) + at;
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[m][v] += job.gamma[j] * load_as<E>(from + m * width + v * kWidth, count);
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) sum[m][v] += job.gamma[j] * load_as<E>(from + start[m] + v * kWidth, count);
+    }
+  }
+  if (job.beta.stride) {  // see fold_beta
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) {
+      const Floats beta = load_as<E>(from(job.beta, column) + v * kWidth, count);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) sum[m][v] *= beta;
     }
   }
   // All loads before all stores: with widths that are powers of two the rows of all arrays fall on the same few lines
@@ -229,23 +243,25 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
   // are no registers left for more.
   const T* const x = static_cast<const T*>(job.x) + at;
   const T* const f = static_cast<const T*>(job.f) + at;
-#pragma GCC unroll 4
+  const float *const alphas = from(job.alpha, column), *const betas = from(job.beta, column);
+  const float* const biases = from(job.bias, column);
+#pragma GCC unroll 3
   for (int v = 0; v < V; ++v) {
-    const Floats alpha = load_vector<E>(job.alpha, column + v * kWidth, count);
-    const Floats beta = load_vector<E>(job.beta, column + v * kWidth, count);
-    const Floats bias = load_vector<E>(job.bias, column + v * kWidth, count);
+    const Floats alpha = load_as<E>(alphas + v * kWidth, count);
+    const Floats beta = load_as<E>(betas + v * kWidth, count);
+    const Floats bias = load_as<E>(biases + v * kWidth, count);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const Floats branch = load_as<E>(f + m * width + v * kWidth, count) + bias;
-      sum[m][v] += load_as<E>(x + m * width + v * kWidth, count);
-      sum[m][v] = alpha * branch + beta * sum[m][v];
+      const Floats branch = load_as<E>(f + start[m] + v * kWidth, count) + bias;
+      sum[m][v] += beta * load_as<E>(x + start[m] + v * kWidth, count);
+      sum[m][v] += alpha * branch;
     }
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
+#pragma GCC unroll 3
     for (int v = 0; v < V; ++v) {
-      const int64_t to = m * width + column + v * kWidth;
+      const int64_t to = start[m] + column + v * kWidth;
       if (std::is_same_v<T, float> || !target.wide) {
         store_as<E>(target.data + to, sum[m][v], count);
       } else {
@@ -254,10 +270,17 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
     }
   }
   if (moments) {
+    // A copy, because sums whose address is known would have to be kept in memory all the way.
+    Floats value[M][V];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) value[m][v] = sum[m][v];
+    }
     if (job.epilogue == Epilogue::kLayerNorm) {
-      gather_moments<M, V, E, true>(sum, count, column == 0, moments);
+      gather_moments<M, V, E, true>(value, count, column == 0, moments);
     } else {
-      gather_moments<M, V, E, false>(sum, count, column == 0, moments);
+      gather_moments<M, V, E, false>(value, count, column == 0, moments);
     }
   }
 }
@@ -294,12 +317,12 @@ void finish_rows(const Job& job, const float* moments, int64_t row, Target<T> ta
   }
 }
 
-// A block of rows. With a norm, `moments` is scratch for kUpRows rows, and each tile gets its norm while it is still in
+// A block of rows. With a norm, `moments` is scratch for kRows rows, and each tile gets its norm while it is still in
 // the first caches.
 template <typename T>
 void up(const Job& job, const float* h, int64_t row, int rows, Target<T> target, float* moments,
         const Ahead<T>& ahead) {
-  each_tile<kUpRows>(rows, [&](int first, auto m) LAUREL_LAMBDA {
+  each_tile<kRows>(rows, [&](int first, auto m) LAUREL_LAMBDA {
     const int64_t skip = first * job.width;
     const Target<T> to{target.data + skip, target.wide ? target.wide + skip : nullptr};
     up_rows<m.value>(job, h + first * job.rank, row + first, first, to, moments, ahead);
@@ -321,7 +344,7 @@ void run_tokens(const Job& job, int64_t begin, int64_t end) {
   float* const h = scratch.data;
   float* const x32 = h + most * job.rank;
   float* const wide = x32 + (kNarrow ? most * kDepth : 0);
-  alignas(64) float moments[kUpRows * kMoments];
+  alignas(64) float moments[kRows * kMoments];
 
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t row = begin + (end - begin) * block / blocks;

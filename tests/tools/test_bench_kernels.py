@@ -7,11 +7,11 @@ import pytest
 from tolerance import assert_close
 
 from laurel_graph import runtime
-from laurel_graph.tools import bench_kernels
+from laurel_graph.tools import kernel_timing
 from laurel_graph.tools.bench_kernels import main
 from laurel_graph.tools.kernel_points import RESNET50_JOINS, Point, model_of, separate_model_of, skip_norm_model_of
 from laurel_graph.tools.kernel_report import summary
-from laurel_graph.tools.kernel_timing import Row, runner
+from laurel_graph.tools.kernel_timing import Machine, Row, runner
 
 needs_library = pytest.mark.skipif(runtime.library_path() is None, reason="the library of kernels is not built")
 
@@ -40,6 +40,27 @@ def test_bound_is_the_larger_of_memory_and_arithmetic_when_either_dominates():
     assert point.floor(bytes_per_us=1e9, flops_per_us=1.0) == 4 * 10 * 100 * 4
 
 
+@pytest.fixture
+def quick_probes(monkeypatch):
+    """Rates from so little work that they mean nothing."""
+    monkeypatch.setattr(kernel_timing, "_COPIED", 1 << 16)
+    monkeypatch.setattr(kernel_timing, "_ROUNDS", 100)
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [1, 2])
+def test_highest_rates_count_when_a_later_probe_is_slower(quick_probes, monkeypatch, threads):
+    machine = Machine(threads)
+    machine.probe()
+    first = (machine.bytes_per_us, machine.flops_per_us)
+    assert min(first) > 0
+    monkeypatch.setattr(kernel_timing, "_in_threads", lambda work, threads: 1e9)
+    machine.probe()
+    assert (machine.bytes_per_us, machine.flops_per_us) == first
+    point = Point(10, 100, 4, "lr", "tokens", "float32")
+    assert machine.bound_us(point) == round(point.floor(*first), 2)
+
+
 @needs_library
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_kernel_runs_on_bound_arrays_when_the_dtype_varies(dtype):
@@ -47,9 +68,7 @@ def test_kernel_runs_on_bound_arrays_when_the_dtype_varies(dtype):
 
 
 @needs_library
-def test_report_has_a_row_for_each_point_when_json_is_asked_for(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(bench_kernels, "copy_bandwidth", lambda threads: 1e4)
-    monkeypatch.setattr(bench_kernels, "multiply_add_rate", lambda threads: 1e5)
+def test_report_has_a_row_for_each_point_when_json_is_asked_for(capsys, quick_probes, tmp_path):
     plot = tmp_path / "roof.png"
     options = ["--rows", "2", "8", "--widths", "16", "--ranks", "4", "--variants", "rw", "rw+lr", "--seconds", "0"]
     assert main([*options, "--threads", "1", "--json", "--plot", str(plot)]) == 0
@@ -63,9 +82,7 @@ def test_report_has_a_row_for_each_point_when_json_is_asked_for(capsys, monkeypa
 
 
 @needs_library
-def test_other_forms_are_measured_when_there_are_two_threads_and_a_norm(capsys, monkeypatch):
-    monkeypatch.setattr(bench_kernels, "copy_bandwidth", lambda threads: 1e4)
-    monkeypatch.setattr(bench_kernels, "multiply_add_rate", lambda threads: 1e5)
+def test_other_forms_are_measured_when_there_are_two_threads_and_a_norm(capsys, quick_probes):
     variants = ["lr+layernorm", "rw+rmsnorm"]
     options = ["--rows", "64", "--widths", "16", "--ranks", "4", "--variants", *variants, "--seconds", "0"]
     assert main([*options, "--threads", "2", "--json"]) == 0
