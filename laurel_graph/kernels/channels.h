@@ -324,12 +324,7 @@ void run_share(const Job& job, int64_t row, int64_t share) {
   float* const shares = job.shared + row * job.parts * size;
   if (job.phase == 0) return gather<T>(job, patch, shares + share * size);
   Scratch scratch(job, size);
-  const int64_t used = patch.h_step() * job.rank;
-  for (int64_t i = 0; i < used; i += kWidth) {
-    Floats sum = load(shares + i);
-    for (int64_t other = 1; other < job.parts; ++other) sum += load(shares + other * size + i);
-    store(scratch.data + i, sum);
-  }
+  sum_shares(shares, job.parts, size, scratch.data);
   spread<T>(job, patch, scratch.data);
 }
 

@@ -23,6 +23,19 @@ LAUREL_INLINE void store_as(T* to, Floats value, int count) {
   E == kFull ? store(to, value) : store_part(to, value, count);
 }
 
+inline bool has_norm(const Job& job) {
+  return job.epilogue == Epilogue::kLayerNorm || job.epilogue == Epilogue::kRMSNorm;
+}
+
+// The sum of `parts` arrays of `count` floats, a whole number of vectors, that lie one after the other.
+inline void sum_shares(const float* from, int64_t parts, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    Floats sum = load(from + i);
+    for (int64_t part = 1; part < parts; ++part) sum += load(from + part * count + i);
+    store(to + i, sum);
+  }
+}
+
 // Calls function(integral_constant n) for n in [1, Most].
 template <int Most, typename Function>
 LAUREL_INLINE void with_count(int n, Function function) {

@@ -23,14 +23,15 @@ constexpr int64_t kTaskElements = 52 << 10;   // of one elementwise task
 constexpr int64_t kMostTasks = 256;
 constexpr int64_t kShortRow = 512;  // positions of a row that may be divided by channels
 constexpr int64_t kMostShares = 4;  // each sums up the parts of all
+constexpr int64_t kFewRows = 16;
+constexpr int64_t kManyWeights = 96 << 10;   // elements of A and B that take long to read
+constexpr int64_t kShareWeights = 24 << 10;  // of a share of the columns
+constexpr int64_t kMostColumnShares = 8;
 constexpr int64_t kBlockX = 32 << 10;  // elements of x in a block of rows
 constexpr int64_t kMostBlockRows = 24;
 constexpr double kCacheBytes = 32 << 20;  // arrays larger than this come from memory
 
-inline bool elementwise(const Job& job) {
-  const bool norm = job.epilogue == Epilogue::kLayerNorm || job.epilogue == Epilogue::kRMSNorm;
-  return job.rank == 0 && !norm;
-}
+inline bool elementwise(const Job& job) { return job.rank == 0 && !has_norm(job); }
 
 // Equal shares, an even number of them: small ones, so that little moves from the cache of one processor to another's
 // when a thread wakes late and another takes some of its shares.
@@ -42,9 +43,25 @@ void plan_elementwise(Job* job, int arrays) {
   job->tasks = (elements + job->block - 1) / job->block;
 }
 
-// Rows in equal shares, an even number of them so that two threads get the same, and not much less than a block each
-// where there are many.
+// The shares into which the columns of few rows are divided, or 1: where it takes longer to read A and B than to multiply
+// by them, each thread should read a part of them.
+int64_t column_shares(const Job& job) {
+  if (job.rows > kFewRows || has_norm(job) || job.storage != Storage::kElements) return 1;
+  const int64_t room = kSharedFloats / round_up(larger(1, job.rows * job.rank), kWidth);
+  const int64_t weights = 2 * job.width * job.rank;
+  const int64_t worth = weights < kManyWeights ? 1 : smaller(kMostColumnShares, weights / kShareWeights);
+  return larger(1, smaller(worth, smaller(room, job.width / kUpPanel)) / 2 * 2);
+}
+
+// Few rows by columns. Others in equal shares, an even number of them so that two threads get the same, and not much
+// less than a block each where there are many.
 void plan_tokens(Job* job, double ns) {
+  job->parts = column_shares(*job);
+  if (job->parts > 1) {
+    job->phases = 2;
+    job->tasks = job->parts;
+    return;
+  }
   // Whole tiles, few enough that x, f and y stay in the second-level cache with A and B.
   const int64_t fit = kBlockX / job->width / kRows * kRows;
   job->block_rows = larger(kRows, smaller(kMostBlockRows, fit));
@@ -112,6 +129,7 @@ void run_as(const Job& job, int64_t task) {
     const int64_t begin = task * job.block, end = smaller(elements, begin + job.block);
     job.inner ? elementwise_channels<T>(job, begin, end) : elementwise_tokens<T>(job, begin, end);
   } else if (job.inner == 0) {
+    if (job.phases > 1) return run_columns<T>(job, task);
     run_tokens<T>(job, job.rows * task / job.tasks, job.rows * (task + 1) / job.tasks);
   } else {
     const int64_t row = task / job.parts, part = task % job.parts;

@@ -136,15 +136,21 @@ LAUREL_INLINE void dot_tile(const T* x, int64_t x_step, int64_t width, const flo
   }
 }
 
+// Columns [begin, end) of the arrays.
+struct Columns {
+  int64_t begin, end;
+};
+
 template <typename T>
-void down_dots(const T* x, int64_t width, const Product& product, int rows, float* h, int64_t h_step,
-               const Ahead<T>& ahead) {
+void down_dots(const T* x, int64_t width, const Columns& columns, const Product& product, int rows, float* h,
+               int64_t h_step, const Ahead<T>& ahead) {
   const int64_t a_step = round_up(width, kWidth);
   each_tile<kDotRows>(rows, [&](int first, auto m) LAUREL_LAMBDA {
     for (int64_t j = 0; j < product.rank; j += 4) {
-      const int columns = static_cast<int>(smaller(4, product.rank - j));
-      dot_tile<m.value>(x + first * width, width, width, product.down + j * a_step, a_step, h + first * h_step + j,
-                        h_step, columns, product.scale, [&](int64_t k) LAUREL_LAMBDA {
+      const int count = static_cast<int>(smaller(4, product.rank - j));
+      dot_tile<m.value>(x + first * width + columns.begin, width, columns.end - columns.begin,
+                        product.down + j * a_step + columns.begin, a_step, h + first * h_step + j, h_step, count,
+                        product.scale, [&](int64_t k) LAUREL_LAMBDA {
                           if (j == 0) ahead.template fetch<m.value>(first, k);
                         });
     }
@@ -159,16 +165,18 @@ void widen_row(const T* from, int64_t count, float* to) {
   if (i < count) store(to + i, load_part(from + i, static_cast<int>(count - i)));
 }
 
-// H (rows, rank of the product) for a block of rows; `x32` is scratch for kDepth float32 columns of them.
+// What some columns give to H (rows, rank of the product) for a block of rows; `x32` is scratch for kDepth float32
+// columns of them.
 template <typename T>
-void down(const Job& job, const Product& product, int64_t row, int rows, float* h, float* x32, const Ahead<T>& ahead) {
+void down(const Job& job, const Columns& columns, const Product& product, int64_t row, int rows, float* h, float* x32,
+          const Ahead<T>& ahead) {
   const int64_t width = job.width, h_step = job.rank;
   const T* const x = static_cast<const T*>(product.source) + row * width;
-  if (product.rank <= kDotRank) return down_dots(x, width, product, rows, h, h_step, ahead);
+  if (product.rank <= kDotRank) return down_dots(x, width, columns, product, rows, h, h_step, ahead);
   const int64_t panel_columns = down_panel(product.rank);
-  for (int64_t k = 0; k < width; k += kDepth) {
-    const int64_t depth = smaller(kDepth, width - k);
-    const float scale = k + depth == width ? product.scale : 1.0f;
+  for (int64_t k = columns.begin; k < columns.end; k += kDepth) {
+    const int64_t depth = smaller(kDepth, columns.end - k);
+    const float scale = k + depth == columns.end ? product.scale : 1.0f;
     const float* from = x32;
     int64_t step = kDepth;
     if constexpr (std::is_same_v<T, float>) {
@@ -177,14 +185,14 @@ void down(const Job& job, const Product& product, int64_t row, int rows, float* 
       for (int m = 0; m < rows; ++m) widen_row(x + m * width + k, depth, x32 + m * kDepth);
     }
     for (int64_t start = 0; start < product.rank; start += panel_columns) {
-      const int columns = static_cast<int>(smaller(panel_columns, product.rank - start));
+      const int count = static_cast<int>(smaller(panel_columns, product.rank - start));
       const bool fetches = start == 0 && ahead.count > 0;
-      with_count<kPanel / kWidth>((columns + kWidth - 1) / kWidth, [&](auto v) LAUREL_LAMBDA {
+      with_count<kPanel / kWidth>((count + kWidth - 1) / kWidth, [&](auto v) LAUREL_LAMBDA {
         constexpr int V = v.value, kMost = V == 3 ? 4 : kRows;
         const float* panel = product.down + start * width + k * V * kWidth;
         each_tile<kMost>(rows, [&](int first, auto m) LAUREL_LAMBDA {
-          down_tile<m.value, V>(from + first * step, step, panel, depth, h + first * h_step + start, h_step, columns,
-                                k > 0, scale, fetches ? kLine : depth, [&](int64_t i) LAUREL_LAMBDA {
+          down_tile<m.value, V>(from + first * step, step, panel, depth, h + first * h_step + start, h_step, count,
+                                k > columns.begin, scale, fetches ? kLine : depth, [&](int64_t i) LAUREL_LAMBDA {
                                   if (fetches) ahead.template fetch<m.value>(first, k + i);
                                 });
         });
@@ -285,23 +293,24 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
   }
 }
 
-// All columns of M rows. h, target and moments are of the first of them, which is `first` in the block.
+// Some columns of M rows, which begin at a panel and end at one or with the row. h, target and moments are of the first
+// row, which is `first` in the block.
 template <int M, typename T>
-void up_rows(const Job& job, const float* h, int64_t row, int first, Target<T> target, float* moments,
-             const Ahead<T>& ahead) {
+void up_rows(const Job& job, const Columns& columns, const float* h, int64_t row, int first, Target<T> target,
+             float* moments, const Ahead<T>& ahead) {
   const int64_t width = job.width, at = row * width;
-  int64_t column = 0;
-  for (; column + kUpPanel <= width; column += kUpPanel) {
+  int64_t column = columns.begin;
+  for (; column + kUpPanel <= columns.end; column += kUpPanel) {
     for (int64_t i = 0; ahead.count && i < kUpPanel; i += kLine) ahead.template fetch<M>(first, column + i);
     up_tile<M, kUpPanel / kWidth, kFull>(job, h, job.up + column * job.rank, kUpPanel, at + column, column, kWidth,
                                          target, moments);
   }
   const float* b = job.up + column * job.rank;
   const int64_t b_step = round_up(width - column, kWidth);
-  for (; column + kWidth <= width; column += kWidth, b += kWidth) {
+  for (; column + kWidth <= columns.end; column += kWidth, b += kWidth) {
     up_tile<M, 1, kFull>(job, h, b, b_step, at + column, column, kWidth, target, moments);
   }
-  if (column < width) {
+  if (column < columns.end) {
     up_tile<M, 1, kPart>(job, h, b, b_step, at + column, column, static_cast<int>(width - column), target, moments);
   }
 }
@@ -320,12 +329,12 @@ void finish_rows(const Job& job, const float* moments, int64_t row, Target<T> ta
 // A block of rows. With a norm, `moments` is scratch for kRows rows, and each tile gets its norm while it is still in
 // the first caches.
 template <typename T>
-void up(const Job& job, const float* h, int64_t row, int rows, Target<T> target, float* moments,
-        const Ahead<T>& ahead) {
+void up(const Job& job, const Columns& columns, const float* h, int64_t row, int rows, Target<T> target,
+        float* moments, const Ahead<T>& ahead) {
   each_tile<kRows>(rows, [&](int first, auto m) LAUREL_LAMBDA {
     const int64_t skip = first * job.width;
     const Target<T> to{target.data + skip, target.wide ? target.wide + skip : nullptr};
-    up_rows<m.value>(job, h + first * job.rank, row + first, first, to, moments, ahead);
+    up_rows<m.value>(job, columns, h + first * job.rank, row + first, first, to, moments, ahead);
     if (moments) finish_rows<m.value>(job, moments, row + first, to);
   });
 }
@@ -333,9 +342,10 @@ void up(const Job& job, const float* h, int64_t row, int rows, Target<T> target,
 // Rows [begin, end).
 template <typename T>
 void run_tokens(const Job& job, int64_t begin, int64_t end) {
-  const bool norm = job.epilogue == Epilogue::kLayerNorm || job.epilogue == Epilogue::kRMSNorm;
+  const bool norm = has_norm(job);
   constexpr bool kNarrow = !std::is_same_v<T, float>;
   const int64_t width = job.width;
+  const Columns columns{0, width};
   const int64_t row_floats = job.rank + (kNarrow ? kDepth : 0) + (kNarrow && norm ? width : 0);
   // Blocks of nearly equal size, whose scratch fits on the stack if one row's does.
   const int64_t most = larger(1, smaller(job.block_rows, kStackFloats / larger(1, row_floats)));
@@ -361,13 +371,36 @@ void run_tokens(const Job& job, int64_t begin, int64_t end) {
     }
     float* h_to = h;
     for (int p = 0; p < job.products; ++p) {
-      down<T>(job, job.product[p], row, rows, h_to, x32, p == 0 ? of_up : nothing);
+      down<T>(job, columns, job.product[p], row, rows, h_to, x32, p == 0 ? of_up : nothing);
       if (job.streams && next + rows <= job.rows) of_next.add(job.product[p].source, next);
       h_to += job.product[p].rank;
     }
-    up(job, h, row, rows, {norm && sum ? sum : y, norm && kNarrow ? wide : nullptr}, norm ? moments : nullptr,
+    up(job, columns, h, row, rows, {norm && sum ? sum : y, norm && kNarrow ? wide : nullptr}, norm ? moments : nullptr,
        of_next);
   }
+}
+
+// One share of the columns of all rows, in the job's first phase what they give to H, then their part of Y from the sum
+// of all: each share reads its part of A and B alone.
+template <typename T>
+void run_columns(const Job& job, int64_t share) {
+  const int64_t panels = job.width / kUpPanel, size = round_up(job.rows * job.rank, kWidth);
+  auto bound = [&](int64_t i) { return i == job.parts ? job.width : panels * i / job.parts * kUpPanel; };
+  const Columns columns{bound(share), bound(share + 1)};
+  const int rows = static_cast<int>(job.rows);
+  const Ahead<T> nothing(job.width);
+  if (job.phase == 0) {
+    Scratch x32(job, std::is_same_v<T, float> ? 0 : rows * kDepth);
+    float* h = job.shared + share * size;
+    for (int p = 0; p < job.products; ++p) {
+      down<T>(job, columns, job.product[p], 0, rows, h, x32.data, nothing);
+      h += job.product[p].rank;
+    }
+    return;
+  }
+  Scratch h(job, size);
+  sum_shares(job.shared, job.parts, size, h.data);
+  up<T>(job, columns, h.data, 0, rows, {static_cast<T*>(job.y), nullptr}, nullptr, nothing);
 }
 
 }  // namespace laurel::LAUREL_PATH

@@ -100,6 +100,15 @@ def test_two_threads_give_the_same_when_work_is_shared(shape, parts):
         check(Case(Operator(**parts, epilogue=epilogue), shape, rank=64, per_channel=True), threads=2)
 
 
+@pytest.mark.parametrize(("shape", "rank"), [((1, 1999), 64), ((3, 5, 1001), 77), ((16, 3001), 33), ((2, 10007), 5)])
+def test_two_threads_give_the_same_when_the_columns_of_few_rows_are_shared(shape, rank):
+    for i, dtype in enumerate(DTYPES):
+        check(Case(Operator(rw=True, lr=True, bias=True), shape, rank, dtype=dtype, per_channel=i % 2 == 0), threads=2)
+    pal = Operator(rw=True, lr=True, previous=2, low_rank_previous=True)
+    check(Case(pal, shape, rank), threads=2)
+    check(Case(pal, shape, rank), threads=1)
+
+
 @pytest.mark.parametrize("shape", [(1, 64, 56, 56), (2, 512, 14, 14), (3, 2048, 7, 7), (1, 1024, 1, 1)])
 def test_two_threads_give_the_same_when_channels_are_shared(shape):
     for parts in ({"rw": True}, {"rw": True, "lr": True}):
