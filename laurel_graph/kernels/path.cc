@@ -24,8 +24,7 @@ constexpr int64_t kMostTasks = 256;
 constexpr int64_t kShortRow = 512;  // positions of a row that may be divided by channels
 constexpr int64_t kMostShares = 4;  // each sums up the parts of all
 constexpr int64_t kFewRows = 16;
-constexpr int64_t kManyWeights = 96 << 10;   // elements of A and B that take long to read
-constexpr int64_t kShareWeights = 24 << 10;  // of a share of the columns
+constexpr int64_t kManyWeights = 128 << 10;  // elements of A and B that take long to read
 constexpr int64_t kMostColumnShares = 8;
 constexpr int64_t kBlockX = 32 << 10;  // elements of x in a block of rows
 constexpr int64_t kMostBlockRows = 24;
@@ -49,7 +48,7 @@ int64_t column_shares(const Job& job) {
   if (job.rows > kFewRows || has_norm(job) || job.storage != Storage::kElements) return 1;
   const int64_t room = kSharedFloats / round_up(larger(1, job.rows * job.rank), kWidth);
   const int64_t weights = 2 * job.width * job.rank;
-  const int64_t worth = weights < kManyWeights ? 1 : smaller(kMostColumnShares, weights / kShareWeights);
+  const int64_t worth = weights < kManyWeights ? 1 : larger(2, smaller(kMostColumnShares, weights / kManyWeights));
   return larger(1, smaller(worth, smaller(room, job.width / kUpPanel)) / 2 * 2);
 }
 
