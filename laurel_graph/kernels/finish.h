@@ -59,9 +59,17 @@ LAUREL_INLINE Floats load_vector(const Vector& vector, int64_t at, int count) {
 }
 
 // The value itself, which the compiler does not see through: it would keep every sum with it in a register of its own.
-LAUREL_INLINE int64_t opaque(int64_t value) {
+template <typename V>
+LAUREL_INLINE V opaque(V value) {
   asm("" : "+r"(value));
   return value;
+}
+
+// `bytes` behind a pointer.
+template <typename T>
+LAUREL_INLINE T* behind(T* from, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(from) + bytes);
 }
 
 // What the norm of a row needs, gathered while its vectors are in registers: a pivot near its values, and for each lane

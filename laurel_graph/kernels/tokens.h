@@ -216,6 +216,7 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
                            int count, Target<T> target, float* moments) {
   Floats sum[M][V] = {};
   const int64_t rank = job.rank, width = job.width;
+#pragma GCC unroll 4
   for (int64_t k = 0; k < rank; ++k) {
     Floats panel[V];
 #pragma GCC unroll 3
@@ -227,15 +228,16 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
       for (int v = 0; v < V; ++v) sum[m][v] += factor * panel[v];
     }
   }
-  int64_t start[M];  // of the rows
+  int64_t start[M];  // bytes from the first row to each
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) start[m] = opaque(m * width);
+  for (int m = 0; m < M; ++m) start[m] = opaque(m * width * static_cast<int64_t>(sizeof(T)));
+  auto row_of = [&](const void* from, int m) LAUREL_LAMBDA { return behind(static_cast<const T*>(from), start[m]); };
   for (int j = 0; j < job.previous; ++j) {
-    const T* const from = static_cast<const T*>(job.previous_x[j]) + at;
+    const void* const from = opaque(static_cast<const T*>(job.previous_x[j]) + at);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) sum[m][v] += job.gamma[j] * load_as<E>(from + start[m] + v * kWidth, count);
+      for (int v = 0; v < V; ++v) sum[m][v] += job.gamma[j] * load_as<E>(row_of(from, m) + v * kWidth, count);
     }
   }
   if (job.beta.stride) {  // see fold_beta
@@ -249,8 +251,8 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
   // All loads before all stores: with widths that are powers of two the rows of all arrays fall on the same few lines
   // of the cache, and a load waits for a store whose address ends in the same bits. Column by column, because there
   // are no registers left for more.
-  const T* const x = static_cast<const T*>(job.x) + at;
-  const T* const f = static_cast<const T*>(job.f) + at;
+  const void* const x = opaque(static_cast<const T*>(job.x) + at);
+  const void* const f = opaque(static_cast<const T*>(job.f) + at);
   const float *const alphas = from(job.alpha, column), *const betas = from(job.beta, column);
   const float* const biases = from(job.bias, column);
 #pragma GCC unroll 3
@@ -260,20 +262,20 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
     const Floats bias = load_as<E>(biases + v * kWidth, count);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      const Floats branch = load_as<E>(f + start[m] + v * kWidth, count) + bias;
-      sum[m][v] += beta * load_as<E>(x + start[m] + v * kWidth, count);
+      const Floats branch = load_as<E>(row_of(f, m) + v * kWidth, count) + bias;
+      sum[m][v] += beta * load_as<E>(row_of(x, m) + v * kWidth, count);
       sum[m][v] += alpha * branch;
     }
   }
+  T* const y = opaque(target.data + column);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 3
     for (int v = 0; v < V; ++v) {
-      const int64_t to = start[m] + column + v * kWidth;
       if (std::is_same_v<T, float> || !target.wide) {
-        store_as<E>(target.data + to, sum[m][v], count);
+        store_as<E>(behind(y, start[m]) + v * kWidth, sum[m][v], count);
       } else {
-        store_as<E>(target.wide + to, sum[m][v], count);
+        store_as<E>(target.wide + m * width + column + v * kWidth, sum[m][v], count);
       }
     }
   }
