@@ -1,12 +1,12 @@
 """The fused kernels beside their function bodies, a plain Add and the bound of the machine, point by point.
 
 All forms of one point run in one process and take turns, so that whatever slows the machine down slows all of them.
-Inputs and outputs are bound beforehand; where a node takes little time, a session has several of them, as a model does.
-The bound is the larger of the bytes of x, f and y over the measured copy
-bandwidth and the operations of the low-rank products over the measured rate of multiply-adds. Both rates are measured
-before every point, the highest count, and the summary has the highest of all. With several threads a
-session of one takes its turn too; a fused norm is compared with the fused residual followed by ONNX Runtime's own norm,
-and with ONNX Runtime's fused norm of a plain residual. A summary ends the table.
+Inputs and outputs are bound beforehand; where a node takes little time, a session has several of them, as a model
+does. The bound is the larger of the bytes of x, f and y over the measured copy bandwidth and the operations of the
+low-rank products over the measured rate of multiply-adds. Both rates are measured before every point, the highest
+count, and the summary has the highest of all. With several threads a session of one takes its turn too; a fused norm is
+compared with the fused residual followed by ONNX Runtime's own norm, and with ONNX Runtime's fused norm of a plain
+residual. A summary ends the table.
 
     python -m laurel_graph.tools.bench_kernels --rows 64 1024 --widths 768 --ranks 16 --variants rw+lr --json
 """

@@ -107,8 +107,8 @@ def model_of(point: Point) -> Any:
 
 
 def repeated(model: Any, times: int) -> Any:
-    """Returns *model* with its nodes *times* over on the same inputs, each time with parameters and outputs of its own, as
-    the layers of a model have them."""
+    """Returns *model* with its nodes *times* over on the same inputs, each time with parameters and outputs of its own,
+    as the layers of a model have them."""
     from onnx import ModelProto, numpy_helper
 
     result = ModelProto()

@@ -24,7 +24,6 @@ from laurel_graph.tools.kernel_points import (
     skip_norm_model_of,
 )
 
-
 _COPIED = 128 << 20
 """Bytes of an array that is copied to measure the memory."""
 
@@ -35,8 +34,8 @@ _TIMES = 3
 """Measurements of both rates at a probe."""
 
 _REPEATED_ELEMENTS = 2 << 20
-"""Of x in all nodes of a session: small nodes are repeated, as a model has many, so that neither calling the session nor
-waking its threads is what is measured."""
+"""Of x in all nodes of a session: small nodes are repeated, as a model has many, so that neither calling the session
+nor waking its threads is what is measured."""
 
 _MOST_REPEATS = 16
 
@@ -122,8 +121,8 @@ def interleaved(runners: Sequence[Callable[[], None]], seconds: float) -> list[l
     stop = clock() + seconds
     while clock() < stop or len(times[0]) < 5:
         for run, found in zip(runners, times, strict=True):
-            # What the others left in the caches is gone after two runs, not after one: some third-level caches keep what
-            # they have seen before.
+            # What the others left in the caches is gone after two runs, not after one: some third-level caches keep
+            # what they have seen before.
             run()
             run()
             before = clock()
@@ -190,7 +189,7 @@ class Machine:
         flops_per_us: float32 operations of multiply-adds on registers.
     """
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int) -> None:
         self.threads = threads
         self.bytes_per_us = 0.0
         self.flops_per_us = 0.0

@@ -42,8 +42,8 @@ void plan_elementwise(Job* job, int arrays) {
   job->tasks = (elements + job->block - 1) / job->block;
 }
 
-// The shares into which the columns of few rows are divided, or 1: where it takes longer to read A and B than to multiply
-// by them, each thread should read a part of them.
+// The shares into which the columns of few rows are divided, or 1: where it takes longer to read A and B than to
+// multiply by them, each thread should read a part of them.
 int64_t column_shares(const Job& job) {
   if (job.rows > kFewRows || has_norm(job) || job.storage != Storage::kElements) return 1;
   const int64_t room = kSharedFloats / round_up(larger(1, job.rows * job.rank), kWidth);

@@ -233,11 +233,11 @@ LAUREL_INLINE void up_tile(const Job& job, const float* h, const float* b, int64
   for (int m = 0; m < M; ++m) start[m] = opaque(m * width * static_cast<int64_t>(sizeof(T)));
   auto row_of = [&](const void* from, int m) LAUREL_LAMBDA { return behind(static_cast<const T*>(from), start[m]); };
   for (int j = 0; j < job.previous; ++j) {
-    const void* const from = opaque(static_cast<const T*>(job.previous_x[j]) + at);
+    const void* const earlier = opaque(static_cast<const T*>(job.previous_x[j]) + at);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) sum[m][v] += job.gamma[j] * load_as<E>(row_of(from, m) + v * kWidth, count);
+      for (int v = 0; v < V; ++v) sum[m][v] += job.gamma[j] * load_as<E>(row_of(earlier, m) + v * kWidth, count);
     }
   }
   if (job.beta.stride) {  // see fold_beta

@@ -9,7 +9,14 @@ from tolerance import assert_close
 from laurel_graph import runtime
 from laurel_graph.tools import kernel_timing
 from laurel_graph.tools.bench_kernels import main
-from laurel_graph.tools.kernel_points import RESNET50_JOINS, Point, model_of, separate_model_of, skip_norm_model_of
+from laurel_graph.tools.kernel_points import (
+    RESNET50_JOINS,
+    Point,
+    model_of,
+    repeated,
+    separate_model_of,
+    skip_norm_model_of,
+)
 from laurel_graph.tools.kernel_report import summary
 from laurel_graph.tools.kernel_timing import Machine, Row, runner
 
@@ -107,6 +114,20 @@ def test_separate_norm_computes_the_same_when_compared_with_the_fused_one(norm):
         options = runtime.session_options(threads=1, operators=names)
         outputs.append(ort.InferenceSession(model.SerializeToString(), options).run(["y"], feeds)[0])
     assert_close(outputs[0], outputs[1].astype(np.float64))
+
+
+def test_repeated_nodes_have_parameters_and_outputs_of_their_own_when_they_share_inputs():
+    import onnx
+
+    model = separate_model_of(Point(6, 32, 4, "lr+layernorm", "tokens", "float32"))
+    three = repeated(model, 3)
+    onnx.checker.check_model(three)
+    assert [value.name for value in three.graph.output] == ["y", "y_1", "y_2"]
+    assert [list(node.input)[:2] for node in three.graph.node if node.domain == "ai.laurel"] == [["x", "f"]] * 3
+    assert [node.input[0] for node in three.graph.node if not node.domain] == ["sum", "sum_1", "sum_2"]
+    weights = {tensor.raw_data or tuple(tensor.float_data) for tensor in three.graph.initializer if "A" in tensor.name}
+    assert len(weights) == 3
+    runner(three, threads=1, fused=True)()
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
