@@ -3,10 +3,9 @@
 All forms of one point run in one process and take turns, so that whatever slows the machine down slows all of them.
 Inputs and outputs are bound beforehand; where a node takes little time, a session has several of them, as a model
 does. The bound is the larger of the bytes of x, f and y over the measured copy bandwidth and the operations of the
-low-rank products over the measured rate of multiply-adds. Both rates are measured before every point, the highest
-count, and the summary has the highest of all. With several threads a session of one takes its turn too; a fused norm is
-compared with the fused residual followed by ONNX Runtime's own norm, and with ONNX Runtime's fused norm of a plain
-residual. A summary ends the table.
+low-rank products over the measured rate of multiply-adds; both rates are measured before and after every point. With
+several threads a session of one takes its turn too; a fused norm is compared with the fused residual followed by ONNX
+Runtime's own norm, and with ONNX Runtime's fused norm of a plain residual. A summary ends the table.
 
     python -m laurel_graph.tools.bench_kernels --rows 64 1024 --widths 768 --ranks 16 --variants rw+lr --json
 """
@@ -18,7 +17,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from laurel_graph import runtime
@@ -76,17 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f" {row.fused_us:10.1f} {row.body_us:10.1f} {row.add_us:10.1f} {row.bound_us:10.1f}"
                 f" {row.body_over_fused:10.2f} {row.fused_over_add:9.2f} {row.bound_us / row.fused_us:8.0%}"
             )
-    rows = [replace(row, bound_us=machine.bound_us(row)) for row in rows]
-    copied, computed = machine.bytes_per_us / 1e3, machine.flops_per_us / 1e3
     if args.json:
-        rates = {"isa": runtime.isa(), "copy_gb_s": copied, "gflop_s": computed}
-        _say(json.dumps({**rates, "rows": [asdict(row) for row in rows], "summary": summary(rows)}))
+        _say(json.dumps({"isa": runtime.isa(), "rows": [asdict(row) for row in rows], "summary": summary(rows)}))
     else:
-        _say(f"copy {copied:.1f} GB/s, multiply-adds {computed:.0f} GFLOP/s")
         for line in summary(rows):
             _say(line)
     if args.plot:
-        plot(rows, machine.bytes_per_us, machine.flops_per_us, args.plot)
+        plot(rows, args.plot)
     return 0
 
 

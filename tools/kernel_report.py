@@ -17,8 +17,12 @@ _LARGE = 64 << 10
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """Returns lines of text for each variant, layout and dtype among *rows*."""
-    lines = []
+    """Returns a line on the machine, and lines for each variant, layout and dtype among *rows*."""
+    copied, computed = [row.copy_gb_s for row in rows], [row.gflop_s for row in rows]
+    lines = [
+        f"copy {min(copied):.1f} to {max(copied):.1f} GB/s, "
+        f"multiply-adds {min(computed):.0f} to {max(computed):.0f} GFLOP/s beside the points"
+    ]
     for kind in dict.fromkeys((row.variant, row.layout, row.dtype) for row in rows):
         chosen = [row for row in rows if (row.variant, row.layout, row.dtype) == kind]
         lines += [f"{' '.join(kind)}, {line}" for line in _lines(chosen)]
@@ -83,8 +87,8 @@ def _beside_add(rows: Sequence[Row]) -> Iterator[str]:
         yield f"rows x D < 64 k: fused - Add median {statistics.median(small):.2f} µs, at most {max(small):.2f} µs"
 
 
-def plot(rows: Sequence[Row], bytes_per_us: float, flops_per_us: float, path: Path) -> None:
-    """Draws the rates of all low-rank rows under the machine's roofline to a file."""
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draws the rates of all low-rank rows under the machine's highest roofline to a file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -95,7 +99,8 @@ def plot(rows: Sequence[Row], bytes_per_us: float, flops_per_us: float, path: Pa
     flops = [row.floor(math.inf, 1.0) for row in low_rank]
     intensity = [f / row.floor(1.0, math.inf) for f, row in zip(flops, low_rank, strict=True)]
     edge = np.geomspace(min(intensity, default=1) / 2, max(intensity, default=100) * 2, 100)
-    axes.plot(edge, np.minimum(edge * bytes_per_us, flops_per_us) / 1e3, color="black", label="bound")
+    roof = np.minimum(edge * max(row.copy_gb_s for row in rows), max(row.gflop_s for row in rows))
+    axes.plot(edge, roof, color="black", label="bound")
     for name, color in (("body", "tab:orange"), ("fused", "tab:blue")):
         rates = [f / getattr(row, f"{name}_us") / 1e3 for f, row in zip(flops, low_rank, strict=True)]
         axes.scatter(intensity, rates, s=14, color=color, label=name, alpha=0.7)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,27 @@ _MOST_REPEATS = 16
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What a machine reaches: of a copy of arrays that no cache holds, and of multiply-adds on registers.
+
+    Attributes:
+        copy_gb_s: 1e9 bytes read and written in a second.
+        gflop_s: 1e9 float32 operations in a second.
+    """
+
+    copy_gb_s: float
+    gflop_s: float
+
+    def higher(self, other: Rates) -> Rates:
+        """Returns the higher of each."""
+        return Rates(max(self.copy_gb_s, other.copy_gb_s), max(self.gflop_s, other.gflop_s))
+
+    def bound_us(self, point: Point) -> float:
+        """Returns the time below which no implementation of *point* can come."""
+        return round(point.floor(self.copy_gb_s * 1e3, self.gflop_s * 1e3), 2)
+
+
+@dataclass(frozen=True)
 class Row(Point):
     """A point and what was measured there: medians in µs of one node, and medians of the ratios of neighbouring turns.
 
@@ -52,6 +74,8 @@ class Row(Point):
     """
 
     threads: int
+    copy_gb_s: float
+    gflop_s: float
     fused_us: float
     body_us: float
     add_us: float
@@ -141,7 +165,6 @@ def measure(point: Point, machine: Machine, seconds: float) -> Row:
 
     if runtime.library_path() is None:
         raise KernelLibraryError("There are no fused kernels to measure: reinstall laurel-graph with a C++ compiler.")
-    machine.probe()
     threads = machine.threads
     repeats = max(1, min(_MOST_REPEATS, _REPEATED_ELEMENTS // (point.rows * point.D)))
 
@@ -157,7 +180,9 @@ def measure(point: Point, machine: Machine, seconds: float) -> Row:
         runners["skip_norm"] = timed(skip_norm_model_of(point), threads, fused=False)
     functions.attach(model)
     runners["body"] = timed(model, threads, fused=False)
+    before = machine.rates()
     found = interleaved(list(runners.values()), seconds)
+    rates = before.higher(machine.rates())
     times = {name: [us / repeats for us in run] for name, run in zip(runners, found, strict=True)}
     medians: dict[str, Any] = {f"{name}_us": round(statistics.median(run), 2) for name, run in times.items()}
     ratios: dict[str, Any] = {}
@@ -166,7 +191,7 @@ def measure(point: Point, machine: Machine, seconds: float) -> Row:
         if upper in times and lower in times:
             pairs = zip(times[upper], times[lower], strict=True)
             ratios[f"{upper}_over_{lower}"] = round(statistics.median(a / b for a, b in pairs), 3)
-    return Row(**asdict(point), threads=threads, bound_us=machine.bound_us(point), **medians, **ratios)
+    return Row(**asdict(point), threads=threads, bound_us=rates.bound_us(point), **asdict(rates), **medians, **ratios)
 
 
 def _in_threads(work: Callable[[int], None], threads: int) -> float:
@@ -181,38 +206,29 @@ def _in_threads(work: Callable[[int], None], threads: int) -> float:
 
 
 class Machine:
-    """The highest rates that *threads* threads have reached together. Whatever else slows a machine down slows a probe
-    as well, so there is one before each point, and the best of all holds for all points.
+    """Measures what *threads* threads reach together right now.
 
-    Attributes:
-        bytes_per_us: read and written by a copy of arrays that no cache holds.
-        flops_per_us: float32 operations of multiply-adds on registers.
+    A shared machine is at times half as fast as at others, so the rates are measured beside every point.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.bytes_per_us = 0.0
-        self.flops_per_us = 0.0
         self._arrays = [(np.ones(_COPIED, np.uint8), np.zeros(_COPIED, np.uint8)) for _ in range(threads)]
 
-    def probe(self) -> None:
-        """Measures both rates a few times."""
+    def rates(self) -> Rates:
+        """Returns the highest of a few measurements of both rates."""
+        done = [0.0] * self.threads
 
         def copy(i: int) -> None:
             source, target = self._arrays[i]
             np.copyto(target, source)
 
-        done = [0.0] * self.threads
-
         def multiply_add(i: int) -> None:
             done[i] = runtime.multiply_adds(_ROUNDS)
 
+        found = []
         for _ in range(_TIMES):
-            seconds = _in_threads(copy, self.threads)
-            self.bytes_per_us = max(self.bytes_per_us, 2 * _COPIED * self.threads / seconds / 1e6)
+            copied = 2 * _COPIED * self.threads / _in_threads(copy, self.threads) / 1e9
             seconds = _in_threads(multiply_add, self.threads)
-            self.flops_per_us = max(self.flops_per_us, sum(done) / seconds / 1e6)
-
-    def bound_us(self, point: Point) -> float:
-        """Returns the time below which no implementation of *point* can come."""
-        return round(point.floor(self.bytes_per_us, self.flops_per_us), 2)
+            found.append(Rates(copied, sum(done) / seconds / 1e9))
+        return reduce(Rates.higher, found)

@@ -18,7 +18,7 @@ from laurel_graph.tools.kernel_points import (
     skip_norm_model_of,
 )
 from laurel_graph.tools.kernel_report import summary
-from laurel_graph.tools.kernel_timing import Machine, Row, runner
+from laurel_graph.tools.kernel_timing import Machine, Rates, Row, runner
 
 needs_library = pytest.mark.skipif(runtime.library_path() is None, reason="the library of kernels is not built")
 
@@ -56,16 +56,17 @@ def quick_probes(monkeypatch):
 
 @needs_library
 @pytest.mark.parametrize("threads", [1, 2])
-def test_highest_rates_count_when_a_later_probe_is_slower(quick_probes, monkeypatch, threads):
-    machine = Machine(threads)
-    machine.probe()
-    first = (machine.bytes_per_us, machine.flops_per_us)
-    assert min(first) > 0
-    monkeypatch.setattr(kernel_timing, "_in_threads", lambda work, threads: 1e9)
-    machine.probe()
-    assert (machine.bytes_per_us, machine.flops_per_us) == first
+def test_highest_rates_count_when_some_measurements_are_slower(quick_probes, monkeypatch, threads):
+    seconds = iter([1e-3, 2e-3, 4e-3, 1e-3, 2e-3, 2e-3])
+    monkeypatch.setattr(
+        kernel_timing, "_in_threads", lambda work, threads: [work(i) for i in range(threads)] and next(seconds)
+    )
+    rates = Machine(threads).rates()
+    assert rates.copy_gb_s == pytest.approx(2 * (1 << 16) * threads / 1e-3 / 1e9)
+    assert rates.gflop_s == pytest.approx(threads * runtime.multiply_adds(100) / 1e-3 / 1e9)
+    assert rates.higher(Rates(1e6, 0)) == Rates(1e6, rates.gflop_s)
     point = Point(10, 100, 4, "lr", "tokens", "float32")
-    assert machine.bound_us(point) == round(point.floor(*first), 2)
+    assert Rates(1e-3, 1e6).bound_us(point) == point.floor(1.0, 1e9)
 
 
 @needs_library
@@ -84,6 +85,7 @@ def test_report_has_a_row_for_each_point_when_json_is_asked_for(capsys, quick_pr
         (2, "rw", 0), (8, "rw", 0), (2, "rw+lr", 4), (8, "rw+lr", 4)
     ]  # fmt: skip
     assert {"fused_us", "body_us", "add_us", "bound_us", "threads", "layout", "dtype", "D"} <= set(rows[0])
+    assert min(rows[0]["copy_gb_s"], rows[0]["gflop_s"]) > 0
     assert rows[0]["one_thread_us"] is None
     assert plot.stat().st_size > 1000
 
@@ -140,7 +142,7 @@ def test_skip_norm_is_onnx_runtimes_own_when_the_kind_varies(norm):
 def row(rows, width, rank=16, variant="rw+lr", layout="tokens", **values):
     measured = {"fused_us": 10.0, "body_us": 20.0, "add_us": 8.0, "bound_us": 5.0}
     ratios = {"body_over_fused": 2.0, "fused_over_add": 1.25}
-    return Row(rows, width, rank, variant, layout, "float32", 2, **{**measured, **ratios, **values})
+    return Row(rows, width, rank, variant, layout, "float32", 2, 40.0, 300.0, **{**measured, **ratios, **values})
 
 
 def test_summary_counts_each_join_of_resnet50_when_all_four_shapes_are_there():
