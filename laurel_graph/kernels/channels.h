@@ -317,9 +317,8 @@ void run_positions(const Job& job, int64_t row, int64_t begin, int64_t end) {
 // One share of the channels of one row, in the job's first phase its part of H, then Y from the sum of all parts.
 template <typename T>
 void run_share(const Job& job, int64_t row, int64_t share) {
-  const int64_t groups = job.width / kShareUnit;
-  auto bound = [&](int64_t i) { return i == job.parts ? job.width : groups * i / job.parts * kShareUnit; };
-  const Patch patch{row, 0, job.inner, bound(share), bound(share + 1)};
+  const int64_t begin = share_begin(job, kShareUnit, share), end = share_begin(job, kShareUnit, share + 1);
+  const Patch patch{row, 0, job.inner, begin, end};
   const int64_t size = patch.h_step() * gathered_rows(job);
   float* const shares = job.shared + row * job.parts * size;
   if (job.phase == 0) return gather<T>(job, patch, shares + share * size);

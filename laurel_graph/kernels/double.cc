@@ -57,7 +57,7 @@ void run_vector(const Job& job, int64_t origin, int64_t step) {
   mean = job.epilogue == Epilogue::kLayerNorm ? mean / static_cast<double>(width) : 0.0;
   for (int64_t i = 0; i < width; ++i) squares += (carried[i] - mean) * (carried[i] - mean);
   const double factor = 1 / std::sqrt(squares / static_cast<double>(width) + job.epsilon);
-  const bool norm = job.epilogue == Epilogue::kLayerNorm || job.epilogue == Epilogue::kRMSNorm;
+  const bool norm = is_norm(job.epilogue);
   for (int64_t i = 0; i < width; ++i) {
     if (norm && job.sum) static_cast<double*>(job.sum)[origin + i * step] = carried[i];
     double value = norm ? (carried[i] - mean) * factor * scale[i] + offset[i] : carried[i];

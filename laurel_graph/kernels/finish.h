@@ -23,8 +23,9 @@ LAUREL_INLINE void store_as(T* to, Floats value, int count) {
   E == kFull ? store(to, value) : store_part(to, value, count);
 }
 
-inline bool has_norm(const Job& job) {
-  return job.epilogue == Epilogue::kLayerNorm || job.epilogue == Epilogue::kRMSNorm;
+// Where a share of the job's features begins, or ends if it is the next one: at whole units, but for the last end.
+inline int64_t share_begin(const Job& job, int64_t unit, int64_t share) {
+  return share == job.parts ? job.width : job.width / unit * share / job.parts * unit;
 }
 
 // The sum of `parts` arrays of `count` floats, a whole number of vectors, that lie one after the other.

@@ -83,7 +83,7 @@ struct Job {
   // Set by Path::plan, which also moves a scalar beta into scale and gamma of the low-rank part.
   int64_t tasks = 1;
   int64_t block = 0;       // elements of a task of an elementwise job
-  int64_t parts = 1;       // tasks of one row
+  int64_t parts = 1;       // tasks of one row, or shares of the columns of all
   int phases = 1;          // times that all tasks run, one phase after the other
   int64_t block_rows = 1;  // rows that share one pass over A and B
   bool streams = false;    // the arrays are too large to be in the caches

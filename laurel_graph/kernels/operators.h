@@ -10,6 +10,10 @@ constexpr int kMaxPrevious = 8;
 
 enum class Epilogue { kNone, kRelu, kLayerNorm, kRMSNorm };
 
+constexpr bool is_norm(Epilogue epilogue) {
+  return epilogue == Epilogue::kLayerNorm || epilogue == Epilogue::kRMSNorm;
+}
+
 struct Operator {
   bool rw = false;
   bool lr = false;
@@ -20,7 +24,7 @@ struct Operator {
   Epilogue epilogue = Epilogue::kNone;
   bool quantized = false;  // x, f and y are bytes
 
-  bool norm() const { return epilogue == Epilogue::kLayerNorm || epilogue == Epilogue::kRMSNorm; }
+  bool norm() const { return is_norm(epilogue); }
   std::string name() const;
   // Input names in order.
   std::vector<std::string> inputs() const;

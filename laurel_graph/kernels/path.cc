@@ -23,14 +23,14 @@ constexpr int64_t kTaskElements = 52 << 10;   // of one elementwise task
 constexpr int64_t kMostTasks = 256;
 constexpr int64_t kShortRow = 512;  // positions of a row that may be divided by channels
 constexpr int64_t kMostShares = 4;  // each sums up the parts of all
-constexpr int64_t kFewRows = 16;
+constexpr int64_t kFewRows = 16;  // that may be divided by columns
 constexpr int64_t kManyWeights = 128 << 10;  // elements of A and B that take long to read
 constexpr int64_t kMostColumnShares = 8;
 constexpr int64_t kBlockX = 32 << 10;  // elements of x in a block of rows
 constexpr int64_t kMostBlockRows = 24;
 constexpr double kCacheBytes = 32 << 20;  // arrays larger than this come from memory
 
-inline bool elementwise(const Job& job) { return job.rank == 0 && !has_norm(job); }
+inline bool elementwise(const Job& job) { return job.rank == 0 && !is_norm(job.epilogue); }
 
 // Equal shares, an even number of them: small ones, so that little moves from the cache of one processor to another's
 // when a thread wakes late and another takes some of its shares.
@@ -45,7 +45,7 @@ void plan_elementwise(Job* job, int arrays) {
 // The shares into which the columns of few rows are divided, or 1: where it takes longer to read A and B than to
 // multiply by them, each thread should read a part of them.
 int64_t column_shares(const Job& job) {
-  if (job.rows > kFewRows || has_norm(job) || job.storage != Storage::kElements) return 1;
+  if (job.rows > kFewRows || is_norm(job.epilogue) || job.storage != Storage::kElements) return 1;
   const int64_t room = kSharedFloats / round_up(larger(1, job.rows * job.rank), kWidth);
   const int64_t weights = 2 * job.width * job.rank;
   const int64_t worth = weights < kManyWeights ? 1 : larger(2, smaller(kMostColumnShares, weights / kManyWeights));

@@ -344,7 +344,7 @@ void up(const Job& job, const Columns& columns, const float* h, int64_t row, int
 // Rows [begin, end).
 template <typename T>
 void run_tokens(const Job& job, int64_t begin, int64_t end) {
-  const bool norm = has_norm(job);
+  const bool norm = is_norm(job.epilogue);
   constexpr bool kNarrow = !std::is_same_v<T, float>;
   const int64_t width = job.width;
   const Columns columns{0, width};
@@ -386,9 +386,8 @@ void run_tokens(const Job& job, int64_t begin, int64_t end) {
 // of all: each share reads its part of A and B alone.
 template <typename T>
 void run_columns(const Job& job, int64_t share) {
-  const int64_t panels = job.width / kUpPanel, size = round_up(job.rows * job.rank, kWidth);
-  auto bound = [&](int64_t i) { return i == job.parts ? job.width : panels * i / job.parts * kUpPanel; };
-  const Columns columns{bound(share), bound(share + 1)};
+  const int64_t size = round_up(job.rows * job.rank, kWidth);
+  const Columns columns{share_begin(job, kUpPanel, share), share_begin(job, kUpPanel, share + 1)};
   const int rows = static_cast<int>(job.rows);
   const Ahead<T> nothing(job.width);
   if (job.phase == 0) {
