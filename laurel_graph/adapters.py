@@ -16,7 +16,7 @@ import numpy as np
 
 from .adapter_file import Adapter, Array, check_names, listed, read_adapter, shapes_of, to_bytes
 from .config import SiteSpec
-from .errors import AdapterError, LaurelError
+from .errors import AdapterError, LaurelError, ModelError
 from .formula import unresolve
 from .opset.schema import METADATA_BASE, METADATA_CONFIG, read_metadata, read_specs, tensor_name
 
@@ -47,13 +47,11 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
         ModelError: the ONNX file cannot be read.
         OutputError: *path* cannot be written.
     """
-    from .onnx_file import check_output, write_aside
+    from . import outputs
 
-    path = check_output(path)
-    adapter = adapter_of(model)
-    text = to_bytes(adapter)
-    write_aside(path, lambda aside: aside.write_bytes(text))
-    return path
+    read = files_of(model)
+    outputs.check_outputs(path, inputs=read)
+    return outputs.write(path, to_bytes(adapter_of(model)), read)
 
 
 def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True) -> None:
@@ -101,10 +99,11 @@ def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *,
         ModelError: the model cannot be read.
         OutputError: the output cannot be written, or is the input.
     """
-    from . import onnx_file
+    from . import onnx_file, outputs
+    from .outputs.models import model_files, write_model
 
-    onnx_file.check_output(output, model)
     proto = onnx_file.read(model)
+    outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto)))
     found = read_adapter(adapter)
     specs = _specs_of(proto, model)
     _check_fit(adapter, found, specs)
@@ -112,8 +111,7 @@ def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *,
         _check_base(adapter, found.base, file_fingerprints(proto, Path(model).parent))
     for name, value in found.resolved().items():
         onnx_file.set_tensor(proto, name, value)
-    onnx_file.write(proto, output, source=model)
-    return Path(output)
+    return write_model(proto, output, model, inputs=(adapter,))
 
 
 def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
@@ -131,10 +129,11 @@ def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
     """
     import onnxruntime
 
-    from .onnx_file import check_output, write_aside
+    from . import outputs
 
-    path = check_output(path)
     is_file = isinstance(source, (str, Path)) and Path(source).suffix != ".onnx"
+    read = (Path(source),) if is_file and isinstance(source, (str, Path)) else files_of(source)
+    outputs.check_outputs(path, inputs=read)
     adapter = read_adapter(source) if is_file and isinstance(source, (str, Path)) else adapter_of(source)
     values = {}
     dtypes = {tensor_name(site, n): spec.dtype for site, spec in adapter.specs.items() for n in spec.tensor_shapes()}
@@ -146,8 +145,26 @@ def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
     native.set_adapter_version(1)
     native.set_model_version(1)
     native.set_parameters(values)
-    write_aside(path, lambda aside: native.export_adapter(str(aside)))
-    return path
+    return outputs.write(path, lambda aside: native.export_adapter(str(aside)), read)
+
+
+def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
+    """Returns the ONNX file *model*, or those that modules in it were imported from, with their weight files."""
+    from .outputs.models import model_files
+
+    if isinstance(model, (str, Path)):
+        return model_files(model)
+    from .importer import META
+
+    files: list[Path] = []
+    for module in model.modules():
+        record = getattr(module, "meta", {}).get(META)
+        if record is not None and record.source:
+            try:
+                files += model_files(record.source)
+            except ModelError:  # it has moved, or something else lies there now
+                files.append(record.source)
+    return tuple(files)
 
 
 def adapter_of(model: nn.Module | str | Path) -> Adapter:

@@ -1,4 +1,4 @@
-"""ONNX files: read with clear errors, tell their graphs apart, write atomically.
+"""ONNX files: read with clear errors, tell their graphs apart. They are written by :mod:`laurel_graph.outputs.models`.
 
 Models are read without their external data: a tensor that lies in another file stays a reference, that file is never
 rewritten, and models of many gigabytes cost no memory.
@@ -6,37 +6,27 @@ rewritten, and models of many gigabytes cost no memory.
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 
-from .errors import ModelError, OutputError
+from .errors import ModelError
 from .onnx_graph import graphs_of, tensors_of
 from .onnx_tensors import byte_size, external_reference, make_tensor, sample_bytes, set_tensor, tensor_array
 from .opset.schema import PREFIX
 
 __all__ = [
-    "check_output",
     "count_parameters",
     "fingerprint",
     "make_tensor",
     "read",
     "set_tensor",
     "tensor_array",
-    "write",
 ]
-
-_LIMIT = 2**31 - 1
-"""What one protobuf message can hold."""
 
 
 def read(path: str | Path) -> ModelProto:
@@ -196,101 +186,3 @@ def count_parameters(model: ModelProto) -> int:
         for tensor in tensors_of(model)
         if tensor.data_type in floats and not tensor.name.startswith(f"{PREFIX}.")
     )
-
-
-def check_output(output: str | Path, source: str | Path | None = None) -> Path:
-    """Returns *output* as a path that can be written; to be called before any work is done.
-
-    Raises:
-        OutputError: it is a directory or the file *source*, its folder does not exist, or nothing can be written there.
-    """
-    output = Path(output)
-    if output.is_dir():
-        raise OutputError(f"the output {output} is a directory; expected the name of a file.")
-    if not output.parent.is_dir():
-        raise OutputError(f"the folder {output.parent} of the output does not exist; make it first.")
-    if source is not None and _same_file(output, Path(source)):
-        raise OutputError(f"the output {output} is the input; the input is never overwritten: choose another name.")
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise OutputError(f"the output {output} cannot be written: {error.strerror or error}.") from None
-    return output
-
-
-def _same_file(a: Path, b: Path) -> bool:
-    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
-
-
-def write(
-    model: ModelProto, output: str | Path, source: str | Path | None = None, present: Collection[str] = ()
-) -> tuple[Path, ...]:
-    """Writes *model* aside and renames it to *output*, so that a half-written file is never seen.
-
-    External data stays a reference at the same relative location. When *output* lies in another folder than *source*,
-    the weight files are copied there (runtimes refuse locations and links that lead out of the model's folder), unless
-    the same files are there already.
-
-    Args:
-        model: what to write; it is not changed.
-        output: the file to write; an older one is replaced.
-        source: the file that *model* was read from; needed when it has external data.
-        present: locations of weight files that lie beside *output* already.
-
-    Returns:
-        The weight files that were copied.
-
-    Raises:
-        OutputError: see :func:`check_output`; a weight file would overwrite another file; no space is left.
-        ModelError: the model is larger than the 2 GB of one protobuf message.
-    """
-    output = check_output(output, source)
-    copies = _weight_copies(model, output, source, present)
-    if model.ByteSize() > _LIMIT:
-        raise ModelError(
-            f"the model has {model.ByteSize()} bytes, a protobuf message holds {_LIMIT}; save its weights as external "
-            "data first (onnx.save_model with save_as_external_data=True)."
-        )
-    for origin, target in copies:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(target, partial(shutil.copyfile, origin))
-    write_aside(output, lambda aside: aside.write_bytes(model.SerializeToString()))
-    return tuple(target for _, target in copies)
-
-
-def _weight_copies(
-    model: ModelProto, output: Path, source: str | Path | None, present: Collection[str]
-) -> list[tuple[Path, Path]]:
-    """The weight files to copy, from and to."""
-    external = (t for t in tensors_of(model) if t.data_location == TensorProto.EXTERNAL)
-    locations = [name for name in dict.fromkeys(external_reference(t)[0] for t in external) if name not in present]
-    if not locations:
-        return []
-    folder = output.parent if source is None else Path(source).parent
-    copies = []
-    for location in locations:
-        origin, target = folder / location, output.parent / location
-        if _same_file(output, target):
-            raise OutputError(f"the output {output} is a weight file of the model itself; choose another name.")
-        if _same_file(origin, target):
-            continue
-        if not target.resolve().is_relative_to(output.parent.resolve()):
-            raise OutputError(f"the weight file {location!r} lies outside the model's folder; write beside the input.")
-        if not target.exists():
-            copies.append((origin, target))
-        elif not filecmp.cmp(origin, target, shallow=False):
-            raise OutputError(f"{target} exists and is another file than {origin}; write into another folder.")
-    return copies
-
-
-def write_aside(path: Path, fill: Callable[[Path], object]) -> None:
-    """Lets *fill* write a file beside *path*, then renames it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        fill(aside)
-        aside.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        aside.unlink(missing_ok=True)

@@ -1,10 +1,13 @@
-"""Moves large tensors out of a model into a weight file beside it, as models beyond protobuf's 2 GB need."""
+"""Tensors of a model in weight files beside it, as models beyond protobuf's 2 GB need: found, renamed, moved there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto
+
+from .onnx_graph import tensors_of
+from .onnx_tensors import external_reference
 
 _PAGE = 4096
 """Tensors start at multiples of this, so that runtimes can map them."""
@@ -13,6 +16,12 @@ _PAGE = 4096
 def has_external_weights(model: ModelProto) -> bool:
     """Whether any initializer of the main graph lies in another file."""
     return any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer)
+
+
+def weight_locations(model: ModelProto) -> tuple[str, ...]:
+    """Returns the files that tensors of *model* lie in, as the model names them: relative to its own folder."""
+    external = (tensor for tensor in tensors_of(model) if tensor.data_location == TensorProto.EXTERNAL)
+    return tuple(dict.fromkeys(external_reference(tensor)[0] for tensor in external))
 
 
 def move_weights_out(model: ModelProto, path: Path, threshold: int = 1024) -> bool:
@@ -44,7 +53,7 @@ def move_weights_out(model: ModelProto, path: Path, threshold: int = 1024) -> bo
 
 def rename_weight_file(model: ModelProto, old: str, new: str) -> None:
     """Lets all references to the weight file *old* name *new*, in place."""
-    for tensor in model.graph.initializer:
+    for tensor in tensors_of(model):
         for entry in tensor.external_data:
             if entry.key == "location" and entry.value == old:
                 entry.value = new

@@ -18,10 +18,12 @@ from laurel_graph.errors import RewriteError, VerificationError
 from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.opset import functions
 from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, METADATA_UNDO, PREFIX, laurel_nodes, read_metadata
+from laurel_graph.outputs import check_outputs, staged
+from laurel_graph.outputs.models import model_files, stage_model
 from laurel_graph.passes.costs import CostModel, default_costs
 from laurel_graph.passes.fold import FoldReport, fold
 from laurel_graph.passes.fuse import FusedSite, fuse
-from laurel_graph.weight_file import has_external_weights, move_weights_out, rename_weight_file
+from laurel_graph.weight_file import has_external_weights
 
 TARGETS = ("cpu",)
 TOLERANCE = {"float32": 2e-5, "float64": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
@@ -173,7 +175,9 @@ def deploy_file(
 ) -> DeployReport:
     """Deploys the trained file *path* to *output*, which is written only if it computes what *path* computes.
 
-    Where *path* keeps weights in other files, those that change go to ``<output>.data``, the others stay.
+    Where *path* keeps weights in other files, those that change go to ``<output>.<digest of the content>.data``, the
+    others stay. The file that is compared is the one that stays, beside the weight files that it keeps; it becomes
+    visible by one rename.
 
     Args:
         path: the trained ONNX file; it stays as it is.
@@ -190,25 +194,18 @@ def deploy_file(
     Raises:
         RewriteError: see :func:`deploy`.
         VerificationError: the deployed model is further from the trained one than the tolerance; nothing is written.
+        OutputError: *output* is a file that is read here, or cannot be written.
     """
-    source, output = Path(path), onnx_file.check_output(output, path)
+    source = Path(path)
     model = onnx_file.read(source)
-    spills = has_external_weights(model)
+    read = (*model_files(source, model), Path(data) if isinstance(data, (str, Path)) else None)
+    check_outputs(output, inputs=read)
+    spill = has_external_weights(model)
     report = deploy(model, portable=portable, target=target, base=source.parent, costs=costs)
-    aside = output.with_name(f".{output.name}.part.onnx")
-    weights, weights_aside = (path.with_name(f"{path.name}.data") for path in (output, aside))
-    try:
-        spills = spills and move_weights_out(model, weights_aside)
-        onnx_file.write(model, aside, source, [weights_aside.name])
-        checked = _verify(report, source, aside, data, tolerance, seed, sizes, _has_quantisers(model))
-        if spills:
-            rename_weight_file(model, weights_aside.name, weights.name)
-            onnx_file.write(model, aside, source, [weights.name])
-            weights_aside.replace(weights)
-        aside.replace(output)
-    finally:
-        aside.unlink(missing_ok=True)
-        weights_aside.unlink(missing_ok=True)
+    with staged(output, read) as aside:
+        stage_model(aside, model, source, spill)
+        checked = _verify(report, source, aside.path, data, tolerance, seed, sizes, _has_quantisers(model))
+        aside.publish()
     return checked
 
 

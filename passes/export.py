@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from laurel_graph import onnx_file
-from laurel_graph.adapters import module_fingerprints
+from laurel_graph.adapters import files_of, module_fingerprints
 from laurel_graph.config import PARTS, LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError
 from laurel_graph.module import CONFIG, LaurelResidual, laurel_modules
@@ -33,6 +32,8 @@ from laurel_graph.opset.schema import (
     tensor_name,
 )
 from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
+from laurel_graph.outputs import staged
+from laurel_graph.outputs.models import place_weights, stage_model
 
 if TYPE_CHECKING:
     import onnx
@@ -62,7 +63,7 @@ def export_onnx(
     Args:
         module: a rewritten module, or any module that holds one.
         args: example inputs: one tensor or a tuple of positional inputs.
-        path: the file to write; models of more than 1 GB get a second file ``<path>.data`` for their weights.
+        path: the file to write; models of more than 1 GB get a second file ``<path>.<digest>.data`` for their weights.
         kwargs: example inputs by name.
         dynamic_shapes: as for ``torch.export.export``: which axes are symbolic, and their names.
         opset: version of the default ONNX operator set; ``None`` takes the exporter's own.
@@ -71,31 +72,32 @@ def export_onnx(
         The path written.
 
     Raises:
-        OutputError: *path* cannot be written.
+        OutputError: *path* cannot be written, or is the file that *module* was imported from.
         ModelError: torch cannot export the module, or not at that opset; names the reason.
         RewriteError: a join has more axes than the operator set knows.
     """
-    path = onnx_file.check_output(path)
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        aside = Path(folder) / path.name
+    with staged(path, files_of(module)) as aside:
         with _eval_mode(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = _export(module, args, dict(kwargs or {}), dynamic_shapes, opset)
             large = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) > IN_MEMORY
-            program.save(str(aside), external_data=large, keep_initializers_as_inputs=False)
-        model = onnx_file.read(aside)
+            with aside.telling():
+                exported = aside.space.new_folder() / "model.onnx"
+                program.save(str(exported), external_data=large, keep_initializers_as_inputs=False)
+        model = onnx_file.read(exported)
         if opset is not None and default_opset(model) != opset:
             raise ModelError(
                 f"{type(module).__name__} cannot be written at opset {opset}: torch's exporter reaches "
                 f"{default_opset(model)} for its operators. Leave opset out, or give that one."
             )
         finish(model, module)
-        weights = aside.with_name(f"{path.name}.data")
+        weights = exported.with_name(f"{exported.name}.data")
         if weights.exists():
-            onnx_file.write_aside(path.with_name(weights.name), weights.replace)
-        onnx_file.write(model, path)
-    return path
+            place_weights(aside, model, weights, weights.name)
+        stage_model(aside, model)
+        aside.publish()
+    return Path(path)
 
 
 def _export(

@@ -129,7 +129,8 @@ def transform(
 
     config = config or LaurelConfig()
     if _is_onnx(model):
-        from laurel_graph import onnx_file, onnx_tensors
+        from laurel_graph import onnx_tensors
+        from laurel_graph.outputs.models import write_model
         from laurel_graph.passes.detect import detect
         from laurel_graph.passes.insert_onnx import insert
         from laurel_graph.passes.onnx_frontend import view_of
@@ -142,8 +143,7 @@ def transform(
         report = TransformReport(detection, selection.plans, selection.skipped, base)
         if output is None:
             return TransformResult(proto, report)
-        onnx_file.write(proto, output, source=source)
-        return TransformResult(Path(output), report)
+        return TransformResult(write_model(proto, output, source), report)
     if output is not None:
         raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
     if adapter_inputs:
@@ -178,15 +178,14 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
         from laurel_graph.passes.insert_fx import remove as remove_fx
 
         return remove_fx(cast("fx.GraphModule", model))
-    from laurel_graph import onnx_file
+    from laurel_graph.outputs.models import write_model
     from laurel_graph.passes.insert_onnx import remove as remove_onnx
 
     proto, _, source = _read_to_change(model, output)
     remove_onnx(proto)
     if output is None:
         return proto
-    onnx_file.write(proto, output, source=source)
-    return Path(output)
+    return write_model(proto, output, source)
 
 
 def _capture_and_detect(
@@ -224,12 +223,12 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
 
 def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelProto, str, Path | None]:
     """Returns a model of our own, its name and the file it came from, after checking that *output* can be written."""
-    from laurel_graph import onnx_file
+    from laurel_graph.outputs import check_outputs
+    from laurel_graph.outputs.models import model_files
 
     source = Path(model) if isinstance(model, (str, Path)) else None
-    if output is not None:
-        onnx_file.check_output(output, source)
     proto, name = _read(model)
+    check_outputs(output, inputs=() if source is None else model_files(source, proto))
     return (proto if source is not None else deepcopy(proto)), name, source
 
 

@@ -9,6 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError, OutputError
 from laurel_graph.onnx_tensors import round_to_bfloat16
+from laurel_graph.outputs import files
+from laurel_graph.outputs.models import write_model
 
 
 def small_model():
@@ -55,7 +57,7 @@ def file(tmp_path):
 
 
 def test_read_gives_the_bytes_back_when_written_unchanged(file, tmp_path):
-    onnx_file.write(onnx_file.read(file), tmp_path / "out.onnx", source=file)
+    write_model(onnx_file.read(file), tmp_path / "out.onnx", source=file)
     assert (tmp_path / "out.onnx").read_bytes() == file.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.onnx", "small.onnx"]
 
@@ -135,7 +137,7 @@ def test_read_leaves_weights_where_they_are_when_data_is_external(tmp_path):
     expected = numpy_helper.to_array(small_model().graph.initializer[0])
     np.testing.assert_array_equal(onnx_file.tensor_array(model, "w", path.parent), expected)
     assert not model.graph.initializer[0].raw_data
-    onnx_file.write(model, tmp_path / "a" / "b.onnx", source=path)
+    write_model(model, tmp_path / "a" / "b.onnx", source=path)
     assert (tmp_path / "a" / "b.onnx").read_bytes() == path.read_bytes()
     assert digest(tmp_path / "a" / "weights.bin") == before
 
@@ -144,24 +146,21 @@ def test_write_brings_the_weight_file_along_when_the_folder_is_another(tmp_path)
     path = external_model(tmp_path / "a")
     (tmp_path / "b").mkdir()
     model = onnx_file.read(path)
-    copied = onnx_file.write(model, tmp_path / "b" / "m.onnx", source=path)
-    assert copied == (tmp_path / "b" / "weights.bin",)
+    write_model(model, tmp_path / "b" / "m.onnx", source=path)
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["m.onnx", "weights.bin"]
     assert (tmp_path / "b" / "m.onnx").read_bytes() == path.read_bytes()
     np.testing.assert_array_equal(
         numpy_helper.to_array(onnx.load(tmp_path / "b" / "m.onnx").graph.initializer[0]),
         numpy_helper.to_array(small_model().graph.initializer[0]),
     )
-    assert onnx_file.write(model, tmp_path / "b" / "again.onnx", source=path) == ()
-    (tmp_path / "b" / "weights.bin").write_bytes(b"other")
-    with pytest.raises(OutputError, match="another file"):
-        onnx_file.write(model, tmp_path / "b" / "third.onnx", source=path)
-    assert not (tmp_path / "b" / "third.onnx").exists()
+    write_model(model, tmp_path / "b" / "again.onnx", source=path)
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["again.onnx", "m.onnx", "weights.bin"]
 
 
 def test_write_is_refused_when_the_output_is_a_weight_file(tmp_path):
     path = external_model(tmp_path / "a")
-    with pytest.raises(OutputError, match="weight file of the model itself"):
-        onnx_file.write(onnx_file.read(path), tmp_path / "a" / "weights.bin", source=path)
+    with pytest.raises(OutputError, match="is the input"):
+        write_model(onnx_file.read(path), tmp_path / "a" / "weights.bin", source=path)
 
 
 def test_write_is_refused_when_the_output_cannot_be_written(file, tmp_path, monkeypatch):
@@ -174,13 +173,11 @@ def test_write_is_refused_when_the_output_cannot_be_written(file, tmp_path, monk
         (tmp_path / "link.onnx", "is the input"),
     ]:
         with pytest.raises(OutputError, match=message):
-            onnx_file.write(model, output, source=file)
+            write_model(model, output, source=file)
     before = digest(file)
-    monkeypatch.setattr(
-        onnx_file.tempfile, "TemporaryFile", lambda **_: (_ for _ in ()).throw(PermissionError(13, "no"))
-    )
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", lambda **_: (_ for _ in ()).throw(PermissionError(13, "no")))
     with pytest.raises(OutputError, match="cannot be written: no"):
-        onnx_file.write(model, tmp_path / "b.onnx", source=file)
+        write_model(model, tmp_path / "b.onnx", source=file)
     assert digest(file) == before and not (tmp_path / "b.onnx").exists()
 
 
@@ -192,9 +189,9 @@ def test_write_leaves_the_old_file_and_no_rest_when_writing_fails(file, tmp_path
         self.open("wb").write(data[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_file.Path, "write_bytes", fail)
+    monkeypatch.setattr(files.Path, "write_bytes", fail)
     with pytest.raises(OutputError, match="No space left"):
-        onnx_file.write(onnx_file.read(file), output, source=file)
+        write_model(onnx_file.read(file), output, source=file)
     assert output.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.onnx", "small.onnx"]
 
@@ -246,7 +243,7 @@ def test_set_tensor_leaves_the_weight_file_alone_when_data_is_external(tmp_path)
     before = digest(tmp_path / "a" / "weights.bin")
     model = onnx_file.read(path)
     onnx_file.set_tensor(model, "w", np.full((3, 4), 2.0))
-    onnx_file.write(model, tmp_path / "a" / "b.onnx", source=path)
+    write_model(model, tmp_path / "a" / "b.onnx", source=path)
     assert digest(tmp_path / "a" / "weights.bin") == before
     assert (numpy_helper.to_array(onnx.load(tmp_path / "a" / "b.onnx").graph.initializer[0]) == 2).all()
 

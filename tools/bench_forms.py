@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from laurel_graph.opset.functions import attach, detach
 from laurel_graph.opset.schema import DOMAIN, Operator
+from laurel_graph.outputs import write as write_file
 from laurel_graph.passes.costs import TABLE, CostModel, Place
 from laurel_graph.passes.fuse import FORMS, fuse
 from laurel_graph.tools.bench import latencies
@@ -151,7 +152,7 @@ def main(
     if json_:
         typer.echo(json.dumps({"rows": table}))
     if write:
-        TABLE.write_text("[\n" + ",\n".join(json.dumps(row) for row in table) + "\n]\n")
+        write_file(TABLE, ("[\n" + ",\n".join(json.dumps(row) for row in table) + "\n]\n").encode())
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from laurel_graph import onnx_file
 from laurel_graph.config import LaurelConfig
 from laurel_graph.onnx_tensors import set_tensor
 from laurel_graph.opset.schema import read_specs, tensor_name
+from laurel_graph.outputs import write
 from laurel_graph.passes.deploy import deploy_file
 from laurel_graph.passes.pipeline import transform
 from laurel_graph.samples import sample_inputs
@@ -82,9 +83,7 @@ def network_file(name: str, folder: Path) -> Path:
         from laurel_graph.tools.bench_networks import export_network
 
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{name}.part.onnx"
-        export_network(name, aside)
-        aside.replace(path)
+        write(path, lambda aside: export_network(name, aside))
     return path
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,29 @@ def is_reference(text: str) -> bool:
     """Returns whether *text* looks like ``package.module:function`` and is no existing file."""
     module, colon, name = text.rpartition(":")
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), name)) and not Path(text).exists()
+
+
+def source_files(text: str) -> tuple[Path, ...]:
+    """Returns the files that stand behind *text*: the module's that a reference names, or *text* itself."""
+    if not is_reference(text):
+        return (Path(text),)
+    with contextlib.suppress(ImportError, ValueError), _current_folder():
+        found = find_spec(text.rpartition(":")[0])
+        return (Path(found.origin),) if found is not None and found.origin is not None else ()
+    return ()
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Lets imports search the current folder too."""
+    added = str(Path.cwd()) not in sys.path
+    if added:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(str(Path.cwd()))
 
 
 def load_callable(reference: str, option: str) -> Callable[..., Any]:
@@ -29,16 +55,11 @@ def load_callable(reference: str, option: str) -> Callable[..., Any]:
         ConfigError: the module cannot be imported, or has no such function.
     """
     module_name, _, name = reference.rpartition(":")
-    added = str(Path.cwd()) not in sys.path
-    if added:
-        sys.path.insert(0, str(Path.cwd()))
     try:
-        module = import_module(module_name)
+        with _current_folder():
+            module = import_module(module_name)
     except ImportError as error:
         raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({error}).") from error
-    finally:
-        if added:
-            sys.path.remove(str(Path.cwd()))
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

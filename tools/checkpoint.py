@@ -1,14 +1,15 @@
-"""The state of a training run on disk: written aside, synced and renamed, so that a kill never leaves half a file."""
+"""The state of a training run on disk, which a kill never leaves half written."""
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from laurel_graph.errors import ConfigError, OutputError
+from laurel_graph.outputs import write
 
 FORMAT = 1
 
@@ -17,18 +18,27 @@ def write_checkpoint(path: Path, state: dict[str, Any], identity: dict[str, str]
     """Writes *state* (tensors, numbers, strings in dicts and lists) for the run that *identity* describes.
 
     Raises:
-        OutputError: the folder cannot be written to.
+        OutputError: it cannot be written.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    content = io.BytesIO()  # torch's own writer has errors of its own for a full disk
+    torch.save({"format": FORMAT, "identity": identity, "state": state}, content)
+    write(path, content.getvalue())
+
+
+def check_replaced(path: Path | None, resume: bool) -> None:
+    """Checks that what lies at *path* is a checkpoint, if anything does: it will be replaced, and deleted in the end.
+
+    Raises:
+        OutputError: it is something else. A run that continues reads it anyway, and says so itself.
+    """
+    if path is None or resume or not path.exists():
+        return
     try:
-        with aside.open("wb") as file:
-            torch.save({"format": FORMAT, "identity": identity, "state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"{path}: the checkpoint cannot be written ({error}).") from error
+        known = {"format", "identity", "state"} <= set(torch.load(path, map_location="meta", weights_only=True))
+    except Exception:  # zip, pickle and key errors alike mean: not one of ours
+        known = False
+    if not known:
+        raise OutputError(f"{path} is there and is no checkpoint; move it, or name another file with --checkpoint.")
 
 
 def read_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any]:

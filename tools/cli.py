@@ -101,10 +101,12 @@ def transform(
     json: Json = False,
 ) -> None:
     """Replace the residual connections of MODEL by LAuReL residuals; same outputs at the start."""
-    from laurel_graph import onnx_file
     from laurel_graph.config import LaurelConfig
+    from laurel_graph.outputs import check_outputs
     from laurel_graph.passes.pipeline import transform as run
+    from laurel_graph.tools.callables import source_files
 
+    check_outputs(output, inputs=(config, *source_files(model)))
     if config is not None:
         chosen = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
     else:
@@ -128,7 +130,6 @@ def transform(
         else:
             from laurel_graph.passes.export import export_onnx
 
-            onnx_file.check_output(output)
             result = run(target, chosen, args, kwargs=kwargs, dynamic_shapes=shapes, adapter_inputs=adapter_inputs)
             export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes)
     report = result.report
@@ -350,9 +351,9 @@ def report(
     json: Json = False,
 ) -> None:
     """Draw the streams, and show parameters and learned α, β, γ by depth, on one HTML page."""
-    from laurel_graph.tools.report import write_report
+    from laurel_graph.tools.report import default_page, write_report
 
-    page = output or model.with_suffix(".html")
+    page = output or default_page(model)
     with progress(f"reporting on {model}"):
         write_report(model, page)
     _wrote(json, {"model": model, "output": page})

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from laurel_graph import onnx_file
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
 from laurel_graph.opset.schema import read_specs, tensor_name
+from laurel_graph.outputs import check_outputs, staged
+from laurel_graph.outputs.models import model_files, stage_model
 from laurel_graph.passes.add_head import PREFIX as HEAD
 from laurel_graph.passes.add_head import producers, with_output
 from laurel_graph.passes.verify import TOLERANCE
 
 from . import onnx_task
-from .callables import is_reference
-from .data import Data, fit_to_inputs, read_data, split
+from .callables import is_reference, source_files
+from .data import Data, data_files, fit_to_inputs, read_data, split
 from .finetune_options import FinetuneOptions
 
 if TYPE_CHECKING:
@@ -104,22 +106,22 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
         OutputError: a file cannot be written.
     """
     began = time.perf_counter()
-    sources: tuple[str | Path | None, ...] = (options.model, options.data, options.validation, options.teacher)
-    for path in filter(None, (options.tuned, options.adapter, options.checkpoint)):
-        for source in sources:
-            onnx_file.check_output(path, source)
     model = onnx_file.read(options.model)
+    read = _files_read(options, model)
+    check_outputs(options.tuned, options.adapter, options.checkpoint, inputs=read)
     specs = read_specs(model)
     if not (specs or options.train or options.head):
         raise ConfigError(
             f"{options.model} has no LAuReL tensors to train: run `laurel transform` first, or name initializers "
             "with --train or a new head with --head."
         )
-    run = _Run(options, model, specs)
-    run.read()
-    module = run.importing()
+    run = _Run(options, model, specs, read)
+    from .checkpoint import check_replaced
     from .train import train
 
+    check_replaced(options.checkpoint, options.resume)
+    run.read()
+    module = run.importing()
     training = train(module, run.task, run.data, run.validation, options)
     return run.finish(module, training, began)
 
@@ -127,8 +129,10 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
 class _Run:
     """One fine-tuning: what was read, what is trained, what is written."""
 
-    def __init__(self, options: FinetuneOptions, model: ModelProto, specs: Mapping[str, SiteSpec]) -> None:
-        self.options, self.model, self.specs = options, model, specs
+    def __init__(
+        self, options: FinetuneOptions, model: ModelProto, specs: Mapping[str, SiteSpec], files: tuple[Path, ...]
+    ) -> None:
+        self.options, self.model, self.specs, self.files = options, model, specs, files
         self.base_dir = options.model.parent
         self.inputs = onnx_task.input_specs(model)
         self.notes: list[str] = []
@@ -235,10 +239,10 @@ class _Run:
         return import_onnx(whole, trainable=[*ours, *head, *self.options.train], dropout=self.options.dropout)
 
     def finish(self, module: fx.GraphModule, training: TrainResult, began: float) -> FinetuneReport:
-        """Writes the files and checks them."""
+        """Checks the files and writes them."""
         from accelerate import PartialState
 
-        options, state = self.options, PartialState()
+        state = PartialState()
         values = trained_tensors(module)
         tuned = type(self.model)()
         tuned.CopyFrom(self.trained.model)
@@ -249,19 +253,26 @@ class _Run:
             raise VerificationError(f"the base changed: {', '.join(sorted(changed)[:5])}; nothing was written.")
         difference = self._difference(module, tuned)
         if state.is_main_process:
-            onnx_file.write(tuned, options.tuned, source=options.model)
-            written = onnx_file.read(options.tuned)
-            if onnx_task.changed_tensors(tuned, written):
-                raise VerificationError(f"{options.tuned} does not hold what was written to it.")
-            if options.adapter is not None:
-                from laurel_graph.adapters import save_adapter, write_ort_adapter
-
-                save = write_ort_adapter if options.adapter.suffix == ".onnx_adapter" else save_adapter
-                save(options.tuned, options.adapter)
-            assert options.checkpoint is not None
-            options.checkpoint.unlink(missing_ok=True)
+            self._write(tuned)
         state.wait_for_everyone()
         return self._report(tuned, values, training, difference, time.perf_counter() - began)
+
+    def _write(self, tuned: ModelProto) -> None:
+        """Writes the tuned file and the adapter; the first is loaded from the disk before either is there."""
+        from laurel_graph.adapters import save_adapter, write_ort_adapter
+
+        options = self.options
+        with staged(options.tuned, self.files) as aside:
+            stage_model(aside, tuned, options.model)
+            if onnx_task.changed_tensors(tuned, onnx_file.read(aside.path)):
+                raise VerificationError(f"{options.tuned} does not hold what was written to it.")
+            onnx_task.make_session(aside.path, aside.path.parent)
+            if options.adapter is not None:
+                save = write_ort_adapter if options.adapter.suffix == ".onnx_adapter" else save_adapter
+                save(aside.path, options.adapter)
+            aside.publish()
+        assert options.checkpoint is not None
+        options.checkpoint.unlink(missing_ok=True)
 
     def _difference(self, module: fx.GraphModule, tuned: ModelProto) -> float:
         """Returns how far the tuned graph on ONNX Runtime is from the module, over the output's scale."""
@@ -322,6 +333,17 @@ class _Run:
 
 def _is_new(name: str, head: bool) -> bool:
     return name.startswith("laurel.") or (head and name.startswith(f"{HEAD}."))
+
+
+def _files_read(options: FinetuneOptions, model: ModelProto) -> tuple[Path, ...]:
+    """All files that a run reads."""
+    texts = (options.loss, options.metric)
+    return (
+        *model_files(options.model, model),
+        *(() if options.teacher is None else model_files(options.teacher)),
+        *(file for source in (options.data, options.validation) if source for file in data_files(source)),
+        *(file for text in texts if text and is_reference(text) for file in source_files(text)),
+    )
 
 
 def _read_both(options: FinetuneOptions) -> tuple[Data, Data | None]:

@@ -11,8 +11,10 @@ import numpy as np
 
 from laurel_graph import onnx_file, onnx_tensors
 from laurel_graph.config import SiteSpec
-from laurel_graph.errors import DependencyError
+from laurel_graph.errors import DependencyError, OutputError
 from laurel_graph.opset.schema import read_specs, tensor_name
+from laurel_graph.outputs import check_outputs, write
+from laurel_graph.outputs.models import model_files
 from laurel_graph.passes.pipeline import inspect
 from laurel_graph.residual import Detection, Residual
 
@@ -95,8 +97,9 @@ def write_report(model: str | Path, output: str | Path) -> Path:
     except ImportError as error:
         raise DependencyError(f"{error.name} is missing; pip install 'laurel-graph[report]'.") from error
     path = Path(model)
-    onnx_file.check_output(output, path)
     proto = onnx_file.read(path)
+    read = model_files(path, proto)
+    check_outputs(output, inputs=read)
     found = inspect(proto)
     tensors = {
         spec: {
@@ -121,8 +124,19 @@ def write_report(model: str | Path, output: str | Path) -> Path:
         base=base,
         percent=100 * parameters / max(base, 1),
     )
-    onnx_file.write_aside(Path(output), lambda aside: aside.write_text(page, encoding="utf-8"))
-    return Path(output)
+    return write(output, page.encode(), read)
+
+
+def default_page(model: Path) -> Path:
+    """Returns where the page of *model* goes when nobody says: ``MODEL.html``.
+
+    Raises:
+        OutputError: another file than such a page has that name.
+    """
+    page = model.with_suffix(".html")
+    if page.is_file() and b"<title>LAuReL report" not in page.read_bytes():
+        raise OutputError(f"{page} is there and is no report of ours; name the page with --output.")
+    return page
 
 
 def _row(spec: SiteSpec, tensors: dict[str, Any]) -> SiteRow:

@@ -17,6 +17,7 @@ from laurel_graph import onnx_file
 from laurel_graph.config import LaurelConfig, canonical_variant
 from laurel_graph.errors import ConfigError, LaurelError, TrainingError
 from laurel_graph.opset.schema import read_specs
+from laurel_graph.outputs import workspace
 
 from .finetune import FinetuneReport, finetune, with_changes
 from .finetune_options import FinetuneOptions
@@ -133,20 +134,21 @@ def sweep(
     plan: list[tuple[str, int | None]] = [("none", None)] if options.head or options.train else []
     plan += [(v, rank) for v in chosen for rank in (ranks if _has_rank(v, config) and ranks else (None,))]
     rows = []
-    with tempfile.TemporaryDirectory(prefix="laurel-sweep-") as folder:
+    with workspace(Path(tempfile.gettempdir())) as space:
+        folder = space.new_folder()
         start = options.model
         if read_specs(onnx_file.read(options.model)):
-            start = Path(folder) / "original.onnx"
+            start = folder / "original.onnx"
             remove(options.model, output=start)
         for variant, rank in plan:
             reports = []
             for seed in seeds:
                 model = start
                 if variant != "none":
-                    model = Path(folder) / "model.onnx"
+                    model = folder / "model.onnx"
                     transform(start, _with(config, variant, rank, seed), output=model)
                 run = with_changes(
-                    options, model=model, tuned=Path(folder) / "tuned.onnx", adapter=None, seed=seed, resume=False
+                    options, model=model, tuned=folder / "tuned.onnx", adapter=None, seed=seed, resume=False
                 )
                 reports.append(_in_a_process(run))
             rows.append(_row(variant, rank, reports))

@@ -10,8 +10,10 @@ import numpy as np
 from ..errors import AdapterError
 from ..formula import resolve
 from ..module import LaurelResidual
-from ..onnx_file import check_output, read, set_tensor, write
+from ..onnx_file import read, set_tensor
 from ..opset.schema import tensor_name
+from ..outputs import check_outputs
+from ..outputs.models import model_files, write_model
 from .record import META, ImportRecord
 
 if TYPE_CHECKING:
@@ -38,10 +40,10 @@ def write_back(module: nn.Module, source_path: str | Path, output: str | Path) -
         AdapterError: the module trains nothing that has a name in the file.
         OutputError: the output cannot be written.
     """
-    check_output(output, source_path)
     model = read(source_path)
+    check_outputs(output, inputs=model_files(source_path, model))
     names = patch(module, model)
-    write(model, output, source=source_path)
+    write_model(model, output, source_path)
     return names
 
 

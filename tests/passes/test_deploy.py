@@ -1,6 +1,7 @@
 """Files are deployed exactly or not at all."""
 
 import json
+from hashlib import sha256
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from laurel_graph.passes import deploy as deploy_pass
 from laurel_graph.passes.deploy import deploy, deploy_file
 from laurel_graph.passes.pipeline import transform
 from laurel_graph.tools.bench_models import draw_tensors
+from laurel_graph.weight_file import move_weights_out
 
 VARIANTS = ("rw", "lr", "rw+lr", "rw+pa", "rw+lr+pa")
 
@@ -205,7 +207,7 @@ def test_deploy_reports_the_form_of_a_site_when_its_join_is_an_output():
 
 
 def test_deploy_writes_changed_weights_to_a_file_of_their_own_when_the_source_keeps_them_outside(tmp_path, monkeypatch):
-    monkeypatch.setattr(deploy_pass.move_weights_out, "__defaults__", (0,))  # these weights are small
+    monkeypatch.setattr(move_weights_out, "__defaults__", (0,))  # these weights are small
     model = onnx.load(trained(tmp_path, "rw"))
     source, served = tmp_path / "external.onnx", tmp_path / "served.onnx"
     onnx.save(copy(model), source, save_as_external_data=True, location="t.bin", size_threshold=0)
@@ -213,14 +215,17 @@ def test_deploy_writes_changed_weights_to_a_file_of_their_own_when_the_source_ke
     deploy_file(source, served)
     kept = onnx.load(served, load_external_data=False)
     locations = {entry.value for t in kept.graph.initializer for entry in t.external_data if entry.key == "location"}
-    assert locations == {"t.bin", "served.onnx.data"}
+    own = next(iter(locations - {"t.bin"}))
+    assert locations == {"t.bin", own}
+    assert own == f"served.onnx.{sha256((tmp_path / own).read_bytes()).hexdigest()[:12]}.data"
+    assert (tmp_path / "served.onnx.data").read_bytes() == b"of an older file"
     assert not any(t.raw_data for t in kept.graph.initializer)
     assert largest_difference(model, onnx.load(served)) <= DEPLOY_TOLERANCE
     assert not list(tmp_path.glob(".*"))
 
 
 def test_deploy_leaves_no_weight_file_behind_when_it_refuses(tmp_path, monkeypatch):
-    monkeypatch.setattr(deploy_pass.move_weights_out, "__defaults__", (0,))
+    monkeypatch.setattr(move_weights_out, "__defaults__", (0,))
     source = tmp_path / "external.onnx"
     model = onnx.load(trained(tmp_path, "rw"))
     onnx.save(model, source, save_as_external_data=True, location="t.bin", size_threshold=0)

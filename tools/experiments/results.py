@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from laurel_graph.errors import OutputError
 from laurel_graph.tools.console import note
 
 Run = dict[str, float]
 """What is measured of one run."""
+_BEGIN = '{"settings"'
 
 
 class Results:
@@ -27,6 +30,8 @@ class Results:
     def __init__(self, path: Path | None, limit: float | None = None) -> None:
         self._path, self._limit, self._began = path, limit, time.process_time()
         lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        if lines and not lines[0].startswith(_BEGIN[: len(lines[0])]):
+            raise OutputError(f"{path} is there and holds no results of an experiment; choose another --results.")
         self._held: dict[str, Any] = {}
         for line in lines:
             try:
@@ -82,11 +87,19 @@ class Results:
             return None
         result = self._held[key] = function()
         if self._path is not None:
+            self._append(json.dumps({"settings": settings, "result": result}) + "\n")
+        return result
+
+    def _append(self, line: str) -> None:
+        assert self._path is not None
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
-                file.write("\n" * self._ends_unfinished())
-                file.write(json.dumps({"settings": settings, "result": result}) + "\n")
-        return result
+                file.write("\n" * self._ends_unfinished() + line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"the results {self._path} cannot be written: {error.strerror or error}.") from None
 
     def _ends_unfinished(self) -> bool:
         assert self._path is not None
