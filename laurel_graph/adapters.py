@@ -145,7 +145,14 @@ def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
     native.set_adapter_version(1)
     native.set_model_version(1)
     native.set_parameters(values)
-    return outputs.write(path, lambda aside: native.export_adapter(str(aside)), read)
+
+    def export(aside: Path) -> None:
+        try:
+            native.export_adapter(str(aside))
+        except RuntimeError:  # what it raises for a full disk
+            raise OSError("ONNX Runtime failed to write it") from None
+
+    return outputs.write(path, export, read)
 
 
 def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:

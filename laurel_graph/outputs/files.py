@@ -48,7 +48,8 @@ def check_outputs(*outputs: Input, inputs: Iterable[Input] = ()) -> None:
             for path in read:
                 if is_same_file(output, path):
                     raise OutputError(
-                        f"the output {output} is the input {path}; the input is never overwritten: choose another name."
+                        f"the output {output} is the input; the input is never overwritten: choose another name than "
+                        f"that of {path}."
                     )
             for other in wanted[:i]:
                 if is_same_file(output, other) or _folded(output) == _folded(other):
@@ -158,13 +159,12 @@ def staged(output: str | Path, inputs: Iterable[Input] = ()) -> Iterator[Staged]
     Raises:
         OutputError: see :func:`check_outputs`; the file system refuses (no space, no right, a name too long).
     """
-    inputs = tuple(Path(path) for path in inputs if path is not None)
-    check_outputs(output, inputs=inputs)
-    output = Path(output)
+    output, read = Path(output), tuple(Path(path) for path in inputs if path is not None)
+    check_outputs(output, inputs=read)
     with ExitStack() as stack:
         with _telling(output):
             space = stack.enter_context(workspace(output.parent))
-        yield Staged(output, space, inputs)
+        yield Staged(output, space, read)
 
 
 def write(output: str | Path, content: bytes | Callable[[Path], object], inputs: Iterable[Input] = ()) -> Path:

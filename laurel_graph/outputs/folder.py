@@ -43,7 +43,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Keeps other writers of *folder* waiting, for moments; best effort where the file system knows no locks."""
     path = folder / _LOCK
     while True:
-        file = os.open(path, os.O_RDONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except PermissionError:  # of another user in a folder for everybody such as /tmp; nothing of his is touched
+            yield
+            return
         try:
             locked = try_lock(file, wait=True)
             if locked is None or _is_at(file, path):
@@ -65,16 +69,20 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def sync(path: Path) -> None:
-    """Puts a file, or the names in a folder, onto the disk."""
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+def sync(file: Path) -> None:
+    """Puts what a file holds onto the disk."""
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_names(folder: Path) -> None:
+    """Puts the names in a folder onto the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        file = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def digest_of(path: Path) -> str:

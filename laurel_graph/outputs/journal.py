@@ -13,8 +13,8 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import Any, Literal, get_args
 
 from .folder import OURS, try_lock
 
@@ -81,7 +81,7 @@ class Found:
 
     Attributes:
         path: where.
-        alive: whether the process that writes it may live.
+        alive: whether the process that writes it may live; what another user wrote is left to that user.
         entries: its lines.
     """
 
@@ -109,17 +109,29 @@ def _read(path: Path) -> Found:
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
         free = try_lock(file)
+        state = os.fstat(file)
         with open(file, "rb", closefd=False) as stream:
             lines = list(_parsed(stream.read()))
-        age = time.time() - os.fstat(file).st_mtime
     finally:
         os.close(file)
+    mine = not hasattr(os, "geteuid") or state.st_uid == os.geteuid()
     here = not lines or lines[0].get("host") == platform.node()
-    dead = free is not False and ((free and here) or age > _ABANDONED)
-    entries = tuple(Entry(x["kind"], x["name"], tuple(x["identity"])) for x in lines if "kind" in x)
-    return Found(path, not dead, entries)
+    over = (free is True and here) or (free is not False and time.time() - state.st_mtime > _ABANDONED)
+    return Found(path, not (mine and over), tuple(filter(None, map(_entry, lines))))
 
 
-def _parsed(text: bytes) -> Iterator[dict]:  # type: ignore[type-arg]
+def _parsed(text: bytes) -> Iterator[dict[str, Any]]:
     for line in text.split(b"\n")[:-1]:  # what follows the last end of a line was cut off
-        yield json.loads(line)
+        with contextlib.suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                yield found
+
+
+def _entry(line: dict[str, Any]) -> Entry | None:
+    """The entry of one line, if it is one and stays in the folder: anybody may have put the file there."""
+    match line:
+        case {"kind": str(kind), "name": str(name), "identity": [int(inode), int(changed)]}:
+            inside = not PurePath(name).is_absolute() and ".." not in PurePath(name).parts
+            return Entry(kind, name, (inode, changed)) if kind in get_args(Kind) and inside else None  # type: ignore[arg-type]
+    return None

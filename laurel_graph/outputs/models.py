@@ -104,10 +104,10 @@ def place_weights(aside: Staged, model: ModelProto, part: Path, location: str) -
 def _bring(aside: Staged, model: ModelProto, folder: Path, location: str) -> None:
     """Copies a weight file of the source, if the same one does not lie beside the output already."""
     output, origin = aside.output, folder / location
-    place = Path(os.path.normpath(output.parent / location))
-    if PurePath(location).is_absolute() or not _is_inside(place, output.parent):
+    if PurePath(location).is_absolute() or os.path.normpath(location).startswith(".."):
         raise OutputError(f"the weight file {location!r} lies outside the model's folder; write beside the input.")
-    free = not is_same_file(place, output)
+    place = output.parent / location
+    free = _is_inside(place.parent, output.parent) and not is_same_file(place, output)
     if free and aside.space.use(location, origin):
         return
     part = aside.space.new_path()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .folder import OURS, folder_lock, is_mentioned, is_named_by_content, mentioned_weights, sync
+from .folder import OURS, folder_lock, is_mentioned, is_named_by_content, mentioned_weights, sync, sync_names
 from .journal import Entry, Found, Journal, identity_of, journals
 from .signals import unwinding
 
@@ -73,7 +73,7 @@ class Workspace:
                     self._make_folders(target.parent)
                     self._journal.add(Entry("made", name, identity_of(part)))
                     _move_to_new(part, target)
-                    sync(target.parent)
+                    sync_names(target.parent)
                     return name
                 if self._uses(name, part):
                     part.unlink()
@@ -113,8 +113,9 @@ class Workspace:
                 if not keep(self.folder / name):
                     self._journal.add(Entry("old", name))
             part.replace(output)
-            sync(self.folder)
-            self._journal.add(Entry("published", output.name))
+            sync_names(self.folder)
+            with contextlib.suppress(OSError):  # it is there, full disk or not
+                self._journal.add(Entry("published", output.name))
 
     def _weights_of(self, output: Path) -> list[str]:
         is_file = os.path.lexists(output) and stat.S_ISREG(output.lstat().st_mode)
@@ -145,9 +146,9 @@ def _sweep(folder: Path) -> None:
 
 def _clean(folder: Path, journal: Found, claimed: Collection[str]) -> None:
     """Removes temporaries, files that were made for nothing, old ones, and the journal when nothing is left to do."""
-    for entry in list(os.scandir(folder)):
-        if entry.name.startswith(f"{OURS}{journal.id}.") and entry.path != str(journal.path):
-            _remove(Path(entry.path))
+    for path in list(folder.iterdir()):
+        if path.name.startswith(f"{OURS}{journal.id}.") and path != journal.path:
+            _remove(path)
     published = any(entry.kind == "published" for entry in journal.entries)
     due = [e for e in journal.entries if e.kind == "old" or (e.kind == "made" and not published)]
     for entry in due:
