@@ -81,7 +81,7 @@ def make_models(folder: Path, width: int = 256) -> None:
         trained = read(folder / "t.onnx")
         for tensor in trained.graph.initializer:
             if tensor.name.endswith(".alpha"):
-                tensor.CopyFrom(numpy_helper.from_array(np.float32(alpha), tensor.name))
+                tensor.CopyFrom(numpy_helper.from_array(np.array(alpha, np.float32), tensor.name))
         onnx.save_model(trained, folder / f"t{number}.onnx")
         save_adapter(folder / f"t{number}.onnx", folder / f"a{number}.safetensors")
 

@@ -199,6 +199,10 @@ def _in_a_process(options: FinetuneOptions) -> FinetuneReport:
             f"the run for {options.model} ended without a result (exit code {process.exitcode}); "
             "was it short of memory?"
         ) from None
+    except BaseException:  # this process is to end
+        process.terminate()
+        process.join()
+        raise
     finally:
         receiver.close()
     process.join()

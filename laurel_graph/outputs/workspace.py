@@ -146,9 +146,9 @@ def _sweep(folder: Path) -> None:
 
 def _clean(folder: Path, journal: Found, claimed: Collection[str]) -> None:
     """Removes temporaries, files that were made for nothing, old ones, and the journal when nothing is left to do."""
-    for path in list(folder.iterdir()):
-        if path.name.startswith(f"{OURS}{journal.id}.") and path != journal.path:
-            _remove(path)
+    temporaries = [p for p in folder.iterdir() if p.name.startswith(f"{OURS}{journal.id}.") and p != journal.path]
+    for path in temporaries:
+        _remove(path)
     published = any(entry.kind == "published" for entry in journal.entries)
     due = [e for e in journal.entries if e.kind == "old" or (e.kind == "made" and not published)]
     for entry in due:
@@ -158,7 +158,8 @@ def _clean(folder: Path, journal: Found, claimed: Collection[str]) -> None:
         if entry.kind == "folder":
             with contextlib.suppress(OSError):  # not empty
                 (folder / entry.name).rmdir()
-    if not any(entry.name in claimed for entry in due):  # else the one who uses the file sweeps when it is done
+    waiting = any(entry.name in claimed for entry in due)  # the one who uses the file sweeps when it is done
+    if not waiting and not any(os.path.lexists(path) for path in temporaries):
         journal.path.unlink(missing_ok=True)
 
 

@@ -14,7 +14,9 @@ from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ModelError, OutputError
 from laurel_graph.module import laurel_modules
 from laurel_graph.opset.schema import laurel_nodes, read_metadata, read_specs, tensor_name
+from laurel_graph.passes import export as export_pass
 from laurel_graph.passes.export import export_onnx
+from laurel_graph.weight_file import weight_locations
 
 
 def dynamic(inputs):
@@ -137,3 +139,25 @@ def test_export_fails_with_one_line_and_writes_nothing_when_the_module_cannot_be
     with pytest.raises(OutputError, match="does not exist"):
         export_onnx(Bad(), torch.ones(2), tmp_path / "gone" / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_large_weights_go_to_a_file_of_their_own_and_the_old_one_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_pass, "IN_MEMORY", 0)
+    (tmp_path / "m.onnx.data").write_bytes(b"foreign")
+    for variant in ("rw", "lr"):
+        module, inputs, _ = rewritten("prenorm", variant)
+        randomise(module)
+        path = export_onnx(module, inputs, tmp_path / "m.onnx")
+        (weights,) = weight_locations(onnx.load(path, load_external_data=False))
+        assert weights.startswith("m.onnx.") and weights.endswith(".data")
+        assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data", weights}
+        model = onnx.load(path)
+        assert_close(run_onnx(model, {model.graph.input[0].name: inputs[0].numpy()})[0], module(*inputs).detach())
+    assert (tmp_path / "m.onnx.data").read_bytes() == b"foreign"
+
+
+def test_nothing_is_left_when_the_module_cannot_be_exported(tmp_path):
+    module, inputs, _ = rewritten("prenorm", "rw")
+    with pytest.raises(ModelError):
+        export_onnx(module, (inputs[0][0, 0, 0], 3, 4), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())

@@ -14,8 +14,17 @@ from safetensors.numpy import load_file
 from tolerance import assert_close
 
 import laurel_graph as lg
-from laurel_graph.errors import ConfigError, DataError, ModelError, OutputError, SelectorError, TrainingError
+from laurel_graph.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    OutputError,
+    SelectorError,
+    TrainingError,
+    VerificationError,
+)
 from laurel_graph.opset.schema import PREFIX
+from laurel_graph.tools import onnx_task
 from laurel_graph.tools.finetune import FinetuneOptions, finetune, trained_tensors
 
 
@@ -64,6 +73,26 @@ def test_tuned_file_equals_the_module_when_run_on_onnxruntime(options):
     for actual, output in zip(run_onnx(onnx.load(options.tuned), inputs, optimize=True), expected, strict=True):
         assert_close(actual, output.detach().numpy())
     assert report.difference <= 1e-5
+
+
+def test_tuned_file_is_loaded_from_the_disk_before_it_or_its_adapter_is_there(options, tmp_path, monkeypatch):
+    options = replace(options, adapter=tmp_path / "adapter.safetensors", epochs=1)
+    before = {path.name for path in tmp_path.iterdir()}
+    make_session = onnx_task.make_session
+
+    def refuse(model, folder):
+        if not isinstance(model, Path):
+            return make_session(model, folder)
+        assert onnx.load(model).graph.node and not options.tuned.exists() and not options.adapter.exists()
+        raise VerificationError("does not load")
+
+    monkeypatch.setattr(onnx_task, "make_session", refuse)
+    with pytest.raises(VerificationError, match="does not load"):
+        finetune(options)
+    assert {path.name for path in tmp_path.iterdir()} == before | {options.checkpoint.name}
+    monkeypatch.undo()
+    finetune(replace(options, resume=True))
+    assert {path.name for path in tmp_path.iterdir()} == before | {"tuned.onnx", "adapter.safetensors"}
 
 
 def test_finetune_gives_the_original_back_when_the_adapter_is_removed(options, tmp_path):
