@@ -8,7 +8,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 try:
@@ -38,27 +38,44 @@ def try_lock(file: int, wait: bool = False) -> bool | None:
     return True
 
 
+def open_to_lock(path: Path, flags: int = 0) -> int:
+    """Opens a file so that it can be locked: for writing, as NFS wants it, where that is allowed."""
+    flags |= getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(path, os.O_RDWR | flags, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | flags, 0o666)
+
+
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Keeps other writers of *folder* waiting, for moments; best effort where the file system knows no locks."""
+    """Keeps other writers of *folder* waiting, for moments; best effort where the file system knows no locks.
+
+    A file of another user that cannot be opened, as in a folder for everybody such as /tmp, keeps nobody waiting:
+    nothing of another user is touched.
+    """
     path = folder / _LOCK
-    while True:
+    with ExitStack() as stack:
+        with contextlib.suppress(PermissionError):
+            while not stack.enter_context(_locked(path)):
+                stack.close()
+        yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether the lock file was had; it goes with the lock, so the next one in line has to look for a new one."""
+    file = open_to_lock(path, os.O_CREAT)
+    try:
+        had = try_lock(file, wait=True) is None or _is_at(file, path)
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        except PermissionError:  # of another user in a folder for everybody such as /tmp; nothing of his is touched
-            yield
-            return
-        try:
-            locked = try_lock(file, wait=True)
-            if locked is None or _is_at(file, path):
-                try:
-                    yield
-                finally:
-                    with contextlib.suppress(OSError):
-                        path.unlink(missing_ok=True)
-                return
+            yield had
         finally:
-            os.close(file)
+            if had:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+    finally:
+        os.close(file)
 
 
 def _is_at(file: int, path: Path) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
-from .folder import OURS, try_lock
+from .folder import OURS, open_to_lock, try_lock
 
 _SUFFIX = ".stage"
 _ABANDONED = 24 * 3600.0
@@ -53,6 +53,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder, self.id = folder, secrets.token_hex(8)
         self.path = folder / f"{OURS}{self.id}{_SUFFIX}"
+        self.entries: list[Entry] = []
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             try_lock(self._file)
@@ -61,10 +62,12 @@ class Journal:
             self.close()
             self.path.unlink()
             raise
+        _LIVE[self.path.name] = self
 
     def add(self, entry: Entry) -> None:
         """Notes *entry* on the disk, before it is acted upon."""
         self._write(asdict(entry))
+        self.entries.append(entry)
 
     def _write(self, line: object) -> None:
         os.write(self._file, json.dumps(line).encode() + b"\n")
@@ -72,7 +75,12 @@ class Journal:
 
     def close(self) -> None:
         """Lets go of the file, which stays."""
+        _LIVE.pop(self.path.name, None)
         os.close(self._file)
+
+
+_LIVE: dict[str, Journal] = {}
+"""The journals of this process by name; they are not opened again, because on NFS that would drop their locks."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,9 @@ def journals(folder: Path) -> list[Found]:
 
 
 def _read(path: Path) -> Found:
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    if path.name in _LIVE:
+        return Found(path, True, tuple(_LIVE[path.name].entries))
+    file = open_to_lock(path)
     try:
         free = try_lock(file)
         state = os.fstat(file)
