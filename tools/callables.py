@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,8 @@ def is_reference(text: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), name)) and not Path(text).exists()
 
 
-def source_files(text: str) -> tuple[Path, ...]:
-    """Returns the files that stand behind *text*: the module's that a reference names, or *text* itself."""
-    if not is_reference(text):
-        return (Path(text),)
-    with contextlib.suppress(ImportError, ValueError), _current_folder():
-        found = find_spec(text.rpartition(":")[0])
-        return (Path(found.origin),) if found is not None and found.origin is not None else ()
-    return ()
-
-
 @contextmanager
-def _current_folder() -> Iterator[None]:
+def current_folder() -> Iterator[None]:
     """Lets imports search the current folder too."""
     added = str(Path.cwd()) not in sys.path
     if added:
@@ -56,7 +44,7 @@ def load_callable(reference: str, option: str) -> Callable[..., Any]:
     """
     module_name, _, name = reference.rpartition(":")
     try:
-        with _current_folder():
+        with current_folder():
             module = import_module(module_name)
     except ImportError as error:
         raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({error}).") from error

@@ -104,7 +104,7 @@ def transform(
     from laurel_graph.config import LaurelConfig
     from laurel_graph.outputs import check_outputs
     from laurel_graph.passes.pipeline import transform as run
-    from laurel_graph.tools.callables import source_files
+    from laurel_graph.tools.inputs import source_files
 
     check_outputs(output, inputs=(config, *source_files(model)))
     if config is not None:

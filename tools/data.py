@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from laurel_graph.errors import DataError, DependencyError, near
 
-from .callables import call, is_reference, source_files
+from .callables import call, is_reference
 
 Array = NDArray[Any]
 FORMS = "an .npz or .parquet file, a folder of NAME.npy files or of .npz/.parquet shards, or package.module:function"
@@ -296,23 +296,14 @@ def _arrow_array(column: Any) -> Array | str:
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
-def data_files(source: str) -> tuple[Path, ...]:
-    """Returns the files that :func:`read_data` reads for *source*."""
-    path = Path(source)
-    if is_reference(source) or not path.is_dir():
-        return source_files(source)
-    arrays, shards = _in_folder(path)
-    return (*arrays, *shards)
-
-
-def _in_folder(path: Path) -> tuple[list[Path], list[Path]]:
-    """The arrays and the shards in a folder of data."""
+def folder_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the arrays and the shards in a folder of data."""
     shards = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".parquet"))
     return sorted(path.glob("*.npy")), shards
 
 
 def _read_folder(path: Path) -> Data:
-    arrays, shards = _in_folder(path)
+    arrays, shards = folder_files(path)
     if bool(arrays) == bool(shards):
         raise DataError(
             f"{path}: expected a folder of NAME.npy files or of .npz/.parquet shards, found "

@@ -20,15 +20,16 @@ from laurel_graph import onnx_file
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, staged
-from laurel_graph.outputs.models import model_files, stage_model
+from laurel_graph.outputs.models import stage_model
 from laurel_graph.passes.add_head import PREFIX as HEAD
 from laurel_graph.passes.add_head import producers, with_output
 from laurel_graph.passes.verify import TOLERANCE
 
 from . import onnx_task
-from .callables import is_reference, source_files
-from .data import Data, data_files, fit_to_inputs, read_data, split
+from .callables import is_reference
+from .data import Data, fit_to_inputs, read_data, split
 from .finetune_options import FinetuneOptions
+from .inputs import finetune_files
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -107,7 +108,7 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
     """
     began = time.perf_counter()
     model = onnx_file.read(options.model)
-    read = _files_read(options, model)
+    read = finetune_files(options, model)
     check_outputs(options.tuned, options.adapter, options.checkpoint, inputs=read)
     specs = read_specs(model)
     if not (specs or options.train or options.head):
@@ -333,17 +334,6 @@ class _Run:
 
 def _is_new(name: str, head: bool) -> bool:
     return name.startswith("laurel.") or (head and name.startswith(f"{HEAD}."))
-
-
-def _files_read(options: FinetuneOptions, model: ModelProto) -> tuple[Path, ...]:
-    """All files that a run reads."""
-    texts = (options.loss, options.metric)
-    return (
-        *model_files(options.model, model),
-        *(() if options.teacher is None else model_files(options.teacher)),
-        *(file for source in (options.data, options.validation) if source for file in data_files(source)),
-        *(file for text in texts if text and is_reference(text) for file in source_files(text)),
-    )
 
 
 def _read_both(options: FinetuneOptions) -> tuple[Data, Data | None]:

@@ -131,7 +131,7 @@ class Staged:
         """Makes the file visible under its name; an older one is gone then.
 
         Raises:
-            OutputError: it cannot be renamed, or has become a file that the command reads.
+            OutputError: it cannot be renamed.
         """
         with self.telling():
             sync(self.path)
