@@ -7,7 +7,6 @@ rewritten, and models of many gigabytes cost no memory.
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import math
 import os
 import shutil
@@ -21,13 +20,12 @@ from onnx import ModelProto, TensorProto
 
 from .errors import ModelError, OutputError
 from .onnx_graph import graphs_of, tensors_of
-from .onnx_tensors import byte_size, external_reference, make_tensor, sample_bytes, set_tensor, tensor_array
+from .onnx_tensors import byte_size, external_reference, make_tensor, set_tensor, tensor_array
 from .opset.schema import PREFIX
 
 __all__ = [
     "check_output",
     "count_parameters",
-    "fingerprint",
     "make_tensor",
     "read",
     "set_tensor",
@@ -164,28 +162,6 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
     return value, position + 1
-
-
-def fingerprint(model: ModelProto, base_dir: str | Path = "") -> str:
-    """Returns a digest of the base graph that is the same before and after the insertion of LAuReL.
-
-    It covers the names and types of inputs and outputs, the names of all computed values, and every initializer's
-    name, type, shape and first and last bytes; what is ours (``laurel.*``) does not count.
-
-    Raises:
-        ModelError: external data is missing.
-    """
-    lines = []
-    for graph in graphs_of(model.graph):
-        for kind, infos in (("in", graph.input), ("out", graph.output)):
-            lines += [f"{kind} {info.name} {info.type.tensor_type.elem_type}" for info in infos]
-        lines += [f"value {output}" for node in graph.node for output in node.output if output]
-        lines += [
-            f"tensor {t.name} {t.data_type} {tuple(t.dims)} {hashlib.sha256(sample_bytes(t, base_dir)).hexdigest()}"
-            for t in graph.initializer
-        ]
-    lines = sorted(line for line in lines if not line.split(" ", 2)[1].startswith(f"{PREFIX}."))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def count_parameters(model: ModelProto) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import AdapterError
 from ..formula import resolve
 from ..module import LaurelResidual
-from ..onnx_file import check_output, read, set_tensor, write
+from ..onnx_file import check_output, read, write
+from ..onnx_tensors import set_tensors
 from ..opset.schema import tensor_name
 from .record import META, ImportRecord
 
@@ -68,6 +69,5 @@ def patch(module: nn.Module, model: ModelProto) -> tuple[str, ...]:
             tensors[name] = parameter.detach().cpu().double().numpy()
     if not tensors:
         raise AdapterError("the module trains no tensor, so there is nothing to write back.")
-    for name, array in tensors.items():
-        set_tensor(model, name, array)
+    set_tensors(model, tensors)
     return tuple(tensors)
