@@ -2,10 +2,10 @@
 
 Neither names nor bytes survive an export, an optimiser, a cast or a quantiser, so a digest cannot tell. A fingerprint
 holds a small sketch of every weight instead (:mod:`.sketch`), and two fingerprints are compared by numbers
-(:mod:`.compare`), with three answers: the same base, another one, cannot tell.
+(:mod:`.matching`), with three answers: the same base, another one, cannot tell.
 """
 
-from .compare import Verdict, compare
+from .matching import Verdict, compare
 from .sketch import Fingerprint, Sketch
 
 __all__ = ["Fingerprint", "Sketch", "Verdict", "compare"]

@@ -24,6 +24,8 @@ _FLOATS: dict[int, str] = {
     TensorProto.BFLOAT16: "bfloat16",
     TensorProto.DOUBLE: "float64",
 }
+_PACKED = (TensorProto.INT8, TensorProto.UINT8)
+"""Integers that are quantised weights even where nothing tells how."""
 _SMALL = 2**24
 """Scales and zero points of more elements are not read."""
 _REORDERED = ("LSTM", "GRU", "RNN")
@@ -36,7 +38,7 @@ def of_model(model: ModelProto, base_dir: str | Path = "") -> Fingerprint:
     """Returns the fingerprint of what *model* holds besides LAuReL tensors.
 
     External data is read where the sample lies. Weights whose order or packing cannot be told (recurrent operators,
-    ONNX Runtime's blocked layout, unknown quantisers) are left out.
+    ONNX Runtime's blocked layout, unknown quantisers) are counted as unread.
 
     Raises:
         ModelError: external data is missing.
@@ -45,18 +47,24 @@ def of_model(model: ModelProto, base_dir: str | Path = "") -> Fingerprint:
     nodes = [node for graph in graphs for node in graph.node]
     tensors = dict(_tensors(graphs))
     recipes = quantised.recipes(nodes, set(tensors))
-    left_out = {name for node in nodes if _reorders(node) for name in node.input}
-    left_out |= {name for recipe in recipes.values() for name in (recipe.scale, recipe.zero)}
+    reordered = {name for node in nodes if _reorders(node) for name in node.input}
+    parts = {name for recipe in recipes.values() for name in (recipe.scale, recipe.zero)}
     reader = _Reader(tensors, Path(base_dir))
     sketches: dict[str, Sketch] = {}
+    unread = 0
     for name, tensor in tensors.items():
-        if name not in left_out and not name.startswith(f"{PREFIX}."):
-            made = reader.sketch(name, tensor, recipes.get(name))
-            if made is not None:
-                sketches[name] = made
+        if name.startswith(f"{PREFIX}.") or name in parts:
+            continue
+        recipe = recipes.get(name)
+        if name in reordered or (recipe is None and tensor.data_type in _PACKED):
+            unread += math.prod(tensor.dims)
+            continue
+        made = reader.sketch(name, tensor, recipe)
+        if made is not None:
+            sketches[name] = made
     matrices = {name for name, one in sketches.items() if one.profile is not None}
     found = depths(_steps(model.graph), matrices)
-    return Fingerprint(tuple(replace(one, depth=found.get(name, -1)) for name, one in sketches.items()))
+    return Fingerprint(tuple(replace(one, depth=found.get(name, -1)) for name, one in sketches.items()), unread)
 
 
 def _tensors(graphs: list[GraphProto]) -> Iterator[tuple[str, TensorProto]]:
@@ -88,7 +96,10 @@ class _Reader:
     def sketch(self, name: str, tensor: TensorProto, recipe: quantised.Recipe | None) -> Sketch | None:
         if recipe is not None:
             read = quantised.sample(self.values(tensor), recipe, self.small)
-            return None if read is None else sketch(*read[:2], QUANTISED, step=read[2], name=name)
+            if read is None:
+                return None
+            sample, steps, shape = read
+            return sketch(sample, shape, QUANTISED, steps=steps, name=name)
         dims = squeezed(tensor.dims)
         if tensor.data_type not in _FLOATS or math.prod(dims) == 0:
             return None

@@ -86,33 +86,37 @@ def _of_node(node: NodeProto, names: set[str]) -> Iterator[tuple[str, Recipe]]:
 
 def sample(
     values: Array, recipe: Recipe, small: Callable[[str], Array | None]
-) -> tuple[Array, tuple[int, ...], float] | None:
-    """Returns the sample of a quantised weight, its whole shape and its largest step; ``None`` if they do not fit.
+) -> tuple[Array, Array, tuple[int, ...]] | None:
+    """Returns the sample of a quantised weight, its quantiser's steps there and its whole shape.
 
     Args:
         values: its integers, whole (they may lie in a mapped file).
         recipe: how to read them.
         small: gives the value of a scale or zero point.
+
+    Returns:
+        Sample and steps of the squeezed shape, and the shape; ``None`` where weight and scale do not fit.
     """
     scale, zero = small(recipe.scale), small(recipe.zero) if recipe.zero else None
-    if scale is None or not np.issubdtype(scale.dtype, np.floating) or not scale.size or not np.isfinite(scale).all():
+    if scale is None or not np.issubdtype(scale.dtype, np.floating) or not scale.size:
         return None
+    read = _plain if recipe.packed is None else _packed
     try:
-        numbers, shape = (_packed if recipe.packed else _plain)(values, recipe, scale, zero)
+        return read(values, recipe, scale.astype(np.float64), zero)
     except (ValueError, IndexError):
         return None
-    return numbers, shape, float(np.abs(scale).max())
 
 
-def _plain(values: Array, recipe: Recipe, scale: Array, zero: Array | None) -> tuple[Array, tuple[int, ...]]:
+def _plain(values: Array, recipe: Recipe, scale: Array, zero: Array | None) -> tuple[Array, Array, tuple[int, ...]]:
     shape = values.shape
     places = iter(grid(squeezed(shape)))
     at = [next(places) if size != 1 else np.zeros(1, np.int64) for size in shape]
     numbers = values[np.ix_(*at)].astype(np.float64)
     if zero is not None and zero.size:
         numbers = numbers - _along(zero.astype(np.float64), shape, recipe, at)
-    numbers = numbers * _along(scale.astype(np.float64), shape, recipe, at)
-    return numbers.reshape([len(index) for index, size in zip(at, shape, strict=True) if size != 1]), shape
+    steps = np.broadcast_to(_along(scale, shape, recipe, at), numbers.shape)
+    dims = [len(index) for index, size in zip(at, shape, strict=True) if size != 1]
+    return (numbers * steps).reshape(dims), steps.reshape(dims), shape
 
 
 def _along(scale: Array, shape: Sequence[int], recipe: Recipe, at: Sequence[Array]) -> Array:
@@ -129,22 +133,21 @@ def _along(scale: Array, shape: Sequence[int], recipe: Recipe, at: Sequence[Arra
     return flat[at[axis]].reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
-def _packed(values: Array, recipe: Recipe, scale: Array, zero: Array | None) -> tuple[Array, tuple[int, ...]]:
+def _packed(values: Array, recipe: Recipe, scale: Array, zero: Array | None) -> tuple[Array, Array, tuple[int, ...]]:
     assert recipe.packed is not None
     n, k, bits = recipe.packed
     blocks, shape = -(-k // recipe.block), (n, k)
-    rows, columns = np.arange(n), np.arange(k)
     places = iter(grid(squeezed(shape)))
-    rows, columns = (next(places) if len(index) > 1 else index for index in (rows, columns))
+    rows, columns = (next(places) if size != 1 else np.zeros(1, np.int64) for size in shape)
     weights = _unpacked(values.reshape(n, -1)[rows], bits)[:, columns]
-    scales = scale.reshape(n, blocks)[rows][:, columns // recipe.block]
+    steps = scale.reshape(n, blocks)[rows][:, columns // recipe.block]
     zeros: Any = 2.0 ** (bits - 1)
     if zero is not None and zero.size:
         whole = zero.reshape(n, -1)[rows]
         whole = whole if np.issubdtype(whole.dtype, np.floating) else _unpacked(whole, bits)
         zeros = whole[:, columns // recipe.block]
-    numbers = (weights - zeros) * scales.astype(np.float64)
-    return numbers.reshape([len(index) for index in (rows, columns) if len(index) > 1]), shape
+    dims = [size for size in steps.shape if size != 1]
+    return ((weights - zeros) * steps).reshape(dims), steps.reshape(dims), shape
 
 
 def _unpacked(data: Array, bits: int) -> Array:

@@ -6,9 +6,9 @@ what happens to it     what stays
 transposed, reshaped   the sample: a grid of positions that treats all axes alike, axes of size 1 left out
 by axes of size 1
 cast to 16 bits        the sorted values of the sample: rounding keeps their order, so both sides round to the same
-BatchNorm folded in,   the *profile*: for slices along one axis, the largest magnitude over the norm, which no factor
-scaled                 of a slice changes
-quantised              the same profile, within what one step of the quantiser explains
+BatchNorm folded in,   the *profile*: for slices along one axis, the magnitude of their sum over their norm, which no
+scaled                 factor of a slice changes
+quantised              the same profile: what is rounded up and down cancels in the sum
 merged with an equal   all: equal weights have equal sketches
 =====================  ==============================================================================================
 
@@ -57,6 +57,7 @@ class Sketch:
         dtype: its element type, one of :data:`DTYPES`.
         depth: how many matrices lie on the longest way from an input to it, itself included; -1 if not known.
         step: the largest step of its quantiser, 0 for floats.
+        noise: the steps of its quantiser over its values, root mean squares, 0 for floats.
         order: 12 of its sorted values, float32: both ends and between.
         profile: ``(2, 8)`` for the first two axes, float32; ``None`` for vectors.
         name: what its model calls it; not kept in files.
@@ -66,6 +67,7 @@ class Sketch:
     dtype: str
     depth: int
     step: float
+    noise: float
     order: Array
     profile: Array | None
     name: str = ""
@@ -83,18 +85,24 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The sketches of a model's weights, in no order."""
+    """The sketches of a model's weights, in no order.
+
+    Attributes:
+        weights: the sketches.
+        unread: number of elements whose order or packing is not known, so that they have no sketch.
+    """
 
     weights: tuple[Sketch, ...] = ()
+    unread: int = 0
 
     def without(self, names: Collection[str]) -> Fingerprint:
         """Returns the fingerprint without the weights of those names."""
-        return Fingerprint(tuple(weight for weight in self.weights if weight.name not in names))
+        return Fingerprint(tuple(weight for weight in self.weights if weight.name not in names), self.unread)
 
     def to_text(self) -> str:
         """Returns the form that files keep."""
-        rows = [[list(w.dims), w.dtype, w.depth, w.step, _packed(w)] for w in self.weights]
-        return json.dumps({"version": VERSION, "weights": rows}, separators=(",", ":"))
+        rows = [[list(w.dims), w.dtype, w.depth, w.step, w.noise, _packed(w)] for w in self.weights]
+        return json.dumps({"version": VERSION, "unread": self.unread, "weights": rows}, separators=(",", ":"))
 
     @classmethod
     def from_text(cls, text: str) -> Fingerprint:
@@ -107,7 +115,9 @@ class Fingerprint:
             data = json.loads(text)
             if data["version"] != VERSION:
                 raise ValueError(f"version {data['version']!r} of the fingerprint; this version reads {VERSION}")
-            return cls(tuple(_unpacked(row) for row in data["weights"]))
+            if type(data["unread"]) is not int or data["unread"] < 0:
+                raise ValueError("the number of unread elements is damaged")
+            return cls(tuple(_unpacked(row) for row in data["weights"]), data["unread"])
         except (TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"the fingerprint is damaged ({type(error).__name__})") from None
 
@@ -125,14 +135,16 @@ def grid(dims: Sequence[int]) -> tuple[Array, ...]:
     return tuple(_spread(size, min(size, side)) for size in dims)
 
 
-def sketch(sample: Array, shape: Sequence[int], dtype: str, *, step: float = 0.0, name: str = "") -> Sketch | None:
-    """Returns the sketch of a weight, or ``None`` for one that tells nothing: tiny, a matrix that is a fill or mask, not finite.
+def sketch(
+    sample: Array, shape: Sequence[int], dtype: str, *, steps: Array | None = None, name: str = ""
+) -> Sketch | None:
+    """Returns the sketch of a weight; ``None`` for one that tells nothing: tiny, not finite, or a mask or fill matrix.
 
     Args:
         sample: its values at the positions of :func:`grid`, of the squeezed shape.
         shape: the shape of the whole weight.
         dtype: its element type.
-        step: the largest step of its quantiser.
+        steps: for a quantised weight, the steps of its quantiser, of a shape that broadcasts to the sample's.
         name: what its model calls it.
     """
     dims = squeezed(shape)
@@ -146,8 +158,16 @@ def sketch(sample: Array, shape: Sequence[int], dtype: str, *, step: float = 0.0
         return None
     if len(dims) > 1 and len(np.unique(order)) < _DISTINCT:
         return None
+    step = noise = 0.0
+    if steps is not None:
+        step = float(np.abs(steps).max())
+        noise = _rms(np.broadcast_to(steps, values.shape)) / (_rms(values) or 1.0)
     profile = np.stack([_profile(values, axis) for axis in (0, 1)]) if len(dims) > 1 else None
-    return Sketch(dims, dtype, -1, float(step), order, profile, name)
+    return Sketch(dims, dtype, -1, step, noise, order, profile, name)
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.square(values).mean()))
 
 
 def _spread(size: int, count: int) -> Array:
@@ -162,13 +182,14 @@ def _ranks(size: int) -> list[int]:
 
 
 def _profile(values: Array, axis: int) -> Array:
-    """The largest magnitude over the norm for some slices along *axis*; 0 where all is zero."""
+    """The magnitude of the sum over the norm for some slices along *axis*; 0 where all is zero."""
     slices = np.moveaxis(values, axis, 0)
-    slices = np.abs(slices[_spread(len(slices), _SLICES)].reshape(_SLICES, -1))
-    largest = slices.max(1)
-    safe = np.where(largest > 0, largest, 1)
-    norm = np.sqrt(np.square(slices / safe[:, None]).sum(1))
-    return np.where(largest > 0, 1 / np.where(norm > 0, norm, 1), 0).astype(np.float32)
+    slices = slices[_spread(len(slices), _SLICES)].reshape(_SLICES, -1)
+    largest = np.abs(slices).max(1, keepdims=True)
+    slices = slices / np.where(largest > 0, largest, 1)
+    norm = np.sqrt(np.square(slices).sum(1))
+    profile: Array = np.abs(slices.sum(1)) / np.where(norm > 0, norm, 1)
+    return profile.astype(np.float32)
 
 
 _ORDER = 3 * _ENDS
@@ -181,7 +202,7 @@ def _packed(weight: Sketch) -> str:
 
 
 def _unpacked(row: Any) -> Sketch:
-    dims, dtype, depth, step, text = row
+    dims, dtype, depth, step, noise, text = row
     values = np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
     whole = [*dims, depth]
     vector = len(dims) < 2
@@ -189,10 +210,10 @@ def _unpacked(row: Any) -> Sketch:
         dtype not in DTYPES
         or not all(type(number) is int for number in whole)
         or not all(number > 0 for number in dims)
-        or type(step) not in (int, float)
+        or not all(type(number) in (int, float) for number in (step, noise))
         or values.size != _ORDER + (0 if vector else 2 * _SLICES)
-        or not np.isfinite([*values, step]).all()
+        or not np.isfinite([*values, step, noise]).all()
     ):
         raise ValueError("a weight of the fingerprint is damaged")
     profile = None if vector else values[_ORDER:].reshape(2, _SLICES)
-    return Sketch(tuple(dims), dtype, depth, float(step), values[:_ORDER], profile)
+    return Sketch(tuple(dims), dtype, depth, float(step), float(noise), values[:_ORDER], profile)

@@ -8,7 +8,7 @@ the other side has one of its shape without a match, too; or two matched weights
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +25,12 @@ _NOISE = {"float64": 2e-5, "float32": 2e-5, "float16": 4e-4, "bfloat16": 3e-3}
 """How far profiles may be apart on average: what folding and rounding in that type do, at most."""
 _ROUNDING = {"float64": 1e-7, "float32": 1e-7, "float16": 5e-4, "bfloat16": 4e-3}
 """Half a unit in the last place, over the value."""
-_STEPS = 1.5
-"""What quantising does to a profile, in steps over the largest magnitude."""
+_QUANTISING = 0.6
+"""What quantising does to a profile, over its noise: 0.23 on average over slices."""
+_APART = 0.3
+"""Profiles of unrelated weights are 0.7 apart on average over slices, with a spread of 0.17."""
+_FLIPS = {"float16": 2, "bfloat16": 1}
+"""So many of 12 rounded values may differ when a weight was scaled by almost 1 and cast; more when it was tuned."""
 _FLUSHED = 1.2e-7
 """Smaller magnitudes become zero, or the smallest number, in float16."""
 _FLOAT16 = 65504.0
@@ -54,7 +58,7 @@ def compare(expected: Fingerprint, found: Fingerprint) -> Verdict:
             return Verdict("same")
         side = "the adapter's" if not expected.weights else "the model's"
         return Verdict("unknown", f"{side} base has no weights that can be compared")
-    matching = _Matching(expected.weights, found.weights)
+    matching = _Matching(expected, found)
     matching.exactly()
     matching.by_profile()
     against = matching.contradictions()
@@ -72,7 +76,7 @@ def compare(expected: Fingerprint, found: Fingerprint) -> Verdict:
     if swapped is not None:
         return Verdict("other", f"weights of shape {swapped.dims} have changed places, as {swapped.name or 'one'!r}")
     share = matching.share()
-    if not matching.hits:
+    if not matching.hits and not (expected.unread or found.unread):
         return Verdict("other", f"none of its {len(expected.weights)} weights is among the {len(found.weights)} found")
     if share < ENOUGH or not matching.has_matrix():
         return Verdict(
@@ -87,31 +91,45 @@ class _Matching:
     """Which weights of one side are which of the other.
 
     Attributes:
-        hits: place of an expected weight to the places of found ones that are it.
-        folded: some match is by profile alone: factors went into weights, so vectors may be changed as well.
+        groups: places of expected weights that are equal, and of the found ones that they are.
+        hits: the places of all expected weights in the groups.
+        taken: those of all found ones.
+        folded: factors may have gone into weights, so that vectors are changed as well: some match is by profile
+            alone, or some weights are not known.
     """
 
-    def __init__(self, expected: Sequence[Sketch], found: Sequence[Sketch]) -> None:
-        self.expected, self.found = expected, found
-        self.hits: dict[int, list[int]] = {}
+    def __init__(self, expected: Fingerprint, found: Fingerprint) -> None:
+        self.expected, self.found = expected.weights, found.weights
+        self.unread = expected.unread, found.unread
+        self.groups: list[tuple[list[int], list[int]]] = []
+        self.hits: set[int] = set()
         self.taken: set[int] = set()
-        self.folded = False
+        self.folded = any(self.unread)
 
     def exactly(self) -> None:
         """Matches weights that are equal after rounding both to the coarser of the two types."""
-        tables: dict[tuple[str, str], dict[Any, list[int]]] = {}
-        kinds = {weight.dtype for weight in self.found} - {QUANTISED}
+        kinds = sorted({weight.dtype for weight in self.found} - {QUANTISED})
+        equal: dict[Any, list[int]] = defaultdict(list)
         for place, weight in enumerate(self.expected):
-            if weight.dtype == QUANTISED:
-                continue
-            for kind in sorted(kinds):
-                coarse = max(kind, weight.dtype, key=DTYPES.index)
+            if weight.dtype != QUANTISED:
+                equal[weight.dtype, _entry(weight, weight.dtype)].append(place)
+        tables: dict[tuple[str, str], dict[Any, list[int]]] = {}
+        for (dtype, _), places in equal.items():
+            others: list[int] = []
+            for kind in kinds:
+                coarse = max(kind, dtype, key=DTYPES.index)
                 if (kind, coarse) not in tables:
-                    table = tables[kind, coarse] = defaultdict(list)
-                    for other, candidate in enumerate(self.found):
-                        if candidate.dtype == kind:
-                            table[_rounded(candidate, coarse)].append(other)
-                self._hit(place, tables[kind, coarse].get(_rounded(weight, coarse), ()))
+                    tables[kind, coarse] = self._table(kind, coarse)
+                others += tables[kind, coarse].get(_entry(self.expected[places[0]], coarse), ())
+            self._match(places, others)
+
+    def _table(self, kind: str, coarse: str) -> dict[Any, list[int]]:
+        """The found weights of one type by their values in another."""
+        table: dict[Any, list[int]] = defaultdict(list)
+        for other, candidate in enumerate(self.found):
+            if candidate.dtype == kind:
+                table[_entry(candidate, coarse)].append(other)
+        return table
 
     def by_profile(self) -> None:
         """Matches what is left as far as a factor per slice, an offset of a vector, or a quantiser explains it."""
@@ -123,67 +141,64 @@ class _Matching:
         for place, weight in enumerate(self.expected):
             if place in self.hits or weight.key not in left:
                 continue
-            near = _near(weight, [self.found[i] for i in left[weight.key]], features[weight.key])
-            hits = [other for other, is_near in zip(left[weight.key], near, strict=True) if is_near]
-            self._hit(place, hits)
-            floats = any(self.found[i].dtype != QUANTISED for i in hits) and weight.dtype != QUANTISED
-            self.folded |= floats or (bool(hits) and not _same_range(weight, [self.found[i] for i in hits]))
+            candidates = [self.found[i] for i in left[weight.key]]
+            near = np.flatnonzero(_near(weight, candidates, features[weight.key]))
+            self._match([place], [left[weight.key][i] for i in near])
+            matched = [candidates[i] for i in near]
+            self.folded |= any(QUANTISED not in (weight.dtype, other.dtype) for other in matched)
+            self.folded |= bool(matched) and not any(_same_range(weight, other) for other in matched)
 
-    def _hit(self, place: int, others: Sequence[int]) -> None:
+    def _match(self, places: list[int], others: list[int]) -> None:
         if others:
-            self.hits.setdefault(place, []).extend(others)
+            self.groups.append((places, others))
+            self.hits.update(places)
             self.taken.update(others)
 
     def contradictions(self) -> list[tuple[Sketch, Sketch]]:
         """Pairs of one shape without a match on either side."""
-        mine = [self.expected[i] for i in range(len(self.expected)) if i not in self.hits]
+        mine = [weight for place, weight in enumerate(self.expected) if place not in self.hits]
         alone: dict[tuple[int, ...], list[Sketch]] = defaultdict(list)
         for other, candidate in enumerate(self.found):
             if other not in self.taken:
                 alone[candidate.key].append(candidate)
-        for places, others in self._equals():
+        for places, others in self.groups:
             # One of many may have changed; exporters merge equal weights, but then all of them into one.
             if len(others) > 1:
                 mine += [self.expected[i] for i in places[len(others) :]]
             if len(places) > 1:
                 alone[self.found[others[0]].key] += [self.found[i] for i in others[len(places) :]]
         return [
-            (weight, alone[weight.key].pop(0))
+            (weight, alone[weight.key].pop())
             for weight in mine
             if alone.get(weight.key) and not (self.folded and weight.profile is None)
         ]
 
-    def _equals(self) -> Iterator[tuple[list[int], list[int]]]:
-        """Expected weights that are equal to each other, and the found ones that they are."""
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for place, others in self.hits.items():
-            groups[tuple(others)].append(place)
-        for others, places in groups.items():
-            yield places, list(others)
-
     def swapped(self) -> Sketch | None:
         """A found weight that comes before another of its shape which it should come behind, or ``None``."""
-        uses = Counter(other for others in self.hits.values() for other in others)
-        groups: dict[tuple[int, ...], list[tuple[int, int, int]]] = defaultdict(list)
-        for place, others in self.hits.items():
-            weight = self.expected[place]
-            if len(others) == 1 and uses[others[0]] == 1 and min(weight.depth, self.found[others[0]].depth) > 0:
-                groups[weight.key].append((weight.depth, self.found[others[0]].depth, others[0]))
-        for rows in groups.values():
-            deepest = reached = 0
+        uses = Counter(other for _, others in self.groups for other in others)
+        rows: dict[tuple[int, ...], list[tuple[int, int, int]]] = defaultdict(list)
+        for places, others in self.groups:
+            weight, other = self.expected[places[0]], self.found[others[0]]
+            if len(places) == len(others) == uses[others[0]] == 1 and min(weight.depth, other.depth) > 0:
+                rows[weight.key].append((weight.depth, other.depth, others[0]))
+        for same in rows.values():
+            above = reached = 0  # the deepest of those that come before this depth, and of those up to here
             before = None
-            for depth, other_depth, other in sorted(rows):
+            for depth, other_depth, place in sorted(same):
                 if depth != before:
-                    before, deepest = depth, reached
-                if other_depth < deepest:
-                    return self.found[other]
+                    before, above = depth, reached
+                if other_depth < above:
+                    return self.found[place]
                 reached = max(reached, other_depth)
         return None
 
     def share(self) -> float:
         """The larger of both sides' shares of matched elements."""
-        matched = sum(self.expected[i].size for i in self.hits) / sum(w.size for w in self.expected)
-        return max(matched, sum(self.found[i].size for i in self.taken) / sum(w.size for w in self.found))
+        sides = ((self.expected, self.hits, self.unread[0]), (self.found, self.taken, self.unread[1]))
+        return max(
+            sum(weights[i].size for i in matched) / (sum(weight.size for weight in weights) + unread)
+            for weights, matched, unread in sides
+        )
 
     def has_matrix(self) -> bool:
         """Whether a matrix is matched, or there is none to match."""
@@ -192,16 +207,20 @@ class _Matching:
         )
 
 
-def _rounded(weight: Sketch, dtype: str) -> tuple[Any, ...]:
-    """The sorted values in a type, as something to look up."""
-    values = weight.order
+def _rounded(values: Array, dtype: str) -> Array:
+    """Values as they are in a type; what float16 flushes or clips at its ends alike."""
     if dtype == "float16":
-        values = np.where(np.abs(values) <= _FLUSHED, 0, np.clip(values, -_FLOAT16, _FLOAT16)).astype(np.float16)
-    elif dtype == "bfloat16":
+        return np.where(np.abs(values) <= _FLUSHED, 0, np.clip(values, -_FLOAT16, _FLOAT16)).astype(np.float16)
+    if dtype == "bfloat16":
         from ..onnx_tensors import round_to_bfloat16
 
-        values = round_to_bfloat16(values)
-    return weight.key, (values + 0.0).tobytes()  # -0.0 becomes 0.0
+        return round_to_bfloat16(values)
+    return values
+
+
+def _entry(weight: Sketch, dtype: str) -> tuple[Any, ...]:
+    """The sorted values in a type, as something to look up."""
+    return weight.key, (_rounded(weight.order, dtype) + 0.0).tobytes()  # -0.0 becomes 0.0
 
 
 def _features(weights: Sequence[Sketch]) -> Array:
@@ -230,22 +249,32 @@ def _near(weight: Sketch, others: Sequence[Sketch], features: Array) -> Array:
         own = weight.profile[mine].astype(np.float64)
         for theirs in (0, 1):
             same = np.array([weight.dims[mine] == other.dims[theirs] for other in others])
-            gap = np.abs(features[:, theirs] - own).mean(1) / max(float(own.mean()), 1e-9)
+            gap = np.abs(features[:, theirs] - own).mean(1)
             best = np.where(same, np.minimum(best, gap), best)
     near = best <= allowed
-    return near
+    return np.array([ok and not _tuned(weight, other) for ok, other in zip(near, others, strict=True)])
+
+
+def _tuned(weight: Sketch, other: Sketch) -> bool:
+    """Whether two weights of 16 bits are almost, but not, equal value by value: no factor does that, training does."""
+    coarse = max(weight.dtype, other.dtype, key=DTYPES.index)
+    if coarse not in _FLIPS or {weight.dtype, other.dtype} == set(_FLIPS):
+        return False
+    one, two = (_rounded(w.order, coarse).astype(np.float64) for w in (weight, other))
+    close = np.abs(one - two) <= 2.1 * _ROUNDING[coarse] * np.abs(one) + _FLUSHED
+    return bool(close.all()) and int((one != two).sum()) > _FLIPS[coarse]
 
 
 def _tolerance(weight: Sketch) -> float:
     """How far the profile, or the curve of a vector, may be from that of the same weight."""
     largest = float(np.abs(weight.order).max()) or 1.0
     if weight.profile is not None:
-        return _STEPS * weight.step / largest if weight.dtype == QUANTISED else _NOISE[weight.dtype]
+        return min(_QUANTISING * weight.noise, _APART) + 2e-5 if weight.dtype == QUANTISED else _NOISE[weight.dtype]
     error = weight.step if weight.dtype == QUANTISED else _ROUNDING[weight.dtype] * largest
     return 1e-5 + error / (float(weight.order.std(dtype=np.float64)) or 1.0)
 
 
-def _same_range(weight: Sketch, others: Sequence[Sketch]) -> bool:
+def _same_range(weight: Sketch, other: Sketch) -> bool:
     """Whether the values reach as far as a quantiser explains, so that nothing was folded in."""
-    ends = weight.order[[0, -1]]
-    return any((np.abs(other.order[[0, -1]] - ends) <= max(other.step, weight.step)).all() for other in others)
+    gap = np.abs(other.order[[0, -1]] - weight.order[[0, -1]])
+    return bool((gap <= max(other.step, weight.step)).all())
