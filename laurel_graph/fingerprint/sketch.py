@@ -113,13 +113,12 @@ class Fingerprint:
         """
         try:
             data = json.loads(text)
-            if data["version"] != VERSION:
-                raise ValueError(f"version {data['version']!r} of the fingerprint; this version reads {VERSION}")
-            if type(data["unread"]) is not int or data["unread"] < 0:
-                raise ValueError("the number of unread elements is damaged")
-            return cls(tuple(_unpacked(row) for row in data["weights"]), data["unread"])
-        except (TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"the fingerprint is damaged ({type(error).__name__})") from None
+            version, unread = data["version"], data["unread"]
+            if version == VERSION and type(unread) is int and unread >= 0:
+                return cls(tuple(_unpacked(row) for row in data["weights"]), unread)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise ValueError(f"the fingerprint is damaged ({type(error).__name__}: {error})") from None
+        raise ValueError(f"the fingerprint has version {version!r:.20}; this version reads {VERSION}")
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
