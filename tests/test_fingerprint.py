@@ -86,11 +86,10 @@ def exported(module, name, path, **options):
 
 
 EXPORTERS = {
-    "plain": {"dynamo": True, "optimize": False, "verbose": False},
     "optimised": {"dynamo": True, "optimize": True, "verbose": False},
     "torchscript": {"dynamo": False, "opset_version": 17},
 }
-EXPORTS = [("tokens", "plain"), *((name, exporter) for name in INPUTS for exporter in ("optimised", "torchscript"))]
+EXPORTS = [(name, exporter) for name in INPUTS for exporter in EXPORTERS]
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +230,7 @@ def test_cast_module_is_the_same_base_and_a_tuned_one_is_not(name, dtype):
 
 
 def test_weights_in_another_file_are_the_same_base_and_are_read_where_they_lie(files, tmp_path):
-    model = files["tokens", "plain"]
+    model = files["tokens", "torchscript"]
     path = tmp_path / "external.onnx"
     onnx.save_model(copy.deepcopy(model), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     outside = onnx.load(path, load_external_data=False)
@@ -279,6 +278,6 @@ def test_fingerprint_is_the_same_when_written_and_read(files):
     ],
 )
 def test_text_that_is_no_fingerprint_is_a_value_error(files, damage):
-    text = of_model(files["tokens", "plain"]).to_text()
+    text = of_model(files["tokens", "torchscript"]).to_text()
     with pytest.raises(ValueError, match=r"the fingerprint (is damaged|has version)"):
         Fingerprint.from_text(damage(json.loads(text)))
