@@ -25,6 +25,9 @@ from laurel_graph.fingerprint.digest import file_digests, module_digests
 from laurel_graph.formula import initial_parameters
 from laurel_graph.importer import import_onnx
 from laurel_graph.module import freeze_base, laurel_modules
+from laurel_graph.onnx_tensors import set_tensor, tensor_array
+from laurel_graph.passes.add_head import WEIGHT as HEAD
+from laurel_graph.passes.add_head import AddHead
 from laurel_graph.passes.detect import detect
 from laurel_graph.passes.export import export_onnx
 from laurel_graph.passes.insert_onnx import insert
@@ -299,6 +302,25 @@ def test_tensor_that_trains_does_not_count_when_an_imported_module_is_saved(tmp_
     whole, part = (len(json.loads(adapter_of(m).base["weights"])["weights"]) for m in (base, module))
     assert part == whole - 1
     load_adapter(import_onnx(base), adapter)
+
+
+def test_new_head_is_no_other_base_but_a_trained_weight_is(tmp_path):
+    base = onnx_file_of(tmp_path / "m.onnx")
+    model = onnx.load(base)
+    AddHead(20, model.graph.output[0].name)(model, 8)
+    set_tensor(model, HEAD, np.random.default_rng(0).standard_normal((8, 20)))
+    onnx.save(model, tmp_path / "head.onnx")
+    for one, other in ((base, tmp_path / "head.onnx"), (tmp_path / "head.onnx", base)):
+        adapter = save_adapter(one, tmp_path / "a.safetensors")
+        apply_adapter(other, adapter, tmp_path / "out.onnx")
+        load_adapter(import_onnx(other), adapter)
+    trained = onnx.load(base)
+    weight = next(t.name for t in trained.graph.initializer if len(t.dims) == 2 and not t.name.startswith("laurel."))
+    set_tensor(trained, weight, 1.001 * tensor_array(trained, weight) + 1e-4)
+    onnx.save(trained, tmp_path / "trained.onnx")
+    adapter = save_adapter(tmp_path / "trained.onnx", tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match=r"another base: 1 of its .* weights differ"):
+        apply_adapter(base, adapter, tmp_path / "out.onnx")
 
 
 def with_base(path, base):
