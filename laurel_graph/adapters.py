@@ -1,24 +1,35 @@
 """Saves, loads and applies adapters: the trained LAuReL tensors of a model, by themselves.
 
 Torch modules, imported modules and ONNX files share one file format (:mod:`laurel_graph.adapter_file`); ONNX files hold
-resolved α and β. An adapter remembers which base it was trained on and is never put into another one unasked.
+resolved α and β. An adapter remembers which base it was trained on (:mod:`laurel_graph.fingerprint`) and is never put
+into another one unasked. Values that are not finite are neither written nor taken.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .adapter_file import Adapter, Array, check_names, listed, read_adapter, shapes_of, to_bytes
+from .adapter_file import (
+    Adapter,
+    Array,
+    check_finite,
+    check_names,
+    listed,
+    read_adapter,
+    rounded,
+    shapes_of,
+    to_bytes,
+)
 from .config import SiteSpec
-from .errors import AdapterError, LaurelError, ModelError
+from .errors import AdapterError, ModelError
+from .fingerprint import Fingerprint, compare
 from .formula import unresolve
-from .opset.schema import METADATA_BASE, METADATA_CONFIG, read_metadata, read_specs, tensor_name
+from .opset.schema import METADATA_CONFIG, read_metadata, read_specs, tensor_name
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +45,10 @@ __all__ = [
     "write_ort_adapter",
 ]
 
+WEIGHTS = "weights"
+"""The kind of fingerprint in :attr:`Adapter.base` that torch and ONNX share; older files have digests instead."""
+ADVICE = "use the model it was trained on, or pass --no-check-base (in Python check_base=False) if it belongs here"
+
 
 def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
     """Writes the LAuReL tensors of *model* to *path* (safetensors), aside and renamed; returns the path.
@@ -43,7 +58,7 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
         path: the file to write.
 
     Raises:
-        AdapterError: the model has no LAuReL residuals.
+        AdapterError: the model has no LAuReL residuals, or a value is not finite.
         ModelError: the ONNX file cannot be read.
         OutputError: *path* cannot be written.
     """
@@ -60,11 +75,11 @@ def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True
     Args:
         module: a rewritten or imported module, or any module that holds one.
         path: the adapter file.
-        check_base: refuse an adapter that was trained on another base.
+        check_base: refuse an adapter that was trained on another base, or where that cannot be told.
 
     Raises:
-        AdapterError: not an adapter; tensors missing, extra or of another shape; sites of another variant; another base
-            graph.
+        AdapterError: not an adapter; tensors missing, extra, of another shape or not finite; sites of another variant;
+            another base.
     """
     import torch
 
@@ -75,12 +90,22 @@ def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True
     if not modules:
         raise AdapterError(f"{type(module).__name__} has no LAuReL residuals: transform it first.")
     _check_fit(path, adapter, {site: m.spec for site, m in modules.items()})
-    if check_base and adapter.base:
-        _check_base(path, adapter.base, module_fingerprints(module))
+    if check_base:
+        from .fingerprint.digest import module_digests
+
+        _check_base(path, adapter.base, lambda: _module_base(module), lambda: module_digests(module))
+    values: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for site, laurel in modules.items():
+        for name, value in adapter.parameters(site).items():
+            parameter: torch.Tensor = laurel.get_parameter(name)
+            new = torch.from_numpy(np.array(value)).to(parameter.dtype)
+            if not bool(new.isfinite().all()):
+                dtype = str(parameter.dtype).removeprefix("torch.")
+                raise AdapterError(f"adapter {path}: {site}.{name} overflows in the model's {dtype}.")
+            values.append((parameter, new))
     with torch.no_grad():
-        for site, laurel in modules.items():
-            for name, value in adapter.parameters(site).items():
-                laurel.get_parameter(name).copy_(torch.from_numpy(np.array(value)))
+        for parameter, new in values:
+            parameter.copy_(new)
 
 
 def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *, check_base: bool = True) -> Path:
@@ -92,7 +117,7 @@ def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *,
         model: a transformed or exported ``.onnx`` file.
         adapter: the adapter file.
         output: the file to write.
-        check_base: refuse an adapter that was trained on another base.
+        check_base: refuse an adapter that was trained on another base, or where that cannot be told.
 
     Raises:
         AdapterError: as for :func:`load_adapter`; the model has no LAuReL residuals, or they were deployed (folded).
@@ -100,17 +125,22 @@ def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *,
         OutputError: the output cannot be written, or is the input.
     """
     from . import onnx_file, outputs
+    from .onnx_tensors import array_of, set_tensors
     from .outputs.models import model_files, write_model
 
-    proto = onnx_file.read(model)
+    proto, folder = onnx_file.read(model), Path(model).parent
     outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto)))
     found = read_adapter(adapter)
-    specs = _specs_of(proto, model)
+    specs, held = _specs_of(proto, model)
     _check_fit(adapter, found, specs)
-    if check_base and found.base:
-        _check_base(adapter, found.base, file_fingerprints(proto, Path(model).parent))
-    for name, value in found.resolved().items():
-        onnx_file.set_tensor(proto, name, value)
+    if check_base:
+        from .fingerprint.digest import file_digests
+        from .fingerprint.from_onnx import of_model
+
+        _check_base(adapter, found.base, lambda: of_model(proto, folder), lambda: file_digests(proto, folder))
+    values = found.resolved()
+    set_tensors(proto, values)
+    check_finite(f"adapter {adapter} in {model}", {name: array_of(held[name]) for name in values})
     return write_model(proto, output, model, inputs=(adapter,))
 
 
@@ -124,7 +154,8 @@ def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
         path: the ``.onnx_adapter`` file to write.
 
     Raises:
-        AdapterError: *source* has no LAuReL tensors, or they are of a type that the format does not hold (bfloat16).
+        AdapterError: *source* has no LAuReL tensors, they are of a type that the format does not hold (bfloat16), or a
+            value is not finite.
         OutputError: *path* cannot be written.
     """
     import onnxruntime
@@ -140,7 +171,9 @@ def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
     for name, value in adapter.resolved().items():
         if dtypes[name] == "bfloat16":
             raise AdapterError(f"{name} is bfloat16, which ONNX Runtime's adapter format cannot hold; use float32.")
-        values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value, dtypes[name]))
+        array = rounded(value, dtypes[name])
+        check_finite("the adapter", {name: array})
+        values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
     native = onnxruntime.AdapterFormat()
     native.set_adapter_version(1)
     native.set_model_version(1)
@@ -193,70 +226,57 @@ def adapter_of(model: nn.Module | str | Path) -> Adapter:
             tensors[f"{site}.{name}"] = (value.float() if specs[site].dtype == "bfloat16" else value).numpy()
     metas: list[Any] = [getattr(m, "meta", {}) for m in model.modules()]
     config = next((str(meta[CONFIG]) for meta in metas if CONFIG in meta), "")
-    return Adapter(specs, tensors, module_fingerprints(model), config)
+    return Adapter(specs, tensors, {WEIGHTS: _module_base(model).to_text()}, config)
 
 
 def _of_file(path: Path) -> Adapter:
     from . import onnx_file
+    from .fingerprint.from_onnx import of_model
+    from .onnx_tensors import array_of
 
     proto = onnx_file.read(path)
-    specs = _specs_of(proto, path)
+    specs, held = _specs_of(proto, path)
     tensors: dict[str, Array] = {}
     for site, spec in specs.items():
         stored = {
-            name: np.asarray(onnx_file.tensor_array(proto, tensor_name(site, name), path.parent), np.float64)
+            name: np.asarray(array_of(held[tensor_name(site, name)], path.parent), np.float64)
             for name in spec.tensor_shapes()
         }
         tensors.update((f"{site}.{name}", value) for name, value in unresolve(spec, stored).items())
     config = read_metadata(proto, METADATA_CONFIG) or ""
-    return Adapter(specs, tensors, file_fingerprints(proto, path.parent), config)
+    return Adapter(specs, tensors, {WEIGHTS: of_model(proto, path.parent).to_text()}, config)
 
 
-def _specs_of(proto: onnx.ModelProto, path: str | Path) -> dict[str, SiteSpec]:
+def _specs_of(proto: onnx.ModelProto, path: str | Path) -> tuple[dict[str, SiteSpec], dict[str, onnx.TensorProto]]:
+    """The sites of a transformed file and its initializers by name, which hold all tensors of the sites."""
     specs = read_specs(proto)
     if not specs:
         raise AdapterError(
             f"{path} has no LAuReL residuals: expected a file that laurel transform or export_onnx wrote."
         )
-    held = {tensor.name for tensor in proto.graph.initializer}
-    gone = [
-        name for site, spec in specs.items() for n in spec.tensor_shapes() if (name := tensor_name(site, n)) not in held
-    ]
+    held = {tensor.name: tensor for tensor in proto.graph.initializer}
+    shapes = {
+        tensor_name(site, name): shape for site, spec in specs.items() for name, shape in spec.tensor_shapes().items()
+    }
+    gone = [name for name in shapes if name not in held]
     if gone:
         raise AdapterError(f"{path} does not hold {listed(gone)} any more: it was deployed; use the file from before.")
-    return specs
+    check_names(f"{path} and its own metadata", shapes, {name: tuple(held[name].dims) for name in shapes})
+    return specs, held
 
 
-def file_fingerprints(proto: onnx.ModelProto, base_dir: str | Path) -> dict[str, str]:
-    """Returns kind to fingerprint of an ONNX file's base: its own, and that of the module it was exported from."""
-    from .onnx_file import fingerprint
+def _module_base(module: nn.Module) -> Fingerprint:
+    """The fingerprint of a module's base: kept from the import, without what trains; of its weights otherwise."""
+    from .fingerprint.from_torch import of_module
+    from .importer.record import META
 
-    exported = json.loads(read_metadata(proto, METADATA_BASE) or "{}")
-    return {**exported, "onnx": fingerprint(proto, base_dir)}
-
-
-def module_fingerprints(module: nn.Module) -> dict[str, str]:
-    """Returns kind to fingerprint of a module's base: its frozen weights, or the file it was imported from."""
-    from .importer import META
-    from .module import LaurelResidual
-    from .onnx_file import read
-
-    for inner in module.modules():
-        record = getattr(inner, "meta", {}).get(META)
+    for part in module.modules():
+        record = getattr(part, "meta", {}).get(META)
         if record is not None:
-            try:
-                return file_fingerprints(read(record.source), record.source.parent) if record.source else {}
-            except LaurelError:  # the file has moved: its sites alone can be compared
-                return {}
-    ours = {id(p) for m in module.modules() if isinstance(m, LaurelResidual) for p in m.parameters()}
-    base = [p for p in module.parameters() if id(p) not in ours]
-    frozen = [p for p in base if not p.requires_grad] or base
-    digests = []
-    for p in frozen:
-        flat = p.detach().flatten()
-        ends = (end.double().cpu().numpy().tobytes() for end in (flat[:1024], flat[-1024:]))
-        digests.append(hashlib.sha256(b"".join((repr(tuple(p.shape)).encode(), *ends))).hexdigest())
-    return {"torch": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()} if digests else {}
+            trained = {record.tensors.get(path) for path, p in part.named_parameters() if p.requires_grad}
+            base: Fingerprint = record.base
+            return base.without(trained)
+    return of_module(module)
 
 
 def _check_fit(path: str | Path, adapter: Adapter, specs: Mapping[str, SiteSpec]) -> None:
@@ -273,11 +293,43 @@ def _check_fit(path: str | Path, adapter: Adapter, specs: Mapping[str, SiteSpec]
         raise AdapterError(f"adapter {path} is of another kind than the model at {listed(other)}.")
 
 
-def _check_base(path: str | Path, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+def _check_base(
+    path: str | Path,
+    expected: Mapping[str, str],
+    weights: Callable[[], Fingerprint],
+    digests: Callable[[], Mapping[str, str]],
+) -> None:
+    """Raises AdapterError unless the adapter was trained on this base; warns where an older file cannot tell.
+
+    Args:
+        path: the adapter.
+        expected: what it says about its base.
+        weights: gives the fingerprint of the model's base.
+        digests: gives the model's fingerprints of the older kinds.
+    """
+    if WEIGHTS in expected:
+        try:
+            trained_on = Fingerprint.from_text(expected[WEIGHTS])
+        except ValueError as error:
+            raise AdapterError(f"the base of adapter {path} cannot be read: {error}; {ADVICE}.") from None
+        verdict = compare(trained_on, weights())
+        if verdict.answer == "other":
+            raise AdapterError(f"adapter {path} was trained on another base: {verdict.reason}; {ADVICE}.")
+        if verdict.answer == "unknown":
+            raise AdapterError(
+                f"whether adapter {path} was trained on this base cannot be told: {verdict.reason}; {ADVICE}."
+            )
+        return
+    found = digests()
     kinds = [kind for kind in expected if kind in found]
-    if kinds and not any(expected[kind] == found[kind] for kind in kinds):
+    if not kinds:
+        warnings.warn(
+            f"the base of adapter {path} could not be checked: an older version wrote it, for "
+            f"{' and '.join(expected) or 'no'} graphs; save it again from the model it was trained on.",
+            stacklevel=3,
+        )
+    elif not any(expected[kind] == found[kind] for kind in kinds):
         raise AdapterError(
             f"adapter {path} was trained on another base: expected the {kinds[0]} graph with fingerprint "
-            f"{expected[kinds[0]][:16]}, found {found[kinds[0]][:16]}. Use the model it was trained on, or pass "
-            "check_base=False if only weights besides the residual branches differ."
+            f"{expected[kinds[0]][:16]}, found {found[kinds[0]][:16]}; {ADVICE}."
         )

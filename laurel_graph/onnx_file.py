@@ -6,7 +6,6 @@ rewritten, and models of many gigabytes cost no memory.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,11 @@ from onnx import ModelProto, TensorProto
 
 from .errors import ModelError
 from .onnx_graph import graphs_of, tensors_of
-from .onnx_tensors import byte_size, external_reference, make_tensor, sample_bytes, set_tensor, tensor_array
+from .onnx_tensors import byte_size, external_reference, make_tensor, set_tensor, tensor_array
 from .opset.schema import PREFIX
 
 __all__ = [
     "count_parameters",
-    "fingerprint",
     "make_tensor",
     "read",
     "set_tensor",
@@ -154,28 +152,6 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
     return value, position + 1
-
-
-def fingerprint(model: ModelProto, base_dir: str | Path = "") -> str:
-    """Returns a digest of the base graph that is the same before and after the insertion of LAuReL.
-
-    It covers the names and types of inputs and outputs, the names of all computed values, and every initializer's
-    name, type, shape and first and last bytes; what is ours (``laurel.*``) does not count.
-
-    Raises:
-        ModelError: external data is missing.
-    """
-    lines = []
-    for graph in graphs_of(model.graph):
-        for kind, infos in (("in", graph.input), ("out", graph.output)):
-            lines += [f"{kind} {info.name} {info.type.tensor_type.elem_type}" for info in infos]
-        lines += [f"value {output}" for node in graph.node for output in node.output if output]
-        lines += [
-            f"tensor {t.name} {t.data_type} {tuple(t.dims)} {hashlib.sha256(sample_bytes(t, base_dir)).hexdigest()}"
-            for t in graph.initializer
-        ]
-    lines = sorted(line for line in lines if not line.split(" ", 2)[1].startswith(f"{PREFIX}."))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def count_parameters(model: ModelProto) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def tensor_array(model: ModelProto, name: str, base_dir: str | Path = "") -> Arr
     """
     found = _find(model, name)
     if isinstance(found, TensorProto):
-        return _array(found, base_dir)
+        return array_of(found, base_dir)
     if isinstance(found, SparseTensorProto):
         return _densified(found, base_dir)
     if isinstance(found, AttributeProto) and found.name in _NUMBERS:
@@ -55,7 +56,7 @@ _NUMBERS = {
 
 
 def _densified(sparse: SparseTensorProto, base_dir: str | Path) -> Array:
-    values, indices = _array(sparse.values, base_dir), _array(sparse.indices, base_dir)
+    values, indices = array_of(sparse.values, base_dir), array_of(sparse.indices, base_dir)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
     if indices.ndim == 1:
         dense.reshape(-1)[indices] = values
@@ -102,13 +103,28 @@ def set_tensor(model: ModelProto, name: str, array: Array) -> None:
         else:
             setattr(found, field, value)
         return
-    raw = _raw_bytes(np.asarray(array), found.data_type)
-    external = found.data_location == TensorProto.EXTERNAL
-    if not external and raw == _raw_bytes(_array(found, ""), found.data_type):
+    _fill(found, array)
+
+
+def set_tensors(model: ModelProto, values: Mapping[str, Array]) -> None:
+    """As :func:`set_tensor` for many names, at the cost of one look at the graph where they are its initializers."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, array in values.items():
+        if name in held and tuple(held[name].dims) == np.shape(array):
+            _fill(held[name], array)
+        else:
+            set_tensor(model, name, array)
+
+
+def _fill(tensor: TensorProto, array: Array) -> None:
+    """Puts a value of the tensor's shape in; equal bits change nothing."""
+    raw = _raw_bytes(np.asarray(array), tensor.data_type)
+    external = tensor.data_location == TensorProto.EXTERNAL
+    if not external and raw == _raw_bytes(array_of(tensor), tensor.data_type):
         return
     for stored in _STORAGE:
-        found.ClearField(stored)
-    found.raw_data = raw
+        tensor.ClearField(stored)
+    tensor.raw_data = raw
 
 
 _STORAGE = (
@@ -146,7 +162,12 @@ def _find(model: ModelProto, name: str) -> Any:
     return None
 
 
-def _array(tensor: TensorProto, base_dir: str | Path) -> Array:
+def array_of(tensor: TensorProto, base_dir: str | Path = "") -> Array:
+    """Returns the value of one tensor; bfloat16 as float32.
+
+    Raises:
+        ModelError: it is damaged, or its external data is missing.
+    """
     if tensor.data_location == TensorProto.EXTERNAL:
         location, offset, length = external_reference(tensor)
         inline = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
@@ -215,5 +236,5 @@ def sample_bytes(tensor: TensorProto, base_dir: str | Path) -> bytes:
                 return first + file.read(min(_SAMPLE, end - offset))
         except OSError as error:
             raise ModelError(f"external data {location!r} cannot be read: {error.strerror or error}.") from None
-    raw = tensor.raw_data if tensor.HasField("raw_data") else _array(tensor, "").tobytes()
+    raw = tensor.raw_data if tensor.HasField("raw_data") else array_of(tensor).tobytes()
     return raw[:_SAMPLE] + raw[-_SAMPLE:]

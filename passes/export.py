@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from laurel_graph import onnx_file
-from laurel_graph.adapters import files_of, module_fingerprints
+from laurel_graph.adapters import files_of
 from laurel_graph.config import PARTS, LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError
+from laurel_graph.fingerprint.digest import module_digests
 from laurel_graph.module import CONFIG, LaurelResidual, laurel_modules
 from laurel_graph.onnx_graph import default_opset, graphs_of
 from laurel_graph.onnx_tensors import make_tensor
@@ -175,7 +176,7 @@ def finish(model: onnx.ModelProto, module: nn.Module) -> None:
         sites = json.dumps([spec.to_dict() for spec in specs])
         for key, value in ((METADATA_FORMAT, FORMAT), (METADATA_CONFIG, config), (METADATA_SITES, sites)):
             model.metadata_props.add(key=key, value=value)
-        base = json.dumps(module_fingerprints(module))
+        base = json.dumps(module_digests(module))
         model.metadata_props.add(key=METADATA_BASE, value=base)
     attach(model)
 

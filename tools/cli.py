@@ -190,12 +190,20 @@ def finetune(
 
 
 @app.command()
-def apply(model: OnnxModel, adapter: Path, output: Output, json: Json = False) -> None:
+def apply(
+    model: OnnxModel,
+    adapter: Path,
+    output: Output,
+    check_base: Annotated[
+        bool, typer.Option(help="Refuse an adapter of another base, or where that cannot be told.")
+    ] = True,
+    json: Json = False,
+) -> None:
     """Put the saved ADAPTER (.safetensors) into the transformed MODEL."""
     from laurel_graph.adapters import apply_adapter
 
     with progress(f"applying {adapter}"):
-        apply_adapter(model, adapter, output)
+        apply_adapter(model, adapter, output, check_base=check_base)
     _wrote(json, {"model": model, "adapter": adapter, "output": output})
 
 

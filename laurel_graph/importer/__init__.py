@@ -79,6 +79,8 @@ def import_onnx(
     """
     import onnx
 
+    from ..fingerprint.digest import file_digests
+    from ..fingerprint.from_onnx import of_model
     from ..onnx_file import read
     from .convert import Converter
     from .laurel import LaurelSites
@@ -102,6 +104,8 @@ def import_onnx(
         outputs=tuple(o.name for o in model.graph.output),
         tensors=converter.tensor_names,
         specs=specs,
+        base=of_model(model, base_dir),
+        digests=file_digests(model, base_dir),
     )
     return module
 

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..fingerprint import Fingerprint
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..config import SiteSpec
 
 META = "laurel_import"
@@ -23,6 +27,8 @@ class ImportRecord:
         outputs: the ONNX output names, in the order of what ``forward`` returns.
         tensors: parameter and buffer path in the module to the name in the file.
         specs: site to spec for a transformed model.
+        base: the fingerprint of the base, as it was when it was imported.
+        digests: its fingerprints in the form of older adapter files.
     """
 
     source: Path | None
@@ -30,3 +36,11 @@ class ImportRecord:
     outputs: tuple[str, ...]
     tensors: dict[str, str] = field(default_factory=dict)
     specs: dict[str, SiteSpec] = field(default_factory=dict)
+    base: Fingerprint = field(default_factory=Fingerprint)
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+def import_record(module: nn.Module) -> ImportRecord | None:
+    """Returns the record of the first imported module inside *module*, or ``None``."""
+    metas = (getattr(part, "meta", {}) for part in module.modules())
+    return next((meta[META] for meta in metas if META in meta), None)

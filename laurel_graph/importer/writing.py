@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import AdapterError
 from ..formula import resolve
 from ..module import LaurelResidual
-from ..onnx_file import read, set_tensor
+from ..onnx_file import read
+from ..onnx_tensors import set_tensors
 from ..opset.schema import tensor_name
 from ..outputs import check_outputs
 from ..outputs.models import model_files, write_model
@@ -70,6 +71,5 @@ def patch(module: nn.Module, model: ModelProto) -> tuple[str, ...]:
             tensors[name] = parameter.detach().cpu().double().numpy()
     if not tensors:
         raise AdapterError("the module trains no tensor, so there is nothing to write back.")
-    for name, array in tensors.items():
-        set_tensor(model, name, array)
+    set_tensors(model, tensors)
     return tuple(tensors)

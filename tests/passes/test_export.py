@@ -9,9 +9,9 @@ from tolerance import assert_close
 from torch import nn
 from torch_models import leaves, randomise, rewritten
 
-from laurel_graph.adapters import file_fingerprints, module_fingerprints
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ModelError, OutputError
+from laurel_graph.fingerprint.digest import file_digests, module_digests
 from laurel_graph.module import laurel_modules
 from laurel_graph.opset.schema import laurel_nodes, read_metadata, read_specs, tensor_name
 from laurel_graph.passes import export as export_pass
@@ -109,8 +109,8 @@ def test_wrapped_module_keeps_the_names_of_its_residuals(tmp_path):
     assert {tensor_name(p.spec.site, n) for p in plans for n in ("alpha", "beta")} <= held
     assert "head.weight" in held and not any(name.startswith("body.laurel") for name in held)
     assert LaurelConfig.from_json(read_metadata(model, "laurel.config")).variant == "rw"
-    assert json.loads(read_metadata(model, "laurel.base")) == module_fingerprints(module)
-    assert set(file_fingerprints(model, tmp_path)) == {"torch", "onnx"}
+    assert json.loads(read_metadata(model, "laurel.base")) == module_digests(module)
+    assert set(file_digests(model, tmp_path)) == {"torch", "onnx"}
     assert set(laurel_modules(module)) == {p.spec.site for p in plans}
 
 

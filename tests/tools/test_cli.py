@@ -54,6 +54,23 @@ def transformed(model):
     return path
 
 
+def test_apply_refuses_the_adapter_of_another_base_unless_told_not_to_check(transformed, tmp_path):
+    import laurel_graph as lg
+
+    onnx.save(mlp(3), tmp_path / "other.onnx")
+    config = lg.LaurelConfig(variant="rw+lr+pa", rank=4)
+    lg.transform(tmp_path / "other.onnx", config, output=tmp_path / "other.laurel.onnx")
+    adapter = lg.save_adapter(tmp_path / "other.laurel.onnx", tmp_path / "a.safetensors")
+    out = tmp_path / "out.onnx"
+    code, _, err = laurel("apply", transformed, adapter, "-o", out)
+    assert code == 2 and not out.exists()
+    sentences = [line for line in err.splitlines() if line.startswith("laurel: ")]
+    assert len(sentences) == 1 and "was trained on another base: 6 of its 6 weights differ" in sentences[0]
+    assert "--no-check-base" in sentences[0]
+    assert laurel("apply", transformed, adapter, "-o", out, "--no-check-base")[0] == 0
+    assert out.exists()
+
+
 def test_inspect_prints_one_json_object_when_asked(model):
     code, out, _ = laurel("inspect", model, "--json")
     found = json.loads(out)
