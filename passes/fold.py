@@ -69,6 +69,7 @@ class FoldReport:
     rescaled: tuple[str, ...] = ()
     multiplied: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    scales: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -158,7 +159,17 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
     renamed = _restore_visible(context)
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
-    return FoldReport(sites, changed, multiplied, renamed)
+    return FoldReport(sites, changed, multiplied, renamed, _scales(context, renamed))
+
+
+def _scales(context: Context, renamed: Mapping[str, str]) -> dict[str, Array]:
+    made = {name for node in context.editor.graph.node for name in node.output}
+    found = {}
+    for name, scale in context.scales.items():
+        stored = renamed.get(name, name)
+        if stored in made and not same(scale, 1.0):
+            found[stored] = context.along(scale, name, context.editor.rank(stored)) if scale.ndim else scale
+    return found
 
 
 def _relate(context: Context, joins: list[_Join]) -> None:

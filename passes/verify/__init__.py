@@ -1,4 +1,4 @@
-"""Two models side by side on ONNX Runtime: the largest difference of every output."""
+"""Two models side by side on ONNX Runtime: the difference of every output and of every residual connection."""
 
 from __future__ import annotations
 
@@ -6,33 +6,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from laurel_graph import onnx_file, runtime
+from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError
-from laurel_graph.onnx_graph import RANDOM, graphs_of
-from laurel_graph.samples import sample_inputs
+from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
+
+from .check import Check, Findings, Subject, Watched
+from .compare import Verdict
+from .watching import site_values, with_scales
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
-"""What counts as equal, by the type of an output: largest difference over the output's scale."""
+"""What counts as equal, by element type: largest difference over the scale of a channel."""
 
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How far one output of two models is apart.
+    """How far one output of two models is apart, at the channel that is furthest from what is allowed.
 
     Attributes:
         output: its name in the first model.
         dtype: its element type.
         shape: its shape on the last sample.
-        max_abs: largest absolute difference over all samples; NaN where only one of the two is NaN.
-        max_rel: ``max_abs`` over the largest magnitude of the first model's output.
+        max_abs: largest absolute difference over all samples; infinite where only one of the two is NaN.
+        max_rel: largest difference of a channel over the channel's scale.
         same_bits: every element has the same bits.
-        tolerance: what ``max_rel`` is held against.
+        tolerance: what ``max_rel`` is held against: the tolerance, or eight times the model's own noise where that is
+            more.
+        noise: what the first model's output moves by when its numbers are moved by their last bits, or when ONNX
+            Runtime optimises it or not, over the same scale.
     """
 
     output: str
@@ -42,6 +47,7 @@ class OutputDifference:
     max_rel: float
     same_bits: bool
     tolerance: float
+    noise: float = 0.0
 
     @property
     def equal(self) -> bool:
@@ -50,55 +56,86 @@ class OutputDifference:
 
 
 @dataclass(frozen=True)
+class SiteDifference(OutputDifference):
+    """The same for a value inside both models; ``output`` is the value's name in the first one.
+
+    Attributes:
+        site: the residual connection that makes it, "" for a value that is stored at another scale.
+    """
+
+    site: str = ""
+
+
+@dataclass(frozen=True)
 class VerifyReport:
-    """What :func:`verify` found.
+    """What :func:`verify` found; true when the models are equal.
 
     Attributes:
         models: the two files.
         samples: how many samples were run.
-        outputs: one difference per output.
+        outputs: one difference per output, of the files as they are served.
+        sites: one difference per residual connection that both models show, in graph order, and per value that one of
+            them stores at another scale; ONNX Runtime's optimisation and rounding to integers are off there.
+        style: how the floats of the samples were drawn, "" for given data.
     """
 
     models: tuple[str, str]
     samples: int
     outputs: tuple[OutputDifference, ...]
+    sites: tuple[SiteDifference, ...] = ()
+    style: str = ""
 
     @property
     def equal(self) -> bool:
-        """Whether every output is within its tolerance."""
-        return all(output.equal for output in self.outputs)
+        """Whether every output and every site is within its tolerance."""
+        return all(item.equal for item in (*self.outputs, *self.sites))
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+    @property
+    def first_difference(self) -> OutputDifference | None:
+        """The first site, in graph order, that is not equal; else the first such output."""
+        return next((item for item in (*self.sites, *self.outputs) if not item.equal), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form of ``laurel verify --json``."""
-        outputs = [{**asdict(output), "equal": output.equal} for output in self.outputs]
-        return {"models": list(self.models), "samples": self.samples, "equal": self.equal, "outputs": outputs}
+        outputs, sites = ([{**asdict(item), "equal": item.equal} for item in of] for of in (self.outputs, self.sites))
+        return {
+            "models": list(self.models),
+            "samples": self.samples,
+            "style": self.style,
+            "equal": self.equal,
+            "outputs": outputs,
+            "sites": sites,
+        }
 
 
-def difference(
-    name: str, expected: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]], tolerance: float | None = None
-) -> OutputDifference:
-    """Compares one output over several samples; shapes that differ count as an infinite difference."""
-    dtype = expected[0].dtype
-    if tolerance is None:
-        tolerance = TOLERANCE.get(dtype.name, 0.0)
-    worst, scale, same = 0.0, 0.0, True
-    for one, other in zip(expected, actual, strict=True):
-        if one.shape != other.shape or one.dtype != other.dtype:
-            worst, same = float("inf"), False
-            continue
-        same = same and one.tobytes() == other.tobytes()
-        if one.size == 0:
-            continue
-        if not (np.issubdtype(one.dtype, np.number) or one.dtype.name == "bfloat16"):
-            worst = max(worst, 0.0 if np.array_equal(one, other) else float("inf"))
-            continue
-        a, b = one.astype(np.float64), other.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-        worst = max(worst, float(np.nan_to_num(gap.max(), nan=np.inf)))
-        scale = max(scale, float(np.abs(a[np.isfinite(a)]).max(initial=0.0)))
-    relative = worst / scale if scale > 0 else (0.0 if worst == 0 else float("inf"))
-    return OutputDifference(name, dtype.name, tuple(expected[0].shape), worst, relative, same, tolerance)
+def _difference(name: str, verdict: Verdict) -> OutputDifference:
+    return OutputDifference(
+        name,
+        verdict.dtype,
+        verdict.shape,
+        verdict.max_abs,
+        verdict.max_rel,
+        verdict.same_bits,
+        verdict.allowed,
+        verdict.noise,
+    )
+
+
+def _site_difference(item: Watched, verdict: Verdict) -> SiteDifference:
+    return SiteDifference(**asdict(_difference(item.name, verdict)), site=item.site)
+
+
+def report_of(models: tuple[str, str], findings: Findings) -> VerifyReport:
+    """Returns what a check found as a report; of an output's two comparisons the worse one counts."""
+    outputs = []
+    for name, served in findings.outputs.items():
+        algebra = findings.algebra[name]
+        outputs.append(_difference(name, served if not served.equal or algebra.equal else algebra))
+    sites = tuple(_site_difference(item, verdict) for item, verdict in findings.values.items())
+    return VerifyReport(models, findings.samples, tuple(outputs), sites, findings.style)
 
 
 def read_samples(path: str | Path) -> list[dict[str, NDArray[Any]]]:
@@ -135,68 +172,45 @@ def verify(
     Args:
         model_a: the reference.
         model_b: the other one; it must have the inputs and outputs of the first.
-        data: an ``.npz`` file with one array per input, or samples in memory; ``None`` draws seeded ones.
-        tolerance: largest difference over the output's scale that counts as equal; by default 1e-5 in float32 and
-            float64, 5e-3 in float16, 4e-2 in bfloat16, and 0 for anything else.
+        data: an ``.npz`` file with one array per input, or samples in memory; ``None`` draws seeded ones in the
+            first style that exercises every residual connection.
+        tolerance: largest difference over a channel's scale that counts as equal; by default 1e-5 in float32 and
+            float64, 5e-3 in float16, 4e-2 in bfloat16, or eight times the first model's own noise where that is more,
+            and 0 for anything else.
         batches: the batch sizes of drawn samples (one only, where the model fixes it).
         seed: seed of drawn samples.
         sizes: sizes of symbolic dims of drawn samples.
         optimize: run with ORT's graph optimisations; a pair says it for each of the two.
 
     Raises:
-        ModelError: a file cannot be read, inputs or outputs differ, or a sample does not fit.
+        ModelError: a file cannot be read, inputs or outputs differ, a sample does not fit or holds no rows.
+        VerificationError: no drawn sample exercises the model, so that nothing can be said without data.
     """
     path_a, path_b = Path(model_a), Path(model_b)
-    proto, other = onnx_file.read(path_a), onnx_file.read(path_b)
-    if isinstance(data, (str, Path)):
-        samples: list[Mapping[str, NDArray[Any]]] = list(read_samples(data))
-    elif data is not None:
-        samples = list(data)
-    else:
-        drawn = [sample_inputs(proto, batch=batch, seed=seed, sizes=sizes) for batch in batches]
-        shapes = [tuple(array.shape for array in sample.values()) for sample in drawn]
-        samples = [sample for i, sample in enumerate(drawn) if shapes[i] not in shapes[:i]]
-    if not samples:
-        raise ModelError("no samples to compare on: data is empty.")
-    of_a, of_b = optimize if isinstance(optimize, tuple) else (optimize, optimize)
-    first, second = _session(path_a, proto, of_a), _session(path_b, other, of_b)
-    names = [output.name for output in first.get_outputs()]
-    others = [output.name for output in second.get_outputs()]
-    if len(names) != len(others):
-        raise ModelError(f"{path_a} has the outputs {names} and {path_b} has {others}: expected the same number.")
-    order = names if set(names) == set(others) else others
-    expected = [_run(first, path_a, names, sample) for sample in samples]
-    actual = [_run(second, path_b, order, sample) for sample in samples]
-    outputs = tuple(
-        difference(name, [run[i] for run in expected], [run[i] for run in actual], tolerance)
-        for i, name in enumerate(names)
+    first, second = Subject(path_a, onnx_file.read(path_a)), Subject(path_b, onnx_file.read(path_b))
+    check = Check(
+        first,
+        second,
+        _watched(first, second),
+        tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
+        exact=tolerance is not None,
+        optimize=optimize if isinstance(optimize, tuple) else (optimize, optimize),
     )
-    return VerifyReport((str(path_a), str(path_b)), len(samples), outputs)
+    models = (str(path_a), str(path_b))
+    if data is None:
+        return report_of(models, check.on_drawn(batches, seed, sizes))
+    return report_of(models, check.on_data(read_samples(data) if isinstance(data, (str, Path)) else list(data)))
 
 
-def _session(path: Path, model: onnx.ModelProto, optimize: bool) -> Any:
-    """Returns a session of the model of a file, in which every draw of random numbers has a seed of its own."""
-    draws = [
-        node
-        for graph in graphs_of(model.graph)
-        for node in graph.node
-        if node.op_type in RANDOM and not node.domain and all(item.name != "seed" for item in node.attribute)
-    ]
-    if not draws:
-        return runtime.session(path, optimize=optimize)
-    for node in draws:
-        node.attribute.append(onnx.helper.make_attribute("seed", float(crc32(node.output[0].encode()) % (1 << 20))))
-    return runtime.session(path, optimize=optimize, model=model)
+def _watched(first: Subject, second: Subject) -> list[Watched]:
+    """The residual connections that both models show; where the second is deployed, folding says at which scales."""
+    sites = site_values(first.model, second.model)
+    deployed = [read_metadata(subject.model, METADATA_DEPLOYED) is not None for subject in (first, second)]
+    if deployed == [False, True]:
+        from laurel_graph.passes.fold import fold
 
+        from .probe import copy_of
 
-def _run(session: Any, path: Path, outputs: Sequence[str], sample: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-    wanted = {value.name for value in session.get_inputs()}
-    if missing := sorted(wanted - set(sample)):
-        raise ModelError(f"{path}: the sample lacks the input {missing[0]!r}; it has {sorted(sample)}.")
-    try:
-        results: list[NDArray[Any]] = session.run(list(outputs), {k: v for k, v in sample.items() if k in wanted})
-    except Exception as error:  # ORT raises its own classes, all of them plain exceptions with a text
-        raise ModelError(
-            f"{path} does not run on the sample { ({k: v.shape for k, v in sample.items()}) }: {error}"
-        ) from error
-    return results
+        folded = fold(copy_of(first.model), first.path.parent)
+        return [item for item in with_scales(sites, folded, first.model, second.model) if item.is_site]
+    return sites if deployed[0] == deployed[1] else []
