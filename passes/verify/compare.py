@@ -25,6 +25,9 @@ ULPS = 8.0
 _FILL = 1e3
 """Elements this many times the typical magnitude of their channel are held against themselves."""
 
+_SAMPLED = 1 << 16
+"""How many elements of a large array say what is typical."""
+
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One unit in the last place of numbers between 1 and 2, by element type."""
 
@@ -72,11 +75,16 @@ class _Grouping:
     noise: Array = field(default_factory=lambda: np.zeros(0))
     open: bool = True
 
-    def rows(self, array: Array) -> Array:
-        """Returns *array* as (channels, elements)."""
+    def channels(self, array: Array) -> int:
+        """How many channels *array* has."""
+        return 1 if self.axis is None or array.ndim == 0 else int(array.shape[self.axis])
+
+    def largest(self, array: Array) -> Array:
+        """Returns the largest element of each channel."""
         if self.axis is None or array.ndim == 0:
-            return array.reshape(1, -1)
-        return np.moveaxis(array, self.axis, 0).reshape(array.shape[self.axis], -1)
+            return array.max(keepdims=True).reshape(1)
+        others = tuple(axis for axis in range(array.ndim) if axis != self.axis)
+        return np.asarray(array.max(axis=others))
 
     def fits(self, channels: int) -> bool:
         """Takes note of the number of channels; a grouping in which it varies is no feature axis and is closed."""
@@ -108,7 +116,7 @@ class Comparison:
         if not self._groups:
             axes = self._axes if self._axes is not None else feature_axes(array.ndim)
             self._groups = [_Grouping(axis % array.ndim) for axis in axes if array.ndim] or [self._whole]
-        fitting = [group for group in self._groups if group.open and group.fits(len(group.rows(array)))]
+        fitting = [group for group in self._groups if group.open and group.fits(group.channels(array))]
         self._whole.fits(1)
         return [*fitting, self._whole] if self._whole not in fitting else fitting
 
@@ -118,24 +126,24 @@ class Comparison:
         if expected.shape != actual.shape or expected.dtype != actual.dtype:
             self.mismatch, self.same_bits, self.max_abs = True, False, float("inf")
             return
-        same = expected.tobytes() == actual.tobytes() if expected.dtype != object else False
-        self.same_bits = self.same_bits and (same or np.array_equal(expected, actual))
         if expected.size == 0:
             return
         if not is_float(expected):
+            self.same_bits = self.same_bits and np.array_equal(expected, actual)
             self._add_exact(expected, actual)
             return
-        a, gap = expected.astype(np.float64), _gap(expected, actual)
-        self.max_abs = max(self.max_abs, float(gap.max()))
-        sizes = np.where(np.isfinite(a), np.abs(a), 0.0)
-        fill = _fills(sizes)
-        self._typical.append(float(np.median(sizes[~fill])) if not fill.all() else 0.0)
-        if fill.any():
+        sizes, gap = _sizes(expected), _gap(expected, actual)
+        largest = float(gap.max())
+        self.max_abs = max(self.max_abs, largest)
+        self.same_bits = self.same_bits and largest == 0 and expected.tobytes() == actual.tobytes()
+        typical = _typical(sizes)
+        self._typical.append(typical)
+        if (fill := _fills(sizes, typical)) is not None:
             self._fills = max(self._fills, float((gap[fill] / sizes[fill]).max()))
-        for group in self._groupings(a):
-            ordinary = np.where(fill, 0.0, sizes)
-            group.scale = np.maximum(group.scale, group.rows(ordinary).max(axis=1))
-            group.gap = np.maximum(group.gap, group.rows(np.where(fill, 0.0, gap)).max(axis=1))
+            sizes, gap = np.where(fill, 0, sizes), np.where(fill, 0, gap)
+        for group in self._groupings(gap):
+            group.scale = np.maximum(group.scale, group.largest(sizes))
+            group.gap = np.maximum(group.gap, group.largest(gap))
 
     def _add_exact(self, expected: Array, actual: Array) -> None:
         self.counts[0] += expected.size
@@ -153,14 +161,13 @@ class Comparison:
         if not is_float(expected):
             self.counts[2] += int(np.sum(expected != nudged))
             return
-        gap = _gap(expected, nudged)
-        gap = np.where(np.isfinite(gap), gap, 0.0)
-        sizes = np.where(np.isfinite(expected.astype(np.float64)), np.abs(expected.astype(np.float64)), 0.0)
-        fill = _fills(sizes)
-        if fill.any():
+        sizes, gap = _sizes(expected), _gap(expected, nudged)
+        gap[~np.isfinite(gap)] = 0
+        if (fill := _fills(sizes, _typical(sizes))) is not None:
             self._fill_noise = max(self._fill_noise, float((gap[fill] / sizes[fill]).max()))
+            gap = np.where(fill, 0, gap)
         for group in self._groupings(gap):
-            group.noise = np.maximum(group.noise, group.rows(np.where(fill, 0.0, gap)).max(axis=1))
+            group.noise = np.maximum(group.noise, group.largest(gap))
 
     def verdict(self, tolerance: float, *, exact: bool = False, quantum: float = 0.0) -> Verdict:
         """Returns what was found.
@@ -216,17 +223,39 @@ def feature_axes(ndim: int) -> tuple[int, ...]:
     return (1, -1) if ndim > 2 else (-1,)
 
 
+def _wide(array: Array) -> Array:
+    """Returns the array in a type that holds its differences: float32 for 16 bits."""
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+
+
 def _gap(expected: Array, actual: Array) -> Array:
     """Absolute difference; 0 where both are NaN or the same infinity, infinite where only one is."""
-    a, b = expected.astype(np.float64), actual.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        gap = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-    return np.nan_to_num(gap, nan=np.inf, posinf=np.inf)
+    a, b = _wide(expected), _wide(actual)
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.asarray(np.abs(a - b))
+    if not np.isfinite(gap.max()):
+        gap[(a == b) | (np.isnan(a) & np.isnan(b))] = 0
+        gap[np.isnan(gap)] = np.inf
+    return np.asarray(gap)
 
 
-def _fills(sizes: Array) -> Array:
-    """Elements far above the typical magnitude; a few large activations of an ordinary array are not meant."""
-    positive = sizes[sizes > 0]
-    if not positive.size:
-        return np.zeros(sizes.shape, bool)
-    return np.asarray(sizes > _FILL * np.median(positive))
+def _sizes(array: Array) -> Array:
+    """Magnitudes, 0 for what is not finite."""
+    sizes = np.asarray(np.abs(_wide(array)))
+    if not np.isfinite(sizes.max()):
+        sizes[~np.isfinite(sizes)] = 0
+    return np.asarray(sizes)
+
+
+def _typical(sizes: Array) -> float:
+    """The typical magnitude of what is not zero: the median, over a part of a large array."""
+    some = sizes.reshape(-1)[:: max(1, sizes.size // _SAMPLED)]
+    positive = some[some > 0]
+    return float(np.median(positive)) if positive.size else 0.0
+
+
+def _fills(sizes: Array, typical: float) -> Array | None:
+    """Elements far above the typical magnitude, ``None`` if there are none."""
+    if typical == 0 or sizes.max() <= _FILL * typical:
+        return None
+    return np.asarray(sizes > _FILL * typical)
