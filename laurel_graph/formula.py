@@ -79,7 +79,7 @@ _ENDS = {
     "float32": (2.0**-149, 2.0**-23),
     "float64": (2.0**-1000, 2.0**-52),
 }
-"""By element type: the least number that is not rounded to 0 (or one as small), the distance from 2 to the next below."""
+"""By element type: the least number above 0 (or one as good as 0), and the distance from 2 to the next one below."""
 
 
 def unresolve_weights(kind: str, alpha: Array, beta: Array, dtype: str = "float64") -> Array:

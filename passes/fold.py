@@ -163,11 +163,12 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
         order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
         context.scales = context.system.settle(order)
         sites, unfit = _rescale(context, joins)
+        renamed, unseen = _restore_visible(context)
+        unfit |= unseen
         every = {name for join in joins for name in join.values}
         if not unfit or every <= blocked:
             break
         blocked = blocked | (every if unfit <= blocked else unfit)
-    renamed = _restore_visible(context)
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
     return FoldReport((*sites, *_inner_sites(model)), changed, multiplied, renamed, _scales(context, renamed))
@@ -324,8 +325,10 @@ def _rescale_join(join: _Join, context: Context) -> FoldedSite:
         else None
     )
     result = "Add" if new is None else new.name
-    inputs = [x, f] if new is None else [names[role] for role in new.inputs]
-    editor.replace(node, result, inputs, DOMAIN if new else "")
+    if new is None:
+        _add_plainly(editor, node, x, f)
+    else:
+        editor.replace(node, new.name, [names[role] for role in new.inputs], DOMAIN)
     state = {True: "kept", False: "folded"}
     return FoldedSite(
         join.site,
@@ -336,6 +339,17 @@ def _rescale_join(join: _Join, context: Context) -> FoldedSite:
         state[keep_b] if op.rw else "absent",
         "; ".join(dict.fromkeys(join.reasons)) if keep else "",
     )
+
+
+def _add_plainly(editor: GraphEditor, node: onnx.NodeProto, x: str, f: str) -> None:
+    """Turns a join into an Add; one of bfloat16, which CPUs do not add, is rounded from float32."""
+    if editor.elem_type(x) != onnx.TensorProto.BFLOAT16:
+        editor.replace(node, "Add", [x, f])
+        return
+    out = node.output[0]
+    wide = [editor.add_node("Cast", [name], like=out, to=onnx.TensorProto.FLOAT) for name in (x, f)]
+    editor.replace(node, "Cast", [editor.add_node("Add", wide, like=out)])
+    node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.BFLOAT16))
 
 
 def _rescale_previous(join: _Join, names: dict[str, str], context: Context, rest: Array) -> None:
@@ -372,19 +386,30 @@ def _replace(editor: GraphEditor, name: str, value: Array) -> str:
     return editor.derived(name, ("=", value.shape, value.tobytes()), lambda _: value)
 
 
-def _restore_visible(context: Context) -> dict[str, str]:
-    """Gives values that are seen from outside their true scale back; returns what the stored ones are called now."""
+def _restore_visible(context: Context) -> tuple[dict[str, str], set[str]]:
+    """Gives values that are seen from outside their true scale back.
+
+    Returns:
+        What the stored ones are called now, and the values for which there is no factor that their type can hold.
+    """
     editor = context.editor
-    renamed = {}
+    renamed: dict[str, str] = {}
+    unfit: set[str] = set()
     for name in sorted(editor.outputs | editor.captured):
-        scale = context.scale(name)
-        node = editor.producer.get(name)
+        scale, node = context.scale(name), editor.producer.get(name)
         if same(scale, 1.0) or node is None:
+            continue
+        kind = editor.elem_type(name) or onnx.TensorProto.FLOAT
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+            factor = editor.add_constant(f"{name}_scale", context.along(scale, name), dtype)
+        except UnfitError:
+            factor = ""
+        if not factor or kind == onnx.TensorProto.BFLOAT16:
+            unfit.add(name)
             continue
         stored = renamed[name] = editor.unique(f"{name}_stored")
         editor.rename_output(node, name, stored)
-        kind = onnx.helper.tensor_dtype_to_np_dtype(editor.elem_type(stored) or onnx.TensorProto.FLOAT)
-        factor = editor.add_constant(f"{name}_scale", context.along(scale, name, editor.rank(stored)), np.dtype(kind))
         editor.add_node("Mul", [stored, factor], name)
         context.multiplied.append(name)
-    return renamed
+    return renamed, unfit

@@ -368,7 +368,13 @@ class GraphEditor:
                     self.set_input(reader, i, new)
 
     def multiplied(self, name: str, factor: Array, dtype: int) -> str:
-        """Returns the name of ``name · factor``: a new Mul node, one for all who ask for the same."""
+        """Returns the name of ``name · factor``: a new Mul node, one for all who ask for the same.
+
+        Raises:
+            UnfitError: the factor has no place in *dtype*, or *dtype* is bfloat16, which CPUs do not multiply.
+        """
+        if dtype == onnx.TensorProto.BFLOAT16:
+            raise UnfitError(name)
         key = (name, "mul", factor.shape, factor.tobytes())
         if key not in self._copies:
             kind = onnx.helper.tensor_dtype_to_np_dtype(dtype or onnx.TensorProto.FLOAT)
