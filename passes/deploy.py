@@ -79,6 +79,8 @@ class DeployReport:
             form = forms.get(self.fold.renamed.get(site.node, site.node))
             entry: dict[str, Any] = asdict(site)
             del entry["result"]
+            if form and form.reason:
+                entry["reason"] = "; ".join(filter(None, (site.reason, form.reason)))
             sites.append(
                 {
                     **entry,
@@ -130,13 +132,21 @@ def deploy(
         raise RewriteError("the model is deployed already; deploy the trained file it was made from.")
     if not any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
         raise RewriteError("the model holds no LAuReL residual; transform (and train) it before deploying it.")
+    _close_inputs(model)
     folded = fold(model, base)
     forms = fuse(model, costs or default_costs(), portable=portable, base=base)
     _settle_functions(model, portable)
-    _close_inputs(model)
+    folded = replace(folded, scales=_scales_left(model, folded, forms))
     _mark(model, portable, target)
     nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
     return DeployReport(folded, forms, portable, target, dict(sorted(nodes.items())))
+
+
+def _scales_left(model: onnx.ModelProto, folded: FoldReport, forms: Sequence[FusedSite]) -> dict[str, NDArray[Any]]:
+    """Returns the scales of the values that fusing left there and left what they were."""
+    made = {name for node in model.graph.node for name in node.output}
+    made.difference_update(name for form in forms for name in form.altered)
+    return {name: scale for name, scale in folded.scales.items() if name in made}
 
 
 def _settle_functions(model: onnx.ModelProto, portable: bool) -> None:
@@ -158,8 +168,9 @@ def _settle_functions(model: onnx.ModelProto, portable: bool) -> None:
 def _close_inputs(model: onnx.ModelProto) -> None:
     """Makes weights that are inputs too plain constants, so that runtimes fold and pack them.
 
-    LAuReL tensors are meant that could be overridden per request (others were computed from them), and all weights of
-    files of an IR version below 4, where every weight had to be listed as an input and none could be overridden.
+    LAuReL tensors are meant that could be overridden per request (others are computed from them), and all weights of
+    files of an IR version below 4, where every weight had to be listed as an input and none could be overridden. Other
+    weights that are inputs stay what they are: a run may be given others.
     """
     undo = json.loads(read_metadata(model, METADATA_UNDO) or "{}")
     old = (undo.get("ir_version") or 4) < 4
