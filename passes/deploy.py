@@ -258,7 +258,7 @@ def _verify(
     Raises:
         VerificationError: they differ somewhere, or no sample exercises the model.
     """
-    from laurel_graph.passes.verify import read_samples, report_of
+    from laurel_graph.passes.verify import SiteDifference, read_samples, report_of
     from laurel_graph.passes.verify.check import Check, Subject
     from laurel_graph.passes.verify.watching import altered_by, check_coverage, site_values, with_scales
 
@@ -276,7 +276,7 @@ def _verify(
     findings = check.on_drawn((1, 3), seed, sizes) if samples is None else check.on_data(samples)
     found = report_of((str(source), str(deployed)), findings)
     if (worst := found.first_difference) is not None:
-        where = f"site {worst.site!r}: the value" if getattr(worst, "site", "") else "the value"
+        where = f"site {worst.site!r}: the value" if isinstance(worst, SiteDifference) and worst.site else "the value"
         raise VerificationError(
             f"the deployed model differs from {source}, first at {where} {worst.output!r} by {worst.max_abs:.3g} "
             f"({worst.max_rel:.3g} of its scale, allowed {worst.tolerance:.3g}). Nothing was written."

@@ -2,8 +2,8 @@
 
 Three comparisons, each of which the second model has to pass:
 
-*algebra*    ONNX Runtime's optimisation and rounding to integers are off in both; every sum that a residual makes, every
-             value that is stored at another scale and every output is compared.
+*algebra*    ONNX Runtime's optimisation and rounding to integers are off in both; every sum that a residual makes,
+             every value that is stored at another scale and every output is compared.
 *segments*   the same, but both graphs are cut at their residuals and each part is fed what the first model computed
              there: errors of earlier parts neither hide nor excuse those of later ones.
 *served*     both files as they are served; their outputs are compared.
@@ -32,7 +32,10 @@ from .quantisers import rounds_activations, unrounded
 Array = NDArray[Any]
 
 NUDGES = (2.0,)
-"""By how many units in the last place numbers are moved to measure a model's noise, one run a sample each."""
+"""By how many units in the last place numbers are moved to measure a model's noise, one run a sample each.
+
+What is computed in 16 bits is moved by half a unit: those types round every result by as much.
+"""
 
 _QUANTISED_NUDGE = 32.0
 """The same in a model that rounds activations: rare flips of integers must have a chance to happen."""
@@ -132,24 +135,8 @@ class Check:
         )
 
     def _run(self, choose: Callable[..., Exercise]) -> Findings:
-        model = self._prepared(self.first)
-        vectors = open_vectors(model)
-        bring_out(model, [item.name for item in self.watched])
-        reference = Runner(self.first.path, model, False)
-        self._match_outputs(reference)
-        sites = [item.name for item in self.watched if item.is_site]
-        exercise = choose(lambda sample: reference.run({**vectors, **sample}), list(self.outputs), sites)
-        self.coarsest = _coarsest(exercise, [*sites, *self.outputs])
-        values = {item: Comparison(item.axes) for item in self.watched}
-        algebra = {name: Comparison() for name in self.outputs}
-        for sample, result in zip(exercise.samples, exercise.results, strict=True):
-            for ulps in NUDGES:
-                moved = reference.run(self._nudged({**vectors, **sample}, ulps))
-                for name, comparison in algebra.items():
-                    comparison.add_noise(result[name], moved[name])
-                for item, comparison in values.items():
-                    comparison.add_noise(result[item.name], moved[item.name])
-        del reference
+        self._match_outputs()
+        exercise, values, algebra = self._reference(choose)
         self._compare(exercise, values, algebra)
         segments = self._segments(exercise)
         served = self._served(exercise)
@@ -164,13 +151,38 @@ class Check:
             exercise.style,
         )
 
+    def _reference(
+        self, choose: Callable[..., Exercise]
+    ) -> tuple[Exercise, dict[Watched, Comparison], dict[str, Comparison]]:
+        """Runs the first model: returns the samples with its values, and the comparisons with its noise in them."""
+        model = self._prepared(self.first)
+        vectors = open_vectors(model)
+        bring_out(model, [item.name for item in self.watched])
+        runner = Runner(self.first.path, model, False)
+
+        def run(sample: Sample) -> dict[str, Array]:
+            return runner.run({**vectors, **sample})
+
+        sites = [item.name for item in self.watched if item.is_site]
+        exercise = choose(run, list(self.outputs), sites)
+        self.coarsest = _coarsest(exercise, [*sites, *self.outputs])
+        values = {item: Comparison(item.axes) for item in self.watched}
+        algebra = {name: Comparison() for name in self.outputs}
+        for sample, result in zip(exercise.samples, exercise.results, strict=True):
+            for ulps in NUDGES:
+                moved = run(self._nudged({**vectors, **sample}, ulps))
+                _add_noise(algebra, result, moved)
+                for item, comparison in values.items():
+                    comparison.add_noise(result[item.name], moved[item.name])
+        return exercise, values, algebra
+
     def _prepared(self, subject: Subject) -> ModelProto:
         """A copy that computes the algebra: no rounding to integers, the same random numbers in both models."""
         model = unrounded(subject.model) if self.rounds else copy_of(subject.model)
         seed_draws(model)
         return model
 
-    def _match_outputs(self, reference: Runner) -> None:
+    def _match_outputs(self) -> None:
         """Pairs the outputs of both models, by name where the names are the same, else by place.
 
         Raises:
@@ -303,7 +315,8 @@ class Check:
     # ---- verdicts -----------------------------------------------------------------------------------------------
 
     def _nudged(self, feeds: Sample, ulps: float) -> dict[str, Array]:
-        return nudged(feeds, ulps, self.rng, EPSILON.get(self.coarsest, 0.0))
+        coarse = EPSILON.get(self.coarsest, 0.0)
+        return nudged(feeds, ulps, self.rng, coarse / (2 * ulps) if coarse > EPSILON["float32"] else 0.0)
 
     def _verdict(self, comparison: Comparison, served: bool = False) -> Verdict:
         quantum = 1.0 if served and self.rounds and not self.exact else 0.0

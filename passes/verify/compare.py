@@ -82,9 +82,20 @@ class _Grouping:
     def largest(self, array: Array) -> Array:
         """Returns the largest element of each channel."""
         if self.axis is None or array.ndim == 0:
-            return array.max(keepdims=True).reshape(1)
+            return np.asarray(array.max(keepdims=True).reshape(1))
         others = tuple(axis for axis in range(array.ndim) if axis != self.axis)
         return np.asarray(array.max(axis=others))
+
+    def expected_noise(self) -> Array:
+        """Noise by channel: what was measured, but nowhere less than what channels of that scale typically have.
+
+        A channel of few numbers may happen to be still while its noise is measured.
+        """
+        living = self.scale > 0
+        if not living.any():
+            return self.noise
+        typical = float(np.median(self.noise[living] / self.scale[living]))
+        return np.asarray(np.maximum(self.noise, typical * self.scale))
 
     def fits(self, channels: int) -> bool:
         """Takes note of the number of channels; a grouping in which it varies is no feature axis and is closed."""
@@ -189,7 +200,7 @@ class Comparison:
                 continue
             allowed = tolerance * group.scale
             if not exact:
-                allowed = np.maximum(np.maximum(allowed, MARGIN * group.noise), floor)
+                allowed = np.maximum(np.maximum(allowed, MARGIN * group.expected_noise()), floor)
             with np.errstate(divide="ignore", invalid="ignore"):
                 excess = np.where(group.gap == 0, 0.0, group.gap / allowed)
             i = int(np.argmax(np.nan_to_num(excess, nan=np.inf)))

@@ -163,5 +163,3 @@ def _samples(
     rows = sum(shape[0][0] if shape and shape[0] else 1 for shape in shapes)
     for extra in range(1, ROWS + 1 - rows if len(shapes) == 1 else 1):
         yield sample_inputs(model, batch=batches[0], seed=seed + 1000 * extra, sizes=sizes, style=style)
-
-

@@ -8,7 +8,6 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
@@ -28,10 +27,9 @@ COMPUTED = "__computed"
 _VECTOR_BYTES = 1 << 16
 """Vectors of more bytes than this are not nudged."""
 
-_VECTOR_READERS = frozenset(
-    "Add Sub Mul Div Conv Gemm BatchNormalization InstanceNormalization LayerNormalization RMSNormalization "
-    "SimplifiedLayerNormalization GroupNormalization SkipLayerNormalization SkipSimplifiedLayerNormalization".split()
-)
+_NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization", "GroupNormalization")
+_FUSED_NORMS = ("SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+_VECTOR_READERS = frozenset(("Add", "Sub", "Mul", "Div", "Conv", "Gemm", *_NORMS, *_FUSED_NORMS))
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
@@ -66,7 +64,7 @@ def made_in(model: ModelProto) -> dict[str, NodeProto]:
 
 def laurel_values(model: ModelProto) -> dict[str, Operator]:
     """Returns what the ``ai.laurel`` nodes of the main graph make, with their operators."""
-    found = {}
+    found: dict[str, Operator] = {}
     for node in model.graph.node:
         op = Operator.parse(node.op_type) if node.domain == DOMAIN else None
         if op is not None:
@@ -191,7 +189,3 @@ def _as_array(value: Any) -> Array:
     if isinstance(value, (list, tuple)):
         return np.concatenate([np.ravel(item) for item in value]) if value else np.zeros(0, np.float32)
     return np.asarray(value)
-
-
-
-

@@ -17,10 +17,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.opset.schema import DOMAIN, Operator
 
-_CARRY = frozenset(
-    "Transpose Reshape Flatten Squeeze Unsqueeze Identity MaxPool Slice Gather Concat Split Expand Tile "
-    "DepthToSpace SpaceToDepth".split()
-)
+_MOVE = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Tile")
+_PICK = ("MaxPool", "Slice", "Gather", "Concat", "Split", "DepthToSpace", "SpaceToDepth")
+_CARRY = frozenset((*_MOVE, *_PICK))
 """Operators that move quantised values without looking at them."""
 
 _RANGES = {
@@ -141,9 +140,7 @@ class _Rewriter:
 
     def _can_leave(self, node: NodeProto) -> bool:
         """Whether a QuantizeLinear has one step for the whole array, of a type whose range is known."""
-        return (
-            node.input[0] not in self.constants and self._is_number(node.input[1]) and self._range(node) is not None
-        )
+        return node.input[0] not in self.constants and self._is_number(node.input[1]) and self._range(node) is not None
 
     def _range(self, node: NodeProto) -> tuple[int, int] | None:
         if len(node.input) > 2 and node.input[2]:

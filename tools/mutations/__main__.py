@@ -18,8 +18,8 @@ from onnx import ModelProto, numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.errors import NoResidualError
-from laurel_graph.samples import STYLES, sample_inputs
 from laurel_graph.passes.verify.probe import Runner, bring_out, laurel_values, made_in
+from laurel_graph.samples import STYLES, sample_inputs
 from laurel_graph.tools.bench_models import draw_tensors
 from laurel_graph.tools.mutations.networks import networks
 
@@ -27,6 +27,8 @@ VARIANTS = ("rw", "lr", "rw+lr", "rw+lr+pa")
 CHANGE = 1.01
 SEEN = 1e-4
 """A change that moves every site by less than this share of its scale need not be caught."""
+SEEN_IN_16_BITS = 1e-2
+"""The same in float16, where :data:`SEEN` is a tenth of one unit in the last place."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Mutant:
         constant: the initializer, or node and attribute.
         moved: the largest difference it makes at any site or output, over the scale there.
         caught: verification says no.
+        seen: from which difference on it has to.
     """
 
     network: str
@@ -46,11 +49,17 @@ class Mutant:
     constant: str
     moved: float
     caught: bool
+    seen: float = SEEN
 
     @property
     def missed(self) -> bool:
         """Whether verification should have said no and did not."""
-        return self.moved > SEEN and not self.caught
+        return self.matters and not self.caught
+
+    @property
+    def matters(self) -> bool:
+        """Whether it moves a site by enough."""
+        return self.moved > self.seen
 
 
 def mutants_of(name: str, variant: str, folder: Path, *, portable: bool = False, most: int = 1000) -> list[Mutant]:
@@ -80,6 +89,8 @@ def mutants_of(name: str, variant: str, folder: Path, *, portable: bool = False,
         for seed in (0, 1)
     ]
     right = _inside(served, deployed, feeds)
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in deployed.graph.initializer)
+    seen = SEEN_IN_16_BITS if half else SEEN
     found = []
     changes = list(_changed_constants(before, deployed))
     for constant, spoil in changes[:: max(1, -(-len(changes) // most))]:
@@ -88,7 +99,7 @@ def mutants_of(name: str, variant: str, folder: Path, *, portable: bool = False,
         spoil(model)
         onnx.save(model, spoiled)
         moved = _moved(right, _inside(spoiled, model, feeds))
-        found.append(Mutant(name, variant, constant, moved, not lg.verify(trained, spoiled)))
+        found.append(Mutant(name, variant, constant, moved, not lg.verify(trained, spoiled), seen))
     return found
 
 
@@ -156,7 +167,7 @@ def main(names: Sequence[str]) -> int:
                 with tempfile.TemporaryDirectory() as folder:
                     found = mutants_of(name, variant, Path(folder), portable=portable)
                 wrong = [mutant for mutant in found if mutant.missed]
-                total, seen = total + len(found), seen + sum(mutant.moved > SEEN for mutant in found)
+                total, seen = total + len(found), seen + sum(mutant.matters for mutant in found)
                 missed += wrong
                 sys.stdout.write(
                     f"{name:<18} {variant:<9} {'portable' if portable else '':<9} {len(found):>3} constants, "
