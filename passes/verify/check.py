@@ -26,19 +26,28 @@ from laurel_graph.errors import ModelError, VerificationError
 
 from .compare import EPSILON, Comparison, Verdict, is_float
 from .drawing import Exercise, drawn, given, is_alive
+from .precision import half_type, in_float32
 from .probe import COMPUTED, Runner, Sample, bring_out, copy_of, cut, made_in, nudged, open_vectors, seed_draws
 from .quantisers import rounds_activations, unrounded
 
 Array = NDArray[Any]
 
-NUDGES = (2.0,)
-"""By how many units in the last place numbers are moved to measure a model's noise, one run a sample each.
+NUDGE = 2.0
+"""By how many units in the last place numbers are moved to measure a model's noise.
 
 What is computed in 16 bits is moved by half a unit: those types round every result by as much.
 """
 
+_DRAWS = 4
+"""How often that is done for each sample; once where so many numbers are compared that each channel has many."""
+
+_MANY = 1 << 21
+"""Numbers on one sample from which on one draw is enough."""
+
 _QUANTISED_NUDGE = 32.0
 """The same in a model that rounds activations: rare flips of integers must have a chance to happen."""
+
+_HALF_TYPES = ("float16", "bfloat16")
 
 ALIVE = 0.5
 """The share of a site's numbers that must be finite for a sample to exercise it."""
@@ -118,7 +127,8 @@ class Check:
         self.rounds = rounds_activations(first.model) or rounds_activations(second.model)
         self.rng = np.random.default_rng(0)
         self.outputs: dict[str, str] = {}
-        self.coarsest = ""
+        self.half = half_type(first.model) or half_type(second.model)
+        self.wide = bool(self.half)
 
     # ---- the whole ----------------------------------------------------------------------------------------------
 
@@ -141,46 +151,69 @@ class Check:
         segments = self._segments(exercise)
         served = self._served(exercise)
         verdicts = {item: self._verdict(comparison) for item, comparison in values.items()}
+        heads = {name: self._verdict(comparison) for name, comparison in algebra.items()}
         for item, comparison in segments.items():
-            verdicts[item] = _worse(verdicts[item], self._verdict(comparison))
-        return Findings(
-            {name: self._verdict(comparison, served=True) for name, comparison in served.items()},
-            {name: self._verdict(comparison) for name, comparison in algebra.items()},
-            verdicts,
-            len(exercise.samples),
-            exercise.style,
-        )
+            verdict = self._verdict(comparison, part=True)
+            if item in verdicts:
+                verdicts[item] = _worse(verdicts[item], verdict)
+            else:
+                heads[item.name] = _worse(heads[item.name], verdict)
+        outputs = {name: self._verdict(comparison, served=True) for name, comparison in served.items()}
+        return Findings(outputs, heads, verdicts, len(exercise.samples), exercise.style)
 
     def _reference(
         self, choose: Callable[..., Exercise]
     ) -> tuple[Exercise, dict[Watched, Comparison], dict[str, Comparison]]:
         """Runs the first model: returns the samples with its values, and the comparisons with its noise in them."""
-        model = self._prepared(self.first)
-        vectors = open_vectors(model)
-        bring_out(model, [item.name for item in self.watched])
-        runner = Runner(self.first.path, model, False)
+        runner, vectors = self._reference_runner()
 
         def run(sample: Sample) -> dict[str, Array]:
-            return runner.run({**vectors, **sample})
+            return runner.run({**vectors, **self._widened(sample)})
 
         sites = [item.name for item in self.watched if item.is_site]
         exercise = choose(run, list(self.outputs), sites)
-        self.coarsest = _coarsest(exercise, [*sites, *self.outputs])
         values = {item: Comparison(item.axes) for item in self.watched}
         algebra = {name: Comparison() for name in self.outputs}
         for sample, result in zip(exercise.samples, exercise.results, strict=True):
-            for ulps in NUDGES:
-                moved = run(self._nudged({**vectors, **sample}, ulps))
+            for _ in range(self._draws(result)):
+                moved = runner.run(self._nudged({**vectors, **self._widened(sample)}))
                 _add_noise(algebra, result, moved)
                 for item, comparison in values.items():
                     comparison.add_noise(result[item.name], moved[item.name])
         return exercise, values, algebra
 
+    def _reference_runner(self) -> tuple[Runner, dict[str, Array]]:
+        """Returns what runs the first model's algebra, and the vectors that it takes as inputs.
+
+        Not every operator of a 16-bit model may know float32: where a copy in it does not load, both models stay.
+        """
+        try:
+            return self._opened_runner()
+        except ModelError:
+            if not self.wide:
+                raise
+            self.wide = False
+            return self._opened_runner()
+
+    def _opened_runner(self) -> tuple[Runner, dict[str, Array]]:
+        model = self._prepared(self.first)
+        vectors = open_vectors(model)
+        bring_out(model, [item.name for item in self.watched])
+        return Runner(self.first.path, model, False), vectors
+
     def _prepared(self, subject: Subject) -> ModelProto:
-        """A copy that computes the algebra: no rounding to integers, the same random numbers in both models."""
+        """A copy that computes the algebra: float32 at least, no rounding to integers, the same random numbers."""
         model = unrounded(subject.model) if self.rounds else copy_of(subject.model)
+        if self.wide:
+            wide = in_float32(model, subject.path.parent)
+            self.wide, model = wide is not None, wide or model
         seed_draws(model)
         return model
+
+    def _widened(self, sample: Sample) -> Sample:
+        if not self.wide:
+            return sample
+        return {k: v.astype(np.float32) if v.dtype.name in _HALF_TYPES else v for k, v in sample.items()}
 
     def _match_outputs(self) -> None:
         """Pairs the outputs of both models, by name where the names are the same, else by place.
@@ -207,7 +240,7 @@ class Check:
         bring_out(model, [item.other for item in values])
         runner = Runner(self.second.path, model, False)
         for sample, expected in zip(exercise.samples, exercise.results, strict=True):
-            actual = runner.run(sample)
+            actual = runner.run(self._widened(sample))
             for name, comparison in algebra.items():
                 comparison.add(expected[name], actual[self.outputs[name]])
             for item, comparison in values.items():
@@ -226,16 +259,18 @@ class Check:
         cuts = [item for item in cuts if all(is_float(result[item.name]) for result in exercise.results)]
         if not cuts:
             return {}
+        heads = [Watched(name, other) for name, other in self.outputs.items() if name not in {c.name for c in cuts}]
         idle = set(exercise.idle([item.name for item in cuts], ALIVE))
-        comparisons = {item: Comparison(item.axes) for item in self.watched}
+        comparisons = {item: Comparison(item.axes) for item in (*self.watched, *heads)}
         fed = [self._fed(cuts, result, idle) for result in exercise.results]
         reference = self._cut_runner(self.first, {item.name: item for item in cuts}, fed[0], scaled=False)
         expected = []
         for sample, values in zip(exercise.samples, fed, strict=True):
-            result = _restored(reference.run({**sample, **values}))
+            feeds = {**self._widened(sample), **values}
+            result = _restored(reference.run(feeds))
             expected.append(result)
-            for ulps in NUDGES:
-                moved = _restored(reference.run(self._nudged({**sample, **values}, ulps)))
+            for _ in range(self._draws(result)):
+                moved = _restored(reference.run(self._nudged(feeds)))
                 for item, comparison in comparisons.items():
                     comparison.add_noise(result[item.name], moved[item.name])
         if still := [item for item in cuts if not any(is_alive(result[item.name], ALIVE) for result in expected)]:
@@ -248,7 +283,7 @@ class Check:
         other = self._cut_runner(self.second, {item.other: item for item in cuts}, fed[0], scaled=True)
         for sample, values, result in zip(exercise.samples, fed, expected, strict=True):
             stored = {item.other: _stored(values[item.name], item) for item in cuts}
-            actual = _restored(other.run({**sample, **stored}))
+            actual = _restored(other.run({**self._widened(sample), **stored}))
             for item, comparison in comparisons.items():
                 comparison.add(result[item.name], _scaled(actual[item.other], item, result[item.name]))
         return comparisons
@@ -290,7 +325,7 @@ class Check:
         self, comparisons: Mapping[str, Comparison], exercise: Exercise, expected: Sequence[Mapping[str, Array]]
     ) -> None:
         """Adds what the first file's outputs move by: optimised or not, its numbers moved by their last bits."""
-        if self.optimize[0] and not self.rounds:  # the reference ran just this
+        if self.optimize[0] and not self.rounds and not self.wide:  # the reference ran just this
             for plain, result in zip(exercise.results, expected, strict=True):
                 _add_noise(comparisons, result, plain)
         else:
@@ -302,10 +337,10 @@ class Check:
         seed_draws(model)
         vectors = open_vectors(model)
         moving = Runner(self.first.path, model, self.optimize[0])
-        nudges = (*NUDGES, _QUANTISED_NUDGE) if self.rounds else NUDGES
-        for sample, result in zip(exercise.samples, expected, strict=True):
+        for sample, result, inside in zip(exercise.samples, expected, exercise.results, strict=True):
+            nudges = [NUDGE] * max(2, self._draws(inside)) + [_QUANTISED_NUDGE] * self.rounds
             for ulps in nudges:
-                _add_noise(comparisons, result, moving.run(self._nudged({**vectors, **sample}, ulps)))
+                _add_noise(comparisons, result, moving.run(self._nudged({**vectors, **sample}, ulps, True)))
 
     def _server(self, subject: Subject, optimize: bool) -> Runner:
         """The file as a user opens it; a copy in memory only where random numbers need a seed."""
@@ -314,22 +349,28 @@ class Check:
 
     # ---- verdicts -----------------------------------------------------------------------------------------------
 
-    def _nudged(self, feeds: Sample, ulps: float) -> dict[str, Array]:
-        coarse = EPSILON.get(self.coarsest, 0.0)
-        return nudged(feeds, ulps, self.rng, coarse / (2 * ulps) if coarse > EPSILON["float32"] else 0.0)
+    def _draws(self, result: Mapping[str, Array]) -> int:
+        return _DRAWS if sum(array.size for array in result.values()) < _MANY else 1
 
-    def _verdict(self, comparison: Comparison, served: bool = False) -> Verdict:
+    def _nudged(self, feeds: Sample, ulps: float = NUDGE, served: bool = False) -> dict[str, Array]:
+        coarse = EPSILON[self.half] / (2 * ulps) if self.half and (served or not self.wide) else 0.0
+        return nudged(feeds, ulps, self.rng, coarse)
+
+    def _verdict(self, comparison: Comparison, served: bool = False, part: bool = False) -> Verdict:
+        """What a comparison found, held against the tolerance of the coarsest type that the model computes in.
+
+        Args:
+            comparison: the comparison.
+            served: of the files as they are served, where integers may be a quantum apart.
+            part: of one part alone: 16-bit weights are rounded there, but what is computed in float32 is not.
+        """
         quantum = 1.0 if served and self.rounds and not self.exact else 0.0
         tolerance = self.tolerance(comparison.dtype)
-        if comparison.dtype in EPSILON and self.coarsest:
-            tolerance = max(tolerance, self.tolerance(self.coarsest))
+        if self.half and comparison.dtype in EPSILON:
+            tolerance = max(tolerance, self.tolerance(self.half))
+            if part and self.wide and not self.exact:
+                tolerance = min(tolerance, 2 * EPSILON[self.half])
         return comparison.verdict(tolerance, exact=self.exact, quantum=quantum)
-
-
-def _coarsest(exercise: Exercise, names: Sequence[str]) -> str:
-    """The coarsest floating-point type among values of the first model, "" if none is of such a type."""
-    kinds = {result[name].dtype.name for result in exercise.results for name in names}
-    return max(kinds & set(EPSILON), key=EPSILON.__getitem__, default="")
 
 
 def _add_noise(comparisons: Mapping[str, Comparison], result: Mapping[str, Array], moved: Mapping[str, Array]) -> None:

@@ -81,8 +81,8 @@ def mutants_of(name: str, variant: str, folder: Path, *, portable: bool = False,
     draw_tensors(trained)
     report = lg.deploy(trained, served, portable=portable)
     style = report.verification.style if report.verification is not None else "normal"
-    if not lg.verify(trained, served):
-        raise AssertionError(f"{name}, {variant}: the deployed file itself is refused")
+    if (wrong := lg.verify(trained, served).first_difference) is not None:
+        raise AssertionError(f"{name}, {variant}: the deployed file itself is refused: {wrong}")
     before, deployed = onnx.load(trained), onnx.load(served)
     feeds = [
         sample_inputs(deployed, batch=3, seed=seed, style=style if style in STYLES else "normal", ragged=bool(seed))
