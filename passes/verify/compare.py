@@ -94,7 +94,7 @@ class _Grouping:
         living = self.scale > 0
         if not living.any():
             return self.noise
-        typical = float(np.median(self.noise[living] / self.scale[living]))
+        typical = float(np.quantile(self.noise[living] / self.scale[living], 0.5, method="lower"))
         return np.asarray(np.maximum(self.noise, typical * self.scale))
 
     def fits(self, channels: int) -> bool:

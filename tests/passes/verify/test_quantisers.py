@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 import laurel_graph as lg
 from laurel_graph.passes.verify.quantisers import rounds_activations, unrounded
 from laurel_graph.tools.bench_models import draw_tensors
-from laurel_graph.tools.mutations.networks import networks
+from laurel_graph.tools.changed_constants.networks import networks
 
 RNG = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""``python -m laurel_graph.tools.mutations``: deploys twenty networks and changes each constant written, one at a time.
+"""``python -m laurel_graph.tools.changed_constants``: deploys twenty networks and changes each constant written, one at a time.
 
 A change of 1 % that moves some site or output of the deployed model by more than 1e-4 of its scale must be caught by
 ``laurel verify``; the files as deployed must pass.
@@ -21,7 +21,7 @@ from laurel_graph.errors import NoResidualError
 from laurel_graph.passes.verify.probe import Runner, bring_out, laurel_values, made_in
 from laurel_graph.samples import STYLES, sample_inputs
 from laurel_graph.tools.bench_models import draw_tensors
-from laurel_graph.tools.mutations.networks import networks
+from laurel_graph.tools.changed_constants.networks import networks
 
 VARIANTS = ("rw", "lr", "rw+lr", "rw+lr+pa")
 CHANGE = 1.01
@@ -66,7 +66,7 @@ def mutants_of(name: str, variant: str, folder: Path, *, portable: bool = False,
     """Deploys one network and returns its mutants.
 
     Args:
-        name: one of :func:`~laurel_graph.tools.mutations.networks.networks`.
+        name: one of :func:`~laurel_graph.tools.changed_constants.networks.networks`.
         variant: the LAuReL variant.
         folder: where files are written.
         portable: deploy in plain operators.
