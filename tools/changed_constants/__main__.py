@@ -1,4 +1,4 @@
-"""``python -m laurel_graph.tools.changed_constants``: deploys twenty networks and changes each constant written, one at a time.
+"""``python -m laurel_graph.tools.changed_constants``: deploys twenty networks and changes every constant that it wrote.
 
 A change of 1 % that moves some site or output of the deployed model by more than 1e-4 of its scale must be caught by
 ``laurel verify``; the files as deployed must pass.
