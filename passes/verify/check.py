@@ -39,10 +39,10 @@ What is computed in 16 bits is moved by half a unit: those types round every res
 """
 
 _DRAWS = 4
-"""How often that is done for each sample; once where so many numbers are compared that each channel has many."""
+"""How often that is done for each sample; twice where so many numbers are compared that each channel has many."""
 
 _MANY = 1 << 21
-"""Numbers on one sample from which on one draw is enough."""
+"""Numbers on one sample from which on two draws are enough."""
 
 _QUANTISED_NUDGE = 32.0
 """The same in a model that rounds activations: rare flips of integers must have a chance to happen."""
@@ -172,7 +172,7 @@ class Check:
 
         sites = [item.name for item in self.watched if item.is_site]
         exercise = choose(run, list(self.outputs), sites)
-        values = {item: Comparison(item.axes) for item in self.watched}
+        values = {item: Comparison(item.axes, alike=True) for item in self.watched}
         algebra = {name: Comparison() for name in self.outputs}
         for sample, result in zip(exercise.samples, exercise.results, strict=True):
             for _ in range(self._draws(result)):
@@ -261,7 +261,7 @@ class Check:
             return {}
         heads = [Watched(name, other) for name, other in self.outputs.items() if name not in {c.name for c in cuts}]
         idle = set(exercise.idle([item.name for item in cuts], ALIVE))
-        comparisons = {item: Comparison(item.axes) for item in (*self.watched, *heads)}
+        comparisons = {item: Comparison(item.axes, item not in heads) for item in (*self.watched, *heads)}
         fed = [self._fed(cuts, result, idle) for result in exercise.results]
         reference = self._cut_runner(self.first, {item.name: item for item in cuts}, fed[0], scaled=False)
         expected = []
@@ -338,7 +338,7 @@ class Check:
         vectors = open_vectors(model)
         moving = Runner(self.first.path, model, self.optimize[0])
         for sample, result, inside in zip(exercise.samples, expected, exercise.results, strict=True):
-            nudges = [NUDGE] * max(2, self._draws(inside)) + [_QUANTISED_NUDGE] * self.rounds
+            nudges = [NUDGE] * self._draws(inside) + [_QUANTISED_NUDGE] * self.rounds
             for ulps in nudges:
                 _add_noise(comparisons, result, moving.run(self._nudged({**vectors, **sample}, ulps, True)))
 
@@ -350,7 +350,7 @@ class Check:
     # ---- verdicts -----------------------------------------------------------------------------------------------
 
     def _draws(self, result: Mapping[str, Array]) -> int:
-        return _DRAWS if sum(array.size for array in result.values()) < _MANY else 1
+        return _DRAWS if sum(array.size for array in result.values()) < _MANY else 2
 
     def _nudged(self, feeds: Sample, ulps: float = NUDGE, served: bool = False) -> dict[str, Array]:
         coarse = EPSILON[self.half] / (2 * ulps) if self.half and (served or not self.wide) else 0.0

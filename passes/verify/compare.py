@@ -86,16 +86,19 @@ class _Grouping:
         others = tuple(axis for axis in range(array.ndim) if axis != self.axis)
         return np.asarray(array.max(axis=others))
 
-    def expected_noise(self) -> Array:
-        """Noise by channel: what was measured, but nowhere less than what channels of that scale typically have.
+    def expected_noise(self, alike: bool) -> Array:
+        """Noise by channel: what was measured, but nowhere less than what other channels have.
 
-        A channel of few numbers may happen to be still while its noise is measured.
+        A channel of few numbers may happen to be still while its noise is measured. Channels of outputs may be of
+        different kinds, so there the noise over the scale is taken from others; where channels are *alike* (features
+        inside a network, whose sums have terms of one size) the noise itself.
         """
         living = self.scale > 0
         if not living.any():
             return self.noise
-        typical = float(np.quantile(self.noise[living] / self.scale[living], 0.5, method="lower"))
-        return np.asarray(np.maximum(self.noise, typical * self.scale))
+        relative = float(np.quantile(self.noise[living] / self.scale[living], 0.5, method="lower"))
+        common = float(np.quantile(self.noise[living], 0.5, method="lower")) if alike else 0.0
+        return np.asarray(np.maximum(np.maximum(self.noise, relative * self.scale), common))
 
     def fits(self, channels: int) -> bool:
         """Takes note of the number of channels; a grouping in which it varies is no feature axis and is closed."""
@@ -110,10 +113,11 @@ class Comparison:
 
     Args:
         axes: the axes along which channels run, for arrays of that many axes.
+        alike: the channels are features of one kind.
     """
 
-    def __init__(self, axes: Sequence[int] | None = None) -> None:
-        self._axes = axes
+    def __init__(self, axes: Sequence[int] | None = None, alike: bool = False) -> None:
+        self._axes, self._alike = axes, alike
         self._groups: list[_Grouping] = []
         self._whole = _Grouping(None)
         self._fills = self._fill_noise = 0.0
@@ -200,7 +204,7 @@ class Comparison:
                 continue
             allowed = tolerance * group.scale
             if not exact:
-                allowed = np.maximum(np.maximum(allowed, MARGIN * group.expected_noise()), floor)
+                allowed = np.maximum(np.maximum(allowed, MARGIN * group.expected_noise(self._alike)), floor)
             with np.errstate(divide="ignore", invalid="ignore"):
                 excess = np.where(group.gap == 0, 0.0, group.gap / allowed)
             i = int(np.argmax(np.nan_to_num(excess, nan=np.inf)))
