@@ -73,14 +73,26 @@ def resolve_weights(kind: str, w: Array) -> tuple[Array, Array]:
     return alpha, beta
 
 
-def unresolve_weights(kind: str, alpha: Array, beta: Array) -> Array:
+_ENDS = {
+    "float16": (2.0**-24, 2.0**-10),
+    "bfloat16": (2.0**-133, 2.0**-7),
+    "float32": (2.0**-149, 2.0**-23),
+    "float64": (2.0**-1000, 2.0**-52),
+}
+"""By element type: the least number above 0 (or one as good as 0), and the distance from 2 to the next one below."""
+
+
+def unresolve_weights(kind: str, alpha: Array, beta: Array, dtype: str = "float64") -> Array:
     """Returns ``w (2, ...)`` with ``resolve_weights(kind, w) == (alpha, beta)`` up to rounding; exact at (1, 1).
 
-    For ``softmax`` α and β are scaled to the sum 2 first, and w is centred: w = ±log(α/β)/2.
+    For ``softmax`` α and β are scaled to the sum 2 first, and w is centred: w = ±log(α/β)/2. Saturated weights, which
+    *dtype* rounded to 0 or 2, give the finite w next to where that begins, which gives them again.
     """
+    least, gap = _ENDS[dtype]
+    pair = [np.where(v == 0, least / 4, v) for v in (alpha, beta)]
     if kind == "sigmoid":
-        return np.stack([np.log(v / (2 - v)) for v in (alpha, beta)])
-    half = np.log(alpha / beta) / 2
+        return np.stack([np.log(v / np.where(v == 2, gap / 4, 2 - v)) for v in pair])
+    half = np.log(pair[0] / pair[1]) / 2
     return np.stack([half, -half])
 
 
@@ -97,7 +109,7 @@ def unresolve(spec: SiteSpec, tensors: Tensors) -> dict[str, Array]:
     """Returns trained tensors whose :func:`resolve` gives *tensors*: the inverse of :func:`resolve`."""
     parameters = dict(tensors)
     if spec.has_rw and spec.weights != "free":
-        w = unresolve_weights(spec.weights, parameters.pop("alpha"), parameters.pop("beta"))
+        w = unresolve_weights(spec.weights, parameters.pop("alpha"), parameters.pop("beta"), spec.dtype)
         parameters = {"w": w, **parameters}
     return {name: parameters[name] for name in spec.parameter_shapes()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,29 @@ _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BF
 _PASS = {"Cast", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Concat"}
 
 
+STYLES: Mapping[str, Callable[[np.random.Generator, tuple[int, ...]], NDArray[Any]]] = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "positive": lambda rng, shape: np.abs(rng.standard_normal(shape)) + 0.1,
+    "unit": lambda rng, shape: rng.uniform(0.01, 0.99, shape),
+    "small": lambda rng, shape: 0.01 * rng.standard_normal(shape),
+    "pixels": lambda rng, shape: rng.uniform(0, 255, shape),
+    "large": lambda rng, shape: 100 * rng.standard_normal(shape),
+}
+"""How the floats of a sample may be drawn, by name; what a model takes at its input decides which one exercises it."""
+
+
 def sample_inputs(
-    model: onnx.ModelProto, *, batch: int = BATCH, seed: int = 0, sizes: Mapping[str, int] | None = None
+    model: onnx.ModelProto,
+    *,
+    batch: int = BATCH,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    style: str = "normal",
+    ragged: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Returns one array for each required input of *model*.
 
-    Floats are standard normal, masks are ones, integers stay below the smallest table that they index.
+    Floats are drawn as *style* says, masks are ones, integers stay below the smallest table that they index.
 
     Args:
         model: the model; its weights may be external.
@@ -36,6 +53,8 @@ def sample_inputs(
         seed: seed of the draw.
         sizes: sizes of symbolic dims by name; an unknown dim is otherwise 16, or 512 in a float signal ``(N, T)``, or
             224 in an image ``(N, C, H, W)``.
+        style: one of :data:`STYLES`.
+        ragged: masks end in zeros, in each row from another place on.
 
     Raises:
         ModelError: an input is no tensor, its shape is unknown, or *sizes* names a dim that the model does not have.
@@ -47,11 +66,38 @@ def sample_inputs(
     symbols = {dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim if dim.dim_param}
     if unknown := sorted(set(known) - symbols):
         raise ModelError(f"no input has a dim named {unknown[0]!r}; its symbolic dims are {sorted(symbols) or 'none'}.")
-    return {value.name: _draw(value, model.graph, rng, batch, known) for value in inputs}
+    draw = STYLES[style]
+    return {value.name: _draw(value, model.graph, rng, batch, known, draw, ragged) for value in inputs}
+
+
+def has_masks(model: onnx.ModelProto) -> bool:
+    """Whether :func:`sample_inputs` takes some input for a mask."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    return any(_is_mask(value) for value in model.graph.input if value.name not in held)
+
+
+def _is_mask(value: onnx.ValueInfoProto) -> bool:
+    return value.type.tensor_type.elem_type == onnx.TensorProto.BOOL or "mask" in value.name.lower()
+
+
+def _mask(shape: tuple[int, ...], dtype: np.dtype[Any], ragged: bool) -> NDArray[Any]:
+    """Ones; where *ragged*, zeros behind a position that differs from row to row, the first one always in."""
+    mask = np.ones(shape, dtype)
+    if ragged and len(shape) > 0 and shape[-1] > 1:
+        rows = mask.reshape(-1, shape[-1])
+        for i, row in enumerate(rows):
+            row[max(1, shape[-1] - 1 - (i * 3) % shape[-1]) :] = 0
+    return mask
 
 
 def _draw(
-    value: onnx.ValueInfoProto, graph: onnx.GraphProto, rng: np.random.Generator, batch: int, known: dict[str, int]
+    value: onnx.ValueInfoProto,
+    graph: onnx.GraphProto,
+    rng: np.random.Generator,
+    batch: int,
+    known: dict[str, int],
+    draw: Callable[[np.random.Generator, tuple[int, ...]], NDArray[Any]],
+    ragged: bool,
 ) -> NDArray[Any]:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
@@ -64,11 +110,11 @@ def _draw(
     if tensor.elem_type == onnx.TensorProto.STRING:
         return np.full(shape, "", dtype=object)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    if dtype == np.bool_ or "mask" in value.name.lower():
-        return np.ones(shape, dtype)
+    if _is_mask(value):
+        return _mask(shape, np.dtype(dtype), ragged)
     if np.issubdtype(dtype, np.integer):
         return rng.integers(0, _index_bound(graph, value.name), shape).astype(dtype)
-    return rng.standard_normal(shape).astype(dtype)
+    return draw(rng, shape).astype(dtype)
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension, unknown: int, known: dict[str, int]) -> int:

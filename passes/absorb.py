@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from laurel_graph.opset.schema import DOMAIN, Operator
 from laurel_graph.passes.onnx_edit import GraphEditor, attribute
-from laurel_graph.passes.site_forms import Join, vector_added_by
+from laurel_graph.passes.site_forms import Join, features, vector_added_by
 
 Array = NDArray[Any]
 Make = Callable[[Array], Array]
@@ -40,8 +40,10 @@ class SkipMap:
 def skip_map(editor: GraphEditor, join: Join) -> SkipMap | None:
     """Returns the linear map that can take the low-rank part of *join* in, ``None`` where there is none."""
     x, op = join.names["x"], join.op
-    if not op.lr or list(join.node.input).count(x) != 1 or _constant_factors(editor, join) is None:
+    factors = _constant_factors(editor, join) if op.lr else None
+    if factors is None or list(join.node.input).count(x) != 1:
         return None
+    width = len(factors[0])
     node = _made_for_one(editor, x)
     if node is None:
         return None
@@ -51,14 +53,15 @@ def skip_map(editor: GraphEditor, join: Join) -> SkipMap | None:
             if not editor.is_inference_norm(norm):
                 return None
             node = _made_for_one(editor, norm.input[0])
-        return SkipMap(node, norm) if node is not None and _is_conv(editor, node) else None
+        fit = node is not None and _is_conv(editor, node) and editor.shape(node.input[1])[0] == width  # type: ignore[index]
+        return SkipMap(node, norm) if node is not None and fit else None
     adder = node if node.op_type == "Add" else None
     if adder is not None:
         vector = vector_added_by(editor, adder)
         if not vector:
             return None
         node = _made_for_one(editor, next(name for name in adder.input if name != vector))
-    if node is None or not _is_matrix(editor, node):
+    if node is None or not _is_matrix(editor, node) or features(editor, node.output[0]) != width:
         return None
     return None if adder is not None and node.op_type == "Gemm" else SkipMap(node, adder=adder)
 
@@ -98,6 +101,9 @@ def absorb(editor: GraphEditor, join: Join, found: SkipMap) -> Join | None:
 
     Returns:
         What is left of the join, ``None`` where that is a plain Add.
+
+    Raises:
+        UnfitError: the new weights overflow or lose digits in their element type; nothing was changed.
     """
     factors = _constant_factors(editor, join)
     if factors is None:
@@ -114,13 +120,16 @@ def absorb(editor: GraphEditor, join: Join, found: SkipMap) -> Join | None:
     else:
         turned = found.node.op_type == "Gemm" and attribute(found.node, "transB", 0)
         make: Make = (lambda value: through(value.T).T) if turned else through
-        _derive(editor, found.node, 1, key, make)
+        derived = [(found.node, 1, editor.derived(found.node.input[1], key, make))]
         if found.adder is not None:
             vector = vector_added_by(editor, found.adder)
-            _derive(editor, found.adder, list(found.adder.input).index(vector), key, through)
+            index = list(found.adder.input).index(vector)
+            derived.append((found.adder, index, editor.derived(vector, key, through)))
         elif len(found.node.input) > 2 and found.node.input[2]:
-            width = A.shape[0]
-            _derive(editor, found.node, 2, key, lambda value: through(np.broadcast_to(value, width)))
+            bias = editor.derived(found.node.input[2], key, lambda value: through(np.broadcast_to(value, len(A))))
+            derived.append((found.node, 2, bias))
+        for node, index, name in derived:
+            editor.set_input(node, index, name)
     op = join.op
     names = {**join.names, "x": x}
     if not op.rw and not op.previous:
@@ -129,10 +138,6 @@ def absorb(editor: GraphEditor, join: Join, found: SkipMap) -> Join | None:
     rest = Operator(op.rw, False, op.previous, op.low_rank_previous, layout=op.layout)
     editor.replace(join.node, rest.name, [names[role] for role in rest.inputs], DOMAIN)
     return replace(join, op=rest, names={role: names[role] for role in rest.inputs})
-
-
-def _derive(editor: GraphEditor, node: onnx.NodeProto, index: int, key: tuple[str, str], make: Make) -> None:
-    editor.set_input(node, index, editor.derived(node.input[index], key, make))
 
 
 def _absorb_conv(editor: GraphEditor, found: SkipMap, through: Make, key: tuple[str, str]) -> str:
@@ -152,12 +157,14 @@ def _absorb_conv(editor: GraphEditor, found: SkipMap, through: Make, key: tuple[
         rows = np.moveaxis(value, 0, -1) * gain  # (C, ..., D)
         return np.moveaxis(through(rows), -1, 0)
 
-    _derive(editor, node, 1, key, kernel)
+    kernels = editor.derived(node.input[1], key, kernel)
+    biases = ""
     if bias is not None or norm is not None:
-        name = editor.add_constant(f"{node.output[0]}_bias", through(shift).astype(weights.dtype))
-        while len(node.input) < 3:
-            node.input.append("")
-        editor.set_input(node, 2, name)
+        biases = editor.add_constant(f"{node.output[0]}_bias", through(shift), weights.dtype)
+    editor.set_input(node, 1, kernels)
+    if biases:
+        node.input.extend([""] * (3 - len(node.input)))
+        editor.set_input(node, 2, biases)
     if norm is not None:
         editor.remove(norm)
     return str(node.output[0])

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from numpy.typing import NDArray
@@ -25,9 +25,12 @@ from laurel_graph.passes.fold import FoldReport, fold
 from laurel_graph.passes.fuse import FusedSite, fuse
 from laurel_graph.weight_file import has_external_weights
 
+if TYPE_CHECKING:
+    from laurel_graph.passes.verify import OutputDifference, VerifyReport
+
 TARGETS = ("cpu",)
 TOLERANCE = {"float32": 2e-5, "float64": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
-"""How far a deployed output may be from the trained one, over the output's scale, by element type."""
+"""How far a deployed value may be from the trained one, over the scale of its channel, by element type."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,7 @@ class DeployReport:
         portable: whether only ``ai.onnx`` operators were allowed.
         target: what the file was made for.
         nodes: how many nodes of each type the main graph has.
-        differences: output to (max abs, max rel) difference to the trained model; empty before verification.
-        allowed: output to the largest max rel that was accepted.
-        samples: on how many samples that was measured.
+        verification: how the file compares with the trained one; ``None`` before it was verified.
     """
 
     fold: FoldReport
@@ -50,29 +51,50 @@ class DeployReport:
     portable: bool
     target: str
     nodes: Mapping[str, int] = field(default_factory=dict)
-    differences: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    allowed: Mapping[str, float] = field(default_factory=dict)
-    samples: int = 0
+    verification: VerifyReport | None = None
+
+    @property
+    def differences(self) -> dict[str, tuple[float, float]]:
+        """Output to (max abs, max rel) difference to the trained model; empty before verification."""
+        return {item.output: (item.max_abs, item.max_rel) for item in self._outputs}
+
+    @property
+    def allowed(self) -> dict[str, float]:
+        """Output to the largest max rel that was accepted."""
+        return {item.output: item.tolerance for item in self._outputs}
+
+    @property
+    def samples(self) -> int:
+        """On how many samples the file was compared."""
+        return self.verification.samples if self.verification is not None else 0
+
+    @property
+    def _outputs(self) -> tuple[OutputDifference, ...]:
+        return self.verification.outputs if self.verification is not None else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form: one object per site, then what holds for the whole file."""
         forms = {form.node: form for form in self.forms}
+        compared = {item.site: item for item in self.verification.sites} if self.verification is not None else {}
         sites = []
         for site in self.fold.sites:
             form = forms.get(self.fold.renamed.get(site.node, site.node))
             entry: dict[str, Any] = asdict(site)
             del entry["result"]
+            if form and form.reason:
+                entry["reason"] = "; ".join(filter(None, (site.reason, form.reason)))
             sites.append(
                 {
                     **entry,
                     "form": form.form if form else "add",
                     "deployed": form.operator if form else "Add",
                     "costs_us": {k: round(v, 2) for k, v in form.costs.items()} if form else {},
+                    **({"max_rel": compared[site.site].max_rel} if site.site in compared else {}),
                 }
             )
         outputs = [
-            {"output": k, "max_abs": a, "max_rel": r, "allowed": self.allowed[k]}
-            for k, (a, r) in self.differences.items()
+            {"output": o.output, "max_abs": o.max_abs, "max_rel": o.max_rel, "allowed": o.tolerance, "noise": o.noise}
+            for o in self._outputs
         ]
         return {
             "target": self.target,
@@ -112,13 +134,21 @@ def deploy(
         raise RewriteError("the model is deployed already; deploy the trained file it was made from.")
     if not any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
         raise RewriteError("the model holds no LAuReL residual; transform (and train) it before deploying it.")
+    _close_inputs(model)
     folded = fold(model, base)
     forms = fuse(model, costs or default_costs(), portable=portable, base=base)
     _settle_functions(model, portable)
-    _close_inputs(model)
+    folded = replace(folded, scales=_scales_left(model, folded, forms))
     _mark(model, portable, target)
     nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
     return DeployReport(folded, forms, portable, target, dict(sorted(nodes.items())))
+
+
+def _scales_left(model: onnx.ModelProto, folded: FoldReport, forms: Sequence[FusedSite]) -> dict[str, NDArray[Any]]:
+    """Returns the scales of the values that fusing left there and left what they were."""
+    made = {name for node in model.graph.node for name in node.output}
+    made.difference_update(name for form in forms for name in form.altered)
+    return {name: scale for name, scale in folded.scales.items() if name in made}
 
 
 def _settle_functions(model: onnx.ModelProto, portable: bool) -> None:
@@ -140,8 +170,9 @@ def _settle_functions(model: onnx.ModelProto, portable: bool) -> None:
 def _close_inputs(model: onnx.ModelProto) -> None:
     """Makes weights that are inputs too plain constants, so that runtimes fold and pack them.
 
-    LAuReL tensors are meant that could be overridden per request (others were computed from them), and all weights of
-    files of an IR version below 4, where every weight had to be listed as an input and none could be overridden.
+    LAuReL tensors are meant that could be overridden per request (others are computed from them), and all weights of
+    files of an IR version below 4, where every weight had to be listed as an input and none could be overridden. Other
+    weights that are inputs stay what they are: a run may be given others.
     """
     undo = json.loads(read_metadata(model, METADATA_UNDO) or "{}")
     old = (undo.get("ir_version") or 4) < 4
@@ -184,16 +215,17 @@ def deploy_file(
         output: the file to write.
         portable: leave only operators of ``ai.onnx``.
         target: what it is to run on; ``cpu``.
-        data: an ``.npz`` file, or samples in memory, to compare on besides seeded inputs.
-        tolerance: largest difference over an output's scale; by default :data:`TOLERANCE` by element type, more
-            where activations are quantised (:func:`_verify`).
+        data: an ``.npz`` file, or samples in memory, to compare on in place of drawn inputs.
+        tolerance: largest difference over the scale of a channel, at every site and output; by default
+            :data:`TOLERANCE` by element type, or eight times the trained file's own noise where that is more.
         seed: seed of the drawn inputs.
         sizes: sizes of symbolic dims of drawn inputs.
         costs: the cost model; the one of the package by default.
 
     Raises:
         RewriteError: see :func:`deploy`.
-        VerificationError: the deployed model is further from the trained one than the tolerance; nothing is written.
+        VerificationError: the deployed model is further from the trained one than the tolerance, or no sample
+            exercises the model; nothing is written.
         OutputError: *output* is a file that is read here, or cannot be written.
     """
     source = Path(path)
@@ -204,7 +236,7 @@ def deploy_file(
     report = deploy(model, portable=portable, target=target, base=source.parent, costs=costs)
     with staged(output, read) as aside:
         stage_model(aside, model, source, spill)
-        checked = _verify(report, source, aside.path, data, tolerance, seed, sizes, _has_quantisers(model))
+        checked = _verify(report, source, aside.path, data, tolerance, seed, sizes)
         aside.publish()
     return checked
 
@@ -217,42 +249,33 @@ def _verify(
     tolerance: float | None,
     seed: int,
     sizes: Mapping[str, int] | None,
-    quantised: bool,
 ) -> DeployReport:
-    """Compares both files; returns the report with what was found.
+    """Compares both files at every site and every output; returns the report with what was found.
 
-    Where activations are quantised, a last bit decides between two integers, and the runtime's integer kernels round
-    in ways of their own. There a deployed output may also be twice as far off as the runtime's own optimisation of the
-    trained file is.
+    Raises:
+        VerificationError: they differ somewhere, or no sample exercises the model.
     """
-    from laurel_graph.passes.verify import verify
+    from laurel_graph.passes.verify import SiteDifference, read_samples, report_of
+    from laurel_graph.passes.verify.check import Check, Subject
+    from laurel_graph.passes.verify.watching import altered_by, check_coverage, site_values, with_scales
 
-    draws: list[dict[str, Any]] = [{"seed": seed, "sizes": sizes, "batches": (1, 3)}]
-    if data is not None:
-        draws.append({"data": data})
-    differences: dict[str, tuple[float, float]] = {}
-    allowed: dict[str, float] = {}
-    samples = 0
-    for draw in draws:
-        run = verify(source, deployed, **draw)
-        samples += run.samples
-        noise = (
-            verify(source, source, **draw, optimize=(False, True)).outputs if quantised and tolerance is None else ()
+    first, second = (Subject(path, onnx_file.read(path)) for path in (source, deployed))
+    sites = site_values(first.model, second.model)
+    check_coverage(first.model, second.model, sites)
+    check = Check(
+        first,
+        second,
+        with_scales(sites, report.fold, first.model, second.model, altered_by(first.model, report.forms)),
+        tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
+        exact=tolerance is not None,
+    )
+    samples = read_samples(data) if isinstance(data, (str, Path)) else data
+    findings = check.on_drawn((1, 3), seed, sizes) if samples is None else check.on_data(samples)
+    found = report_of((str(source), str(deployed)), findings)
+    if (worst := found.first_difference) is not None:
+        where = f"site {worst.site!r}: the value" if isinstance(worst, SiteDifference) and worst.site else "the value"
+        raise VerificationError(
+            f"the deployed model differs from {source}, first at {where} {worst.output!r} by {worst.max_abs:.3g} "
+            f"({worst.max_rel:.3g} of its scale, allowed {worst.tolerance:.3g}). Nothing was written."
         )
-        for i, item in enumerate(run.outputs):
-            most = tolerance if tolerance is not None else TOLERANCE.get(item.dtype, 0.0)
-            most = max(most, 2 * noise[i].max_rel) if noise else most
-            if not item.max_rel <= most:
-                raise VerificationError(
-                    f"the deployed model differs from {source}: output {item.output!r} by {item.max_abs:.3g} "
-                    f"({item.max_rel:.3g} of its scale, allowed {most:.3g}). Nothing was written."
-                )
-            old = differences.get(item.output, (0.0, 0.0))
-            differences[item.output] = (max(old[0], item.max_abs), max(old[1], item.max_rel))
-            allowed[item.output] = max(allowed.get(item.output, 0.0), most)
-    return replace(report, differences=differences, allowed=allowed, samples=samples)
-
-
-def _has_quantisers(model: onnx.ModelProto) -> bool:
-    kinds = ("QuantizeLinear", "DynamicQuantizeLinear")
-    return any(node.op_type in kinds for graph in graphs_of(model.graph) for node in graph.node)
+    return replace(report, verification=found)

@@ -9,7 +9,7 @@ it back out. A and B of LR and γ of PA take in what is left. Where the graph le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ import onnx
 from numpy.typing import NDArray
 
 from laurel_graph.errors import RewriteError
-from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
-from laurel_graph.passes.onnx_edit import GraphEditor
-from laurel_graph.passes.scale_context import ONE, RIGID, Context
+from laurel_graph.onnx_graph import graphs_of
+from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator, laurel_nodes
+from laurel_graph.passes.onnx_edit import GraphEditor, UnfitError
+from laurel_graph.passes.scale_context import ONE, RIGID, Context, Rule
 from laurel_graph.passes.scale_rules import channel_axes, rule_for
 from laurel_graph.passes.scales import ScaleSystem, same
 
 Array = NDArray[Any]
 
 _LIMITS: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**4, onnx.TensorProto.BFLOAT16: 2.0**16}
-"""How far apart two scales may be, by element type; 2⁴⁰ in float32 and float64."""
+"""How much smaller than it is a value may be stored, by element type; other types are bounded by ``scales.WIDE``."""
+TENSORS = ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,16 @@ class FoldReport:
         rescaled: keys of the nodes whose constants took a scale in.
         multiplied: keys of the nodes that got a ``Mul`` on an input, because nothing else could take the scale.
         renamed: value to what it is called now, for values seen from outside that a ``Mul`` behind them makes.
+        scales: value of the folded graph to the factor s by which its stored value times s is the true one, of a shape
+            that broadcasts against the value; values that are stored as they are have no entry. What is the true value
+            of a renamed one stands under its new name.
     """
 
     sites: tuple[FoldedSite, ...] = ()
     rescaled: tuple[str, ...] = ()
     multiplied: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    scales: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,6 +106,15 @@ class _Join:
         """The earlier activations, nearest first."""
         return [self.names[f"previous_{j + 1}"] for j in range(self.op.previous)]
 
+    @property
+    def values(self) -> list[str]:
+        """All values that it reads and makes."""
+        return [str(self.node.output[0]), self.names["x"], self.names["f"], *self.previous]
+
+    def along(self, factor: Array) -> Array:
+        """Returns a factor per channel in a shape that multiplies one of the values."""
+        return factor.reshape(-1, *(1,) * int(self.op.layout[:1] or 0)) if factor.ndim else factor
+
 
 def site_of(node: onnx.NodeProto, op: Operator) -> str:
     """Returns the site that an ``ai.laurel`` node belongs to."""
@@ -120,11 +135,7 @@ def _joins(editor: GraphEditor) -> list[_Join]:
         if op.bias or op.epilogue:
             raise RewriteError(f"the model is deployed already (node {node.output[0]!r} is {node.op_type}).")
         names = dict(zip(op.inputs, node.input, strict=True))
-        tensors = {
-            r: editor.constant(n)
-            for r, n in names.items()
-            if r in ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
-        }
+        tensors = {r: editor.constant(n) for r, n in names.items() if r in TENSORS}
         if all(value is not None for value in tensors.values()):
             known = {r: np.asarray(value, np.float64) for r, value in tensors.items() if value is not None}
             joins.append(_Join(node, op, names, known))
@@ -141,50 +152,117 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
     Raises:
         RewriteError: a node of ``ai.laurel`` is unknown, or the model is deployed already.
     """
-    editor = GraphEditor(model, base)
-    joins = _joins(editor)
-    if not joins:
-        return FoldReport()
-    limits = [_LIMITS.get(editor.elem_type(n), 2.0**40) for j in joins for n in (j.names["x"], *j.node.input[2:3])]
-    context = Context(editor, ScaleSystem(min(limits)))
-    _relate(context, joins)
-    order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
-    context.scales = context.system.settle(order)
-    known = {id(join.node) for join in joins}
-    for node in editor:
-        if id(node) not in known:
-            (RIGID if node.domain == DOMAIN else rule_for(node, editor)).rescale(node, context)
-    sites = tuple(_rescale_join(join, context) for join in joins)
-    renamed = _restore_visible(context)
+    blocked: set[str] = set()
+    while True:
+        editor = GraphEditor(model, base)
+        joins = _joins(editor)
+        if not joins:
+            return FoldReport(_inner_sites(model))
+        context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked)
+        _relate(context, joins)
+        order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
+        context.scales = context.system.settle(order)
+        sites, unfit = _rescale(context, joins)
+        renamed, unseen = _restore_visible(context)
+        unfit |= unseen
+        every = {name for join in joins for name in join.values}
+        if not unfit or every <= blocked:
+            break
+        blocked = blocked | (every if unfit <= blocked else unfit)
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
-    return FoldReport(sites, changed, multiplied, renamed)
+    return FoldReport((*sites, *_inner_sites(model)), changed, multiplied, renamed, _scales(context, renamed))
+
+
+def _limits(editor: GraphEditor, joins: list[_Join]) -> Callable[[str], float | None]:
+    """Returns what says how much smaller a value may be stored, ``None`` for one that is not of a 16-bit type.
+
+    A value of unknown type is taken for one of the narrowest type that a join has.
+    """
+    kinds = {editor.elem_type(n) for j in joins for n in (*j.values, *j.node.input[2:3])}
+    unknown = min((_LIMITS[kind] for kind in kinds if kind in _LIMITS), default=None)
+
+    def limit(name: str) -> float | None:
+        kind = editor.elem_type(name)
+        return _LIMITS.get(kind) if kind else unknown
+
+    return limit
+
+
+def _rescale(context: Context, joins: list[_Join]) -> tuple[list[FoldedSite], set[str]]:
+    """Writes the scales into the constants; returns the sites and the values whose scale some constant cannot hold."""
+    editor, known = context.editor, {id(join.node): join for join in joins}
+    unfit: set[str] = set()
+    sites: list[FoldedSite] = []
+    for node in editor:
+        if id(node) in known:
+            continue
+        try:
+            _rule(node, editor).rescale(node, context)
+        except UnfitError:
+            unfit.update(name for name in (*node.input, *node.output) if name and not editor.is_constant(name))
+    for join in joins:
+        try:
+            sites.append(_rescale_join(join, context))
+        except UnfitError:
+            unfit.update(join.values)
+    return sites, unfit
+
+
+def _rule(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
+    return RIGID if node.domain == DOMAIN else rule_for(node, editor)
+
+
+def _inner_sites(model: onnx.ModelProto) -> tuple[FoldedSite, ...]:
+    """Returns the records of sites in subgraphs, which stay as they are."""
+    sites = []
+    for node in (node for graph in list(graphs_of(model.graph))[1:] for node in laurel_nodes(graph)):
+        op = Operator.parse(node.op_type)
+        if op is not None and len(op.inputs) == len(node.input):
+            state = "kept" if op.rw else "absent"
+            why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded"
+            sites.append(FoldedSite(site_of(node, op), node.output[0], op.name, op.name, state, state, why))
+    return tuple(sites)
+
+
+def _scales(context: Context, renamed: Mapping[str, str]) -> dict[str, Array]:
+    """Returns the scales of the values that the finished graph has; see :attr:`FoldReport.scales`."""
+    made = {name for node in context.editor.graph.node for name in node.output}
+    names = {name: renamed.get(name, name) for name in context.scales}
+    return {
+        new: context.along(context.scales[name], name, context.editor.rank(new))
+        for name, new in names.items()
+        if new in made
+    }
 
 
 def _relate(context: Context, joins: list[_Join]) -> None:
     editor, system = context.editor, context.system
     by_node = {id(join.node): join for join in joins}
-    seeds: dict[str, int] = {}
-    for join in joins:
-        out = join.node.output[0]
-        context.sites |= {out, join.names["x"], join.names["f"]}
-        if any(t.ndim and r in ("alpha", "beta") for r, t in join.tensors.items()):
-            for name in (out, join.names["x"], join.names["f"], *join.previous):
-                rank = editor.rank(name)
-                if rank is None:
-                    rank = int(join.op.layout[0]) + 2 if join.op.layout else None
-                if rank is not None:
-                    seeds[name] = join.op.axis % rank
-    context.axes = channel_axes(editor, seeds)
-    for value in (*editor.inputs, *editor.initializers):
+    context.sites |= {name for join in joins for name in join.values[:3]}
+    context.axes = channel_axes(editor, _seeds(editor, joins))
+    read = {name for node in editor for name in node.input if name}
+    for value in sorted(editor.inputs | (read - editor.producer.keys()) | context.blocked):
         system.fix(value)
     for node in editor:
         if id(node) not in by_node:
-            (RIGID if node.domain == DOMAIN else rule_for(node, editor)).relate(node, context)
+            _rule(node, editor).relate(node, context)
     for join in joins:
         _relate_join(join, context)
     for name in sorted(editor.outputs | (editor.captured & set(editor.producer))):
         system.fix(name)
+
+
+def _seeds(editor: GraphEditor, joins: list[_Join]) -> dict[str, tuple[int, int]]:
+    """Returns the values of joins with a weight per channel: the axis of their channels and how many those are."""
+    seeds = {}
+    for join in joins:
+        width = max((t.size for r, t in join.tensors.items() if r in ("alpha", "beta") and t.ndim), default=0)
+        for name in join.values if width else ():
+            rank = editor.rank(name)
+            if rank is not None:
+                seeds[name] = (join.op.axis % rank, width)
+    return seeds
 
 
 def _relate_join(join: _Join, context: Context) -> None:
@@ -201,6 +279,22 @@ def _relate_join(join: _Join, context: Context) -> None:
             )
         elif not system.link(out, value, factor):
             join.reasons.append(f"{role} reaches values that are seen as they are or cannot be scaled")
+            join.reasons += _obstacles(context, system.members(out) | system.members(value))
+
+
+def _obstacles(context: Context, values: set[str]) -> list[str]:
+    """Returns what may have kept the scales of *values* from being changed, beyond their being seen from outside."""
+    editor, found = context.editor, []
+    around = [editor.producer[v] for v in values if v in editor.producer]
+    around += [reader for v in values for reader in editor.consumers(v)]
+    inputs = sorted({name for node in around for name in node.input} & editor.overridable)
+    if inputs:
+        found.append(f"weight {inputs[0]!r} is a graph input too: a run may be given another, so it takes no scale")
+    if values & context.blocked:
+        found.append("constants around would overflow or lose digits in their element type")
+    if any(map(context.is_narrow, values)):
+        found.append("16-bit values are never stored larger than they are")
+    return found
 
 
 def _rescale_join(join: _Join, context: Context) -> FoldedSite:
@@ -211,28 +305,30 @@ def _rescale_join(join: _Join, context: Context) -> FoldedSite:
     a, b = alpha * context.scale(f) / s_out, beta * s_x / s_out
     keep_a, keep_b = not same(a, 1.0), not same(b, 1.0)
     keep = keep_a or keep_b
-    a, b = (a, b) if keep else (ONE, ONE)
+    rest = 1 / s_x  # what x's own part, the low-rank part and the earlier activations are multiplied by
     names = dict(join.names)
     if op.lr:
         names["A"] = _times(editor, names["A"], s_x[:, None] if s_x.ndim else ONE)
-        names["B"] = _times(editor, names["B"], beta / (s_out * b) if s_x.ndim else beta * s_x / (s_out * b))
+        names["B"] = _times(editor, names["B"], rest if s_x.ndim else ONE)
     if op.previous:
-        _rescale_previous(join, names, context, beta / (s_out * b))
+        _rescale_previous(join, names, context, rest)
     if keep and op.rw:
         names["alpha"], names["beta"] = (_replace(editor, names[r], v) for r, v in (("alpha", a), ("beta", b)))
     elif keep:
         dtype = editor.elem_type(x) or editor.elem_type(names.get("A", names.get("gamma", ""))) or 1
         kind = onnx.helper.tensor_dtype_to_np_dtype(dtype)
         for role, value in (("alpha", a), ("beta", b)):
-            names[role] = editor.add_constant(f"{PREFIX}.{join.site}.{role}", np.asarray(value, kind))
+            names[role] = editor.add_constant(f"{PREFIX}.{join.site}.{role}", value, np.dtype(kind))
     new = (
         Operator(keep, op.lr, op.previous, op.low_rank_previous, layout=op.layout)
         if keep or op.lr or op.previous
         else None
     )
     result = "Add" if new is None else new.name
-    inputs = [x, f] if new is None else [names[role] for role in new.inputs]
-    editor.replace(node, result, inputs, DOMAIN if new else "")
+    if new is None:
+        _add_plainly(editor, node, x, f)
+    else:
+        editor.replace(node, new.name, [names[role] for role in new.inputs], DOMAIN)
     state = {True: "kept", False: "folded"}
     return FoldedSite(
         join.site,
@@ -243,6 +339,17 @@ def _rescale_join(join: _Join, context: Context) -> FoldedSite:
         state[keep_b] if op.rw else "absent",
         "; ".join(dict.fromkeys(join.reasons)) if keep else "",
     )
+
+
+def _add_plainly(editor: GraphEditor, node: onnx.NodeProto, x: str, f: str) -> None:
+    """Turns a join into an Add; one of bfloat16, which CPUs do not add, is rounded from float32."""
+    if editor.elem_type(x) != onnx.TensorProto.BFLOAT16:
+        editor.replace(node, "Add", [x, f])
+        return
+    out = node.output[0]
+    wide = [editor.add_node("Cast", [name], like=out, to=onnx.TensorProto.FLOAT) for name in (x, f)]
+    editor.replace(node, "Cast", [editor.add_node("Add", wide, like=out)])
+    node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.BFLOAT16))
 
 
 def _rescale_previous(join: _Join, names: dict[str, str], context: Context, rest: Array) -> None:
@@ -259,8 +366,7 @@ def _rescale_previous(join: _Join, names: dict[str, str], context: Context, rest
             factors[j] = np.asarray(factor.flat[0])
         elif factor.ndim:  # γ is one number per activation: the value itself is scaled
             name = join.previous[j]
-            along = context.along(factor, name)
-            names[f"previous_{j + 1}"] = editor.multiplied(name, along, editor.elem_type(name))
+            names[f"previous_{j + 1}"] = editor.multiplied(name, join.along(factor), editor.elem_type(name))
             context.multiplied.append(join.node.output[0])
             factors[j] = ONE
     names["gamma"] = _times(editor, names["gamma"], np.stack(factors))
@@ -280,19 +386,30 @@ def _replace(editor: GraphEditor, name: str, value: Array) -> str:
     return editor.derived(name, ("=", value.shape, value.tobytes()), lambda _: value)
 
 
-def _restore_visible(context: Context) -> dict[str, str]:
-    """Gives values that are seen from outside their true scale back; returns what the stored ones are called now."""
+def _restore_visible(context: Context) -> tuple[dict[str, str], set[str]]:
+    """Gives values that are seen from outside their true scale back.
+
+    Returns:
+        What the stored ones are called now, and the values for which there is no factor that their type can hold.
+    """
     editor = context.editor
-    renamed = {}
+    renamed: dict[str, str] = {}
+    unfit: set[str] = set()
     for name in sorted(editor.outputs | editor.captured):
-        scale = context.scale(name)
-        node = editor.producer.get(name)
+        scale, node = context.scale(name), editor.producer.get(name)
         if same(scale, 1.0) or node is None:
+            continue
+        kind = editor.elem_type(name) or onnx.TensorProto.FLOAT
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+            factor = editor.add_constant(f"{name}_scale", context.along(scale, name), dtype)
+        except UnfitError:
+            factor = ""
+        if not factor or kind == onnx.TensorProto.BFLOAT16:
+            unfit.add(name)
             continue
         stored = renamed[name] = editor.unique(f"{name}_stored")
         editor.rename_output(node, name, stored)
-        kind = onnx.helper.tensor_dtype_to_np_dtype(editor.elem_type(stored) or onnx.TensorProto.FLOAT)
-        factor = editor.add_constant(f"{name}_scale", context.along(scale, name, editor.rank(stored)).astype(kind))
         editor.add_node("Mul", [stored, factor], name)
         context.multiplied.append(name)
-    return renamed
+    return renamed, unfit

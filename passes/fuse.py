@@ -7,12 +7,23 @@ from pathlib import Path
 
 import onnx
 
+from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.opset import functions
+from laurel_graph.opset.schema import Operator, laurel_nodes
 from laurel_graph.passes.absorb import absorb, skip_map
 from laurel_graph.passes.costs import CostModel, Place
-from laurel_graph.passes.onnx_edit import GraphEditor
+from laurel_graph.passes.fold import site_of
+from laurel_graph.passes.onnx_edit import GraphEditor, UnfitError
 from laurel_graph.passes.quantized import emit_quantized, island_of
-from laurel_graph.passes.site_forms import Join, can_widen, emit_chained, emit_operator, emit_widened, joins_of
+from laurel_graph.passes.site_forms import (
+    Join,
+    can_widen,
+    emit_chained,
+    emit_operator,
+    emit_widened,
+    join_at,
+    nodes_to_write,
+)
 
 FORMS = ("absorbed", "quantized", "operator", "widened", "chained")
 
@@ -27,6 +38,8 @@ class FusedSite:
         form: one of :data:`FORMS`.
         operator: the type of the ``ai.laurel`` node that is left, or "".
         costs: what the cost model expects each possible form to add to the plain residual, in µs.
+        reason: what could not be taken in, and why, or "".
+        altered: values of the graph that have a part of the join in them now, so that they are not what they were.
     """
 
     site: str
@@ -34,6 +47,8 @@ class FusedSite:
     form: str
     operator: str = ""
     costs: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    altered: tuple[str, ...] = ()
 
 
 def fuse(
@@ -50,14 +65,37 @@ def fuse(
     functions.detach(model)
     functions.attach(model)  # shapes pass an operator through its body
     editor = GraphEditor(model, base)
-    done = [_fuse(editor, join, costs, portable) for join in joins_of(editor)]
+    done = []
+    for node in nodes_to_write(editor):
+        join = join_at(editor, node)
+        site = _fuse(editor, join, costs, portable)
+        done.append(replace(site, reason="; ".join(dict.fromkeys(join.notes))))
     if done:
         editor.finish()
-    return tuple(done)
+    return (*done, *_inner_sites(model, portable))
+
+
+def _inner_sites(model: onnx.ModelProto, portable: bool) -> list[FusedSite]:
+    """Returns the records of sites in subgraphs, which keep their operator or get its function body."""
+    nodes = [node for graph in list(graphs_of(model.graph))[1:] for node in laurel_nodes(graph)]
+    why = "it stands in a subgraph"
+    return [
+        FusedSite(site_of(node, op), node.output[0], *_kept(op, portable), reason=why)
+        for node in nodes
+        if (op := Operator.parse(node.op_type)) is not None and len(op.inputs) == len(node.input)
+    ]
+
+
+def _kept(op: Operator, portable: bool) -> tuple[str, str]:
+    """Returns form and operator of a site that keeps its operator, in whose place a portable file has the body."""
+    return ("chained", "") if portable else ("operator", op.name)
 
 
 def _fuse(editor: GraphEditor, join: Join, costs: CostModel, portable: bool) -> FusedSite:
     node, site = join.node.output[0], join.site
+    if join.obstacle:
+        join.notes.append(join.obstacle)
+        return FusedSite(site, node, *_kept(join.op, portable))
     island = None if portable else island_of(editor, join)
     if island is not None:  # not measured: each other form makes floats of whole arrays
         return FusedSite(site, node, "quantized", emit_quantized(editor, join, island))
@@ -70,10 +108,24 @@ def _fuse(editor: GraphEditor, join: Join, costs: CostModel, portable: bool) -> 
         left = min(_expected(costs, join, rest, portable).values()) if place.previous or place.rw else 0.0
         expected["absorbed"] = costs.cost("absorbed", place) + left
         if expected["absorbed"] <= expected[form]:
-            return FusedSite(
-                site, node, "absorbed", _finish(editor, absorb(editor, join, skip), costs, portable), expected
-            )
-    return FusedSite(site, node, form, _emit(editor, join, form, costs), expected)
+            try:
+                left_over, altered = absorb(editor, join, skip), _made_by(skip.node, skip.norm, skip.adder)
+            except UnfitError:
+                join.notes.append("the weights of its skip cannot hold its low-rank part in their element type")
+            else:
+                operator = _finish(editor, left_over, costs, portable)
+                return FusedSite(site, node, "absorbed", operator, expected, altered=altered)
+    altered = _widened(join) if form == "widened" else ()
+    return FusedSite(site, node, form, _emit(editor, join, form, costs), expected, altered=altered)
+
+
+def _made_by(*nodes: onnx.NodeProto | None) -> tuple[str, ...]:
+    return tuple(node.output[0] for node in nodes if node is not None)
+
+
+def _widened(join: Join) -> tuple[str, ...]:
+    """Returns the values from the branch's last linear map on, which have the low-rank part in them once it is wide."""
+    return tuple(dict.fromkeys((*_made_by(join.branch.node if join.branch else None), join.names["f"])))
 
 
 def _finish(editor: GraphEditor, rest: Join | None, costs: CostModel, portable: bool) -> str:

@@ -31,11 +31,38 @@ class NormMatch:
     epsilon: float
 
 
-def match_norm(editor: GraphEditor, value: str) -> NormMatch | None:
-    """Returns the norm that reads *value*, or ``None`` if there is none, or more than one."""
+def match_norm(editor: GraphEditor, value: str, width: int, notes: list[str]) -> NormMatch | None:
+    """Returns the norm that reads *value*, or ``None`` if there is none, or more than one.
+
+    Args:
+        editor: the graph.
+        value: the value, of *width* features on its last axis.
+        width: D; 0 if unknown.
+        notes: takes the reason why a norm that is there cannot be taken in.
+    """
     found = [match for node in editor.consumers(value) if (match := _match(editor, value, node)) is not None]
     unique = {match.output: match for match in found}
-    return next(iter(unique.values())) if len(unique) == 1 else None
+    if len(unique) != 1:
+        notes += ["several norms read it"] if unique else []
+        return None
+    match = next(iter(unique.values()))
+    if any(editor.shape(name) != (width,) for name in (match.scale, match.offset) if name):
+        notes.append(f"scale and offset of the norm behind it are not known to have one value for each of {width}")
+    elif seen := _seen(editor, match):
+        notes.append(f"value {seen!r} inside the norm behind it is read elsewhere, too")
+    else:
+        return match
+    return None
+
+
+def _seen(editor: GraphEditor, match: NormMatch) -> str:
+    """Returns a value inside the norm that something besides its nodes reads, "" where there is none."""
+    ours = {id(node) for node in match.nodes}
+    inside = [name for node in match.nodes for name in node.output if name and name != match.output]
+    for name in inside:
+        if editor.is_visible(name) or any(id(reader) not in ours for reader in editor.consumers(name)):
+            return str(name)
+    return ""
 
 
 def _match(editor: GraphEditor, value: str, node: onnx.NodeProto) -> NormMatch | None:

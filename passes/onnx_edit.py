@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from laurel_graph.onnx_graph import subgraphs
 from laurel_graph.passes.onnx_shapes import tensor_types
 
 Array = NDArray[Any]
@@ -28,6 +29,10 @@ _ELEMENT_TYPES = {
     "bfloat16": onnx.TensorProto.BFLOAT16,
     "float64": onnx.TensorProto.DOUBLE,
 }
+_NO_ARRAYS = ("value_string", "value_strings", "sparse_value")
+_OVERRIDABLE = 4
+"""The first ONNX IR version in which a run may be given another value for an initializer that is an input too."""
+_BFLOAT16_STEP = 2.0**-7
 _EVALUATED = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast", "ConstantOfShape")
 
 
@@ -40,6 +45,15 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Returns a copy of a node that may be edited; a Constant, which may be large and is not, stays itself."""
+    if node.op_type == "Constant":
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
 def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
     """Sets an attribute of *node*, replacing the one of that name."""
     for i, item in enumerate(node.attribute):
@@ -49,41 +63,84 @@ def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
     node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
+def _inner_names(node: onnx.NodeProto) -> set[str]:
+    """Returns every name that the subgraphs of *node* make; no outer value may take one of them."""
+    names: set[str] = set()
+    for graph in subgraphs(node):
+        names.update(value.name for value in (*graph.input, *graph.initializer))
+        for inner in graph.node:
+            names.update(inner.output)
+            names |= _inner_names(inner)
+    return names
+
+
 def captured_names(node: onnx.NodeProto) -> set[str]:
     """Returns every name that the subgraphs of *node* read; inner names may be among them."""
     names: set[str] = set()
-    for item in node.attribute:
-        graphs = [item.g] if item.type == onnx.AttributeProto.GRAPH else list(item.graphs)
-        for graph in graphs:
-            names.update(value.name for value in graph.output)
-            for inner in graph.node:
-                names.update(inner.input)
-                names |= captured_names(inner)
-    return names
+    for graph in subgraphs(node):
+        names.update(value.name for value in graph.output)
+        for inner in graph.node:
+            names.update(inner.input)
+            names |= captured_names(inner)
+    return names - {""}
+
+
+class UnfitError(Exception):
+    """A constant that was asked for has no place in its element type: it overflows, or loses its digits."""
+
+
+def fits(made: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether float64 values keep their digits in *dtype*.
+
+    No finite value may overflow, and what subnormal numbers round away must be small beside its row and its column
+    (the first and the last axis), so that no channel loses more than its elements do by rounding anyway.
+    """
+    if not made.size or dtype.kind not in "fV":
+        return True
+    finite = np.isfinite(made)
+    sizes = np.where(finite, np.abs(made), 0.0)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        stored = made.astype(dtype).astype(np.float64)
+        if not np.isfinite(stored[finite]).all():
+            return False
+        lost = np.where(finite, np.abs(stored - made), 0.0)
+    step = float(np.finfo(dtype).eps) if dtype.kind == "f" else _BFLOAT16_STEP
+    if not np.any(lost > step * sizes):
+        return True
+    for axis in {0, made.ndim - 1} if made.ndim > 1 else {-1}:
+        rest = tuple(i for i in range(made.ndim) if i != axis)
+        if np.any(lost.max(axis=rest) > step * sizes.max(axis=rest)):
+            return False
+    return True
 
 
 class GraphEditor:
     """An index over the main graph of a model that stays right while nodes and constants are added or taken away.
 
-    Node order is not kept up to date while editing; :meth:`finish` sorts the nodes, drops what nobody reads and gives
-    scaled copies the name of the tensor they stand for once that is unused.
+    The model changes in :meth:`finish` alone: until then its nodes are copies. Node order is not kept up to date while
+    editing; :meth:`finish` sorts the nodes, drops what nobody reads and gives scaled copies the name of the tensor they
+    stand for once that is unused.
 
     Attributes:
         model: the model that is edited in place.
         graph: its main graph.
         base: the folder against which locations of external weights are read.
+        overridable: initializers that are inputs too, so that a run may be given others: no constants.
     """
 
     def __init__(self, model: onnx.ModelProto, base: Path | None = None) -> None:
         self.model, self.graph, self.base = model, model.graph, base
-        self.nodes: list[onnx.NodeProto] = list(model.graph.node)
+        self.nodes: list[onnx.NodeProto] = [_copy(node) for node in model.graph.node]
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.sparse = {tensor.values.name for tensor in model.graph.sparse_initializer}
         self.inputs = {value.name for value in model.graph.input}
         self.outputs = {value.name for value in model.graph.output}
         self.producer: dict[str, onnx.NodeProto] = {}
         self._consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         self.captured: set[str] = set()
-        self._names = set(self.inputs) | set(self.initializers) | self.outputs
+        listed = self.inputs & self.initializers.keys()
+        self.overridable = listed if model.ir_version >= _OVERRIDABLE else set()
+        self._names = self.inputs | set(self.initializers) | self.sparse | self.outputs
         self._copies: dict[tuple[Any, ...], str] = {}
         self._copy_of: dict[str, str] = {}
         self._evaluated: dict[str, Array | None] = {}
@@ -101,7 +158,9 @@ class GraphEditor:
             if name:
                 self._consumers[name].append(node)
                 self._names.add(name)
-        self.captured |= captured_names(node)
+        captured = captured_names(node)
+        self.captured |= captured
+        self._names |= captured | _inner_names(node)
 
     @property
     def opset(self) -> int:
@@ -143,20 +202,17 @@ class GraphEditor:
         return None if shape is None else len(shape)
 
     def is_constant(self, name: str) -> bool:
-        """Whether a value is the same in every run."""
-        return self._root_is_constant(name)
-
-    def _root_is_constant(self, name: str) -> bool:
+        """Whether a value is the same in every run, and :meth:`constant` knows it."""
         while name not in self.initializers:
             node = self.producer.get(name)
             if node is None:
                 return False
             if node.op_type == "Constant" and node.domain == "":
-                return True
+                return node.attribute[0].name not in _NO_ARRAYS
             if node.op_type not in _EVALUATED or node.domain or not all(map(self.is_constant, node.input[1:])):
                 return False
             name = node.input[0]
-        return True
+        return name not in self.overridable
 
     def is_inference_norm(self, node: onnx.NodeProto) -> bool:
         """Whether a BatchNormalization is the same diagonal linear map in every run."""
@@ -178,8 +234,6 @@ class GraphEditor:
             value = onnx.helper.get_attribute_value(item)
             if isinstance(value, onnx.TensorProto):
                 return self._array(value)
-            if item.name in ("value_string", "value_strings", "sparse_value"):
-                return None
             return np.asarray(value, np.float32 if item.name.startswith("value_float") else np.int64)
         data = self.constant(node.input[0])
         if data is None or node.op_type == "Identity":
@@ -215,8 +269,16 @@ class GraphEditor:
         self._names.add(candidate)
         return candidate
 
-    def add_constant(self, name: str, value: Array) -> str:
-        """Adds an initializer and returns its name, which is *name* if that is free."""
+    def add_constant(self, name: str, value: Array, dtype: np.dtype[Any] | None = None) -> str:
+        """Adds an initializer and returns its name, which is *name* if that is free.
+
+        Raises:
+            UnfitError: *value* overflows *dtype*, or loses its digits in it.
+        """
+        if dtype is not None:
+            if not fits(value, dtype):
+                raise UnfitError(name)
+            value = value.astype(dtype)
         name = self.unique(name)
         tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
         self.initializers[name] = tensor
@@ -230,14 +292,16 @@ class GraphEditor:
             name: the constant to start from.
             key: what, besides the name, the new value depends on.
             make: computes it in float64; the result is cast to the type of *name*.
+
+        Raises:
+            UnfitError: the result overflows that type, or loses its digits in it.
         """
         full = (name, *key)
         if full not in self._copies:
             value = self.constant(name)
             if value is None:
                 raise ValueError(f"{name!r} is no constant")
-            made = make(value.astype(np.float64)).astype(value.dtype)
-            self._copies[full] = self.add_constant(f"{name}_deployed", made)
+            self._copies[full] = self.add_constant(f"{name}_deployed", make(value.astype(np.float64)), value.dtype)
             self._copy_of[self._copies[full]] = name
         return self._copies[full]
 
@@ -304,11 +368,17 @@ class GraphEditor:
                     self.set_input(reader, i, new)
 
     def multiplied(self, name: str, factor: Array, dtype: int) -> str:
-        """Returns the name of ``name · factor``: a new Mul node, one for all who ask for the same."""
+        """Returns the name of ``name · factor``: a new Mul node, one for all who ask for the same.
+
+        Raises:
+            UnfitError: the factor has no place in *dtype*, or *dtype* is bfloat16, which CPUs do not multiply.
+        """
+        if dtype == onnx.TensorProto.BFLOAT16:
+            raise UnfitError(name)
         key = (name, "mul", factor.shape, factor.tobytes())
         if key not in self._copies:
             kind = onnx.helper.tensor_dtype_to_np_dtype(dtype or onnx.TensorProto.FLOAT)
-            constant = self.add_constant(f"{name}_scale", factor.astype(kind))
+            constant = self.add_constant(f"{name}_scale", factor, kind)
             self._copies[key] = self.add_node("Mul", [name, constant], like=f"{name}_unscaled")
         return self._copies[key]
 
@@ -318,7 +388,7 @@ class GraphEditor:
         read = {name for node in alive for name in node.input} | self.outputs | self.captured
         self._restore_names(alive, read)
         read = {name for node in alive for name in node.input} | self.outputs | self.captured
-        dropped = {name for name in self.initializers if name not in read}
+        dropped = {name for name in self.initializers if name not in read and name not in self.overridable}
         del self.graph.node[:]
         self.graph.node.extend(alive)
         tensors = [tensor for name, tensor in self.initializers.items() if name not in dropped]

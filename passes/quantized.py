@@ -47,13 +47,13 @@ def island_of(editor: GraphEditor, join: Join) -> Island | None:
     if any(value is None or value.dtype != np.float32 for value in tensors):
         return None
     makers = [editor.producer.get(join.names[role]) for role in ("x", "f")]
-    if any(node is None or node.op_type != "DequantizeLinear" for node in makers):
+    if any(node is None or node.op_type != "DequantizeLinear" or node.domain for node in makers):
         return None
     reader = editor.sole_consumer(join.node.output[0])
     relu = reader if reader is not None and reader.op_type == "Relu" and not reader.domain else None
     if relu is not None:
         reader = editor.sole_consumer(relu.output[0])
-    if reader is None or reader.op_type != "QuantizeLinear":
+    if reader is None or reader.op_type != "QuantizeLinear" or reader.domain:
         return None
     nodes = [node for node in (*makers, reader) if node is not None]
     kinds = {_kind(editor, node) for node in nodes}

@@ -29,6 +29,7 @@ class Context:
         sites: values that a LAuReL residual reads or makes.
         changed: keys of the nodes whose constants took a scale in.
         multiplied: keys of the nodes whose input needed a Mul.
+        blocked: values that keep their scale because some constant around them could not take another.
     """
 
     editor: GraphEditor
@@ -38,18 +39,41 @@ class Context:
     sites: set[str] = field(default_factory=set)
     changed: list[str] = field(default_factory=list)
     multiplied: list[str] = field(default_factory=list)
+    blocked: set[str] = field(default_factory=set)
 
     def scale(self, name: str) -> Array:
         """Returns the scale of a value."""
         return self.scales.get(name, ONE)
 
     def tie(self, out: str, value: str, *, power: float = 1.0, axis: int | None = None) -> None:
-        """Links ``s(out) = s(value) ** power``; one scale per channel passes only when it ends up on *axis* of out."""
+        """Links ``s(out) = s(value) ** power``; one scale per channel passes only when it ends up on *axis* of out.
+
+        Powers of 16-bit values stay as they are: they leave the range of the type too easily.
+        """
+        if power != 1 and (self.is_narrow(out) or self.is_narrow(value)):
+            self.system.fix(out)
+            self.system.fix(value)
+            return
         if power != 1 or axis is None or self.axes.get(out) != axis:
             self.system.demand_uniform(value)
         if power != 1:
             self.system.demand_positive(value)
         self.system.link(out, value, power=power)
+
+    def part(self, a: str, b: str, out: str, sign: int) -> None:
+        """Fixes what must be fixed so that the scale of *out* can be ``s(a) · s(b) ** sign``: one of two values that do
+        not hang together, both where a 16-bit *out* would hang on a power."""
+        system = self.system
+        if not system.together(a, b) and not system.is_fixed(a) and not system.is_fixed(b):
+            keep_b = bool(system.members(b) & self.sites) and not system.members(a) & self.sites
+            system.fix(a if keep_b else b)
+        if any(map(self.is_narrow, (a, b, out))) and not system.is_plain(a, b, sign):
+            system.fix(a)
+            system.fix(b)
+
+    def is_narrow(self, name: str) -> bool:
+        """Whether a value is of a 16-bit type."""
+        return self.system.limit(name) is not None
 
     def along(self, factor: Array, name: str, rank: int | None = None) -> Array:
         """Returns a per-channel factor shaped to multiply value *name* (or a constant aligned to its last axes)."""
@@ -74,8 +98,7 @@ class Context:
         if same(factor, 1.0):
             return
         name = node.input[index]
-        with np.errstate(over="ignore"):
-            new = self.editor.derived(name, ("·", factor.shape, factor.tobytes()), lambda value: value * factor)
+        new = self.editor.derived(name, ("·", factor.shape, factor.tobytes()), lambda value: value * factor)
         self.editor.set_input(node, index, new)
         self.changed.append(node.output[0])
 

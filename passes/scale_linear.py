@@ -176,7 +176,8 @@ class MatMul(Linear):
     def out_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
         """The last axis, where the weights are a matrix on the right."""
         weights = context.editor.constant(node.input[1]) if self.value_index(node, context) == 0 else None
-        return self.in_axis(node, context) if weights is not None and weights.ndim >= 2 else None
+        rank = context.editor.rank(node.output[0])
+        return rank - 1 if weights is not None and weights.ndim >= 2 and rank is not None else None
 
     def factor(
         self, node: onnx.NodeProto, context: Context, shape: tuple[int, ...], s_in: Array, s_out: Array
@@ -196,9 +197,7 @@ class MatMul(Linear):
             return
         system.demand_uniform(a)
         system.demand_uniform(b)
-        if not system.together(a, b) and not system.is_fixed(a) and not system.is_fixed(b):
-            keep_b = bool(system.members(b) & context.sites) and not system.members(a) & context.sites
-            system.fix(a if keep_b else b)
+        context.part(a, b, node.output[0], 1)
         if system.together(a, b):
             system.demand_positive(a)
             system.demand_positive(b)
@@ -245,8 +244,9 @@ class BatchNorm(Rule):
         if not context.editor.is_inference_norm(node):
             RIGID.relate(node, context)
             return
+        plain = context.editor.rank(node.input[1]) == 1  # before opset 9 there is one value per activation, too
         for name in (node.input[0], node.output[0]):
-            if context.axes.get(name) != 1:
+            if not plain or context.axes.get(name) != 1:
                 context.system.demand_uniform(name)
 
     def rescale(self, node: onnx.NodeProto, context: Context) -> None:

@@ -20,17 +20,20 @@ from laurel_graph.passes.onnx_edit import FLOAT_TYPES, GraphEditor, attribute, c
 from laurel_graph.passes.scale_context import RIGID, Context, Rule
 from laurel_graph.passes.scale_linear import BatchNorm, Conv, ConvTranspose, Gemm, MatMul
 from laurel_graph.passes.scales import same
+from laurel_graph.view import Shape
 
 
-def _carried_axis(node: onnx.NodeProto, axis: int, editor: GraphEditor) -> int | None:
-    """Returns where channel *axis* of the first input lies in the output of a homogeneous operator."""
-    op, shape = node.op_type, editor.shape(node.input[0])
+def _carried_axis(node: onnx.NodeProto, name: str, axis: int, editor: GraphEditor) -> int | None:
+    """Returns where channel *axis* of its input *name* lies in the output of a homogeneous operator."""
+    op, shape = node.op_type, editor.shape(name)
+    if name != node.input[0] and op not in _CHANNELWISE:
+        return None
     if op == "Transpose":
         perm = attribute(node, "perm")
         return list(perm).index(axis) if perm else None
     if op in ("Reshape", "Flatten", "Squeeze"):
         pooled = shape is not None and axis == 1 and len(shape) > 2 and all(d == 1 for d in shape[2:])
-        return 1 if pooled and editor.rank(node.output[0]) == 2 else None
+        return 1 if pooled and editor.rank(node.output[0]) == 2 else None  # :func:`channel_axes` checks its size
     if op.startswith("Reduce"):
         axes = attribute(node, "axes")
         if len(node.input) > 1 and node.input[1]:
@@ -40,7 +43,10 @@ def _carried_axis(node: onnx.NodeProto, axis: int, editor: GraphEditor) -> int |
         reduced = {int(a) % len(shape) for a in axes}
         before = 0 if attribute(node, "keepdims", 1) else sum(a < axis for a in reduced)
         return None if axis in reduced else axis - before
-    return axis if op in _CHANNELWISE else None
+    if op not in _CHANNELWISE:
+        return None
+    ranks = [editor.rank(node.output[0]), editor.rank(name)]
+    return axis + ranks[0] - ranks[1] if ranks[0] is not None and ranks[1] is not None else None
 
 
 _CHANNELWISE_NAMES = (
@@ -50,32 +56,46 @@ _CHANNELWISE_NAMES = (
 _CHANNELWISE = frozenset(_CHANNELWISE_NAMES.split())
 
 
-def channel_axes(editor: GraphEditor, seeds: Mapping[str, int]) -> dict[str, int]:
+def _has_channels(shape: Shape, place: tuple[int, int], trusted: bool) -> bool:
+    """Whether a value of that shape has the channels at that place; a *trusted* one may be of unknown size there."""
+    axis, width = place
+    if not 0 <= axis < len(shape):
+        return False
+    return shape[axis] == width or (trusted and not isinstance(shape[axis], int))
+
+
+def channel_axes(editor: GraphEditor, seeds: Mapping[str, tuple[int, int]]) -> dict[str, int]:
     """Returns the axis of the channels for every value that hangs together with *seeds* through channel-wise operators.
 
-    A value on which two ways disagree is left out.
+    A value on which two ways disagree is left out, and so is one that is not known to have all channels there.
+
+    Args:
+        editor: the graph.
+        seeds: value to the axis of its channels and their number.
     """
-    axes: dict[str, int] = {}
+    axes: dict[str, tuple[int, int]] = {}
     wrong: set[str] = set()
     wanted = list(seeds.items())
     while wanted:
-        name, axis = wanted.pop()
-        if name in axes or name in wrong or editor.rank(name) is None:
-            if axes.get(name, axis) != axis:
+        name, place = wanted.pop()
+        axis, width = place
+        shape = editor.shape(name)
+        if name in axes or name in wrong or shape is None or not _has_channels(shape, place, name in seeds):
+            if axes.get(name, place) != place:
                 wrong.add(name)
             continue
-        axes[name] = axis
+        axes[name] = place
         for node in editor.consumers(name):
-            if node.domain == "" and (carried := _carried_axis(node, axis, editor)) is not None:
-                wanted.append((node.output[0], carried))
+            if node.domain == "" and (carried := _carried_axis(node, name, axis, editor)) is not None:
+                wanted.append((node.output[0], (carried, width)))
         maker = editor.producer.get(name)
         if maker is None or maker.domain:
             continue
         if maker.op_type in _CHANNELWISE:
-            wanted += [(i, axis) for i in maker.input if i and editor.rank(i) == editor.rank(name)]
+            wanted += [(i, place) for i in maker.input if i and editor.rank(i) == len(shape)]
         elif maker.op_type == "Transpose" and (perm := attribute(maker, "perm")):
-            wanted.append((maker.input[0], perm[axis]))
-    return {name: axis for name, axis in axes.items() if name not in wrong}
+            wanted.append((maker.input[0], (perm[axis], width)))
+    return {name: axis for name, (axis, _) in axes.items() if name not in wrong}
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ class Homogeneous(Rule):
             if editor.is_constant(name):
                 continue
             axis = context.axes.get(name)
-            context.tie(out, name, axis=None if axis is None else _carried_axis(node, axis, editor))
+            context.tie(out, name, axis=None if axis is None else _carried_axis(node, name, axis, editor))
         if self.positive:
             context.system.demand_positive(out)
         for i, name in enumerate(node.input):
@@ -200,14 +220,14 @@ class Product(Rule):
                 RIGID.relate(node, context)
             elif not self._absorbs(node, context, index):
                 power = -1.0 if self.sign == -1 and index == 0 else 1.0
-                context.tie(out, value, power=power, axis=context.axes.get(value))
+                axis = context.axes.get(value)
+                carried = None if axis is None else _carried_axis(node, value, axis, context.editor)
+                context.tie(out, value, power=power, axis=carried)
             elif context.axes.get(value) is None or context.axes.get(value) != context.axes.get(out):
                 system.demand_uniform(value)
                 system.demand_uniform(out)
             return
-        if not system.together(a, b) and not system.is_fixed(a) and not system.is_fixed(b):
-            keep_b = bool(system.members(b) & context.sites) and not system.members(a) & context.sites
-            system.fix(a if keep_b else b)
+        context.part(a, b, out, self.sign)
         for name in (a, b):
             if system.together(a, b) or context.axes.get(name) is None or context.axes.get(out) != context.axes[name]:
                 system.demand_uniform(name)
@@ -367,7 +387,8 @@ def rule_for(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
         training = editor.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.asarray(opset < 7)
         return Homogeneous() if training is not None and not training.any() else RIGID
     if op == "Cast":
-        return Homogeneous() if attribute(node, "to") in FLOAT_TYPES else RIGID
+        floats = attribute(node, "to") in FLOAT_TYPES and editor.elem_type(node.input[0]) in FLOAT_TYPES
+        return Homogeneous() if floats else RIGID
     if op == "Clip":
         return ClipAttributes(positive=True) if opset < 11 else Homogeneous(data=(0, 1, 2), positive=True)
     if op == "Pad" and opset < 11 and attribute(node, "value", 0.0):

@@ -4,10 +4,14 @@ A value v is stored as v / s(v). Operators link the scales of what they read and
 square ``s(out) = s(in)²``, a residual ``s(out) = β·s(x) = α·s(f)``; a linear map with weights links nothing, because
 its weights take any factor. Linked values form a *component*; within it every scale is ``c(v)·g^e(v)`` of one unknown
 g, which stays free until something fixes it. Factors are float64 scalars or one number per channel.
+
+Values of 16-bit types may be stored smaller than they are, never larger, so that nothing overflows that did not: their
+scales are at least 1, at most a few bits apart, and squares and quotients of them stay as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +21,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 _SAME = 1e-9
+WIDE = 2.0**40
+"""The largest ratio of two scales in one component in float32 and float64."""
 
 
 def _uniform(a: Array) -> bool:
@@ -56,10 +62,10 @@ class ScaleSystem:
     """Collects links and demands; every method that adds one says whether it could be kept, and changes nothing if not.
 
     Args:
-        limit: the largest ratio of two scales in one component, which guards the range of the stored type.
+        limit: for a value of a 16-bit type, the largest scale it may have; ``None`` for any other.
     """
 
-    def __init__(self, limit: float = 2.0**40) -> None:
+    def __init__(self, limit: Callable[[str], float | None] = lambda _: None) -> None:
         self.limit = limit
         self._component: dict[str, _Component] = {}
 
@@ -115,16 +121,29 @@ class ScaleSystem:
             v: _flat(c * (g if component.power[v] == 1 else g ** component.power[v]))
             for v, c in component.factor.items()
         }
-        if not self._in_range(scaled):
+        if not self._in_range(scaled, fixed=True):
             return False
         component.factor = scaled
         component.fixed = True
         return True
 
-    def _in_range(self, factors: dict[str, Array]) -> bool:
-        sizes = [np.abs(c) for c in factors.values()]
-        low, high = min(float(s.min()) for s in sizes), max(float(s.max()) for s in sizes)
-        return bool(np.isfinite(high)) and low > 0 and high / low <= self.limit
+    def _in_range(self, factors: dict[str, Array], fixed: bool) -> bool:
+        """Whether the range of the stored types is safe; scales that are not *fixed* may still grow together."""
+        ends = {v: (float(np.abs(c).min()), float(np.abs(c).max())) for v, c in factors.items()}
+        low, high = min(least for least, _ in ends.values()), max(most for _, most in ends.values())
+        if not np.isfinite(high) or low <= 0 or high / low > WIDE:
+            return False
+        narrow = [(limit, *ends[v]) for v in factors if (limit := self.limit(v)) is not None]
+        if not narrow:
+            return True
+        least = min(1.0 if fixed else np.inf, min(least for _, least, _ in narrow))
+        inside = all(most / least <= limit * (1 + _SAME) for limit, _, most in narrow)
+        return inside and (not fixed or least >= 1 - _SAME)
+
+    def is_plain(self, a: str, b: str, sign: int) -> bool:
+        """Whether ``s(a) · s(b) ** sign`` hangs on the unknown factor as the scale of one value does, or not at all."""
+        powers = [0.0 if self._of(v).fixed else self._of(v).power[v] for v in (a, b)]
+        return powers[0] + sign * powers[1] in (0.0, 1.0)
 
     def define(self, value: str, a: str, b: str, sign: int) -> bool:
         """Links a new *value* to ``s(a) · s(b) ** sign``, for values that hang together or of which one is fixed."""
@@ -171,7 +190,7 @@ class ScaleSystem:
             return False
         g = base if root == 1 else base**root
         moved = {v: _flat(c * (g if guest.power[v] == 1 else g ** guest.power[v])) for v, c in guest.factor.items()}
-        if not self._in_range({**home.factor, **moved}):
+        if not self._in_range({**home.factor, **moved}, home.fixed):
             return False
         home.factor.update(moved)
         for value, old in guest.power.items():
@@ -182,15 +201,22 @@ class ScaleSystem:
         return True
 
     def settle(self, order: list[str]) -> dict[str, Array]:
-        """Fixes what is still free, each component so that its first value in *order* keeps its scale, and returns
-        the scale of every value that is not stored as it is."""
+        """Fixes what is still free and returns the scale of every value that is not stored as it is.
+
+        The first value in *order* of each component keeps its scale; where there are values of 16-bit types, the one
+        of them that would be stored largest does.
+        """
         for value in order:
             component = self._component.get(value)
             if component is None or component.fixed or component.power[value] == 0:
                 continue
             factor = component.factor[value]
-            if component.uniform and factor.ndim:
+            power = component.power[value]
+            narrow = [c for v, c in component.factor.items() if self.limit(v) is not None]
+            if narrow:
+                factor, power = np.asarray(min(np.abs(c).min() for c in narrow)), 1.0
+            elif component.uniform and factor.ndim:
                 factor = np.exp(np.mean(np.log(np.abs(factor))))
-            if not self._solve(component, np.asarray(1.0) / factor, 1 / component.power[value]):
+            if not self._solve(component, np.asarray(1.0) / factor, 1 / power):
                 self._solve(component, np.asarray(1.0), 1.0)
         return {v: _flat(c.factor[v]) for v, c in self._component.items() if not same(c.factor[v], 1.0)}

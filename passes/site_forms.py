@@ -12,7 +12,7 @@ output keeps its name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,9 @@ import onnx
 from numpy.typing import NDArray
 
 from laurel_graph.opset.schema import DOMAIN, Operator
-from laurel_graph.passes.fold import site_of
+from laurel_graph.passes.fold import TENSORS, site_of
 from laurel_graph.passes.norm_patterns import NormMatch, match_norm
-from laurel_graph.passes.onnx_edit import GraphEditor, attribute
+from laurel_graph.passes.onnx_edit import GraphEditor, UnfitError, attribute
 
 Array = NDArray[Any]
 
@@ -36,11 +36,13 @@ class Branch:
         node: the Conv, MatMul or Gemm.
         value: what it reads (h).
         width: the number of features of h.
+        features: the number of features that it makes.
     """
 
     node: onnx.NodeProto
     value: str
     width: int
+    features: int
 
 
 @dataclass
@@ -51,67 +53,90 @@ class Join:
         node: the node.
         op: its operator.
         names: its inputs by role.
+        width: D, 0 if unknown.
         branch: the last linear map of the branch, or ``None`` where it cannot be widened.
         bias: the constant (D,) vector that the branch ends with, or "".
         relu: the ReLU that alone reads the join, or ``None``.
         norm: the norm behind the join, or ``None``.
+        rank: r, 0 without a low-rank part.
+        obstacle: why it cannot be written as plain nodes, or "".
+        notes: what could not be taken in, and why.
     """
 
     node: onnx.NodeProto
     op: Operator
     names: dict[str, str]
-    branch: Branch | None
-    bias: str
-    relu: onnx.NodeProto | None
-    norm: NormMatch | None
+    width: int = 0
+    branch: Branch | None = None
+    bias: str = ""
+    relu: onnx.NodeProto | None = None
+    norm: NormMatch | None = None
+    rank: int = 0
+    obstacle: str = ""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def site(self) -> str:
         """The site."""
         return site_of(self.node, self.op)
 
-    @property
-    def width(self) -> int:
-        """D, 0 if unknown."""
-        return self._size("A", 0)
 
-    @property
-    def rank(self) -> int:
-        """r, 0 without a low-rank part."""
-        return self._size("A", 1)
-
-    def _size(self, role: str, axis: int) -> int:
-        return self._shapes.get(role, (0, 0))[axis]
-
-    def __post_init__(self) -> None:
-        self._shapes: dict[str, tuple[int, ...]] = {}
+def nodes_to_write(editor: GraphEditor) -> list[onnx.NodeProto]:
+    """Returns the ``ai.laurel`` nodes of the main graph that have no form yet, in graph order."""
+    parsed = [(node, Operator.parse(node.op_type)) for node in editor if node.domain == DOMAIN]
+    return [node for node, op in parsed if op is not None and not op.epilogue and not op.bias]
 
 
-def joins_of(editor: GraphEditor) -> list[Join]:
-    """Returns the ``ai.laurel`` nodes of the main graph with their surroundings, in graph order."""
-    joins = []
-    for node in editor:
-        op = Operator.parse(node.op_type) if node.domain == DOMAIN else None
-        if op is None or op.epilogue or op.bias:
-            continue
-        names = dict(zip(op.inputs, node.input, strict=True))
-        out, last = node.output[0], op.axis == -1
-        follower = editor.sole_consumer(out)
-        relu = follower if follower is not None and follower.op_type == "Relu" and not follower.domain else None
-        join = Join(
-            node,
-            op,
-            names,
-            _branch(editor, names["f"], last),
-            _bias(editor, names["f"]) if last else "",
-            relu if op.layout else None,
-            match_norm(editor, out) if last else None,
-        )
-        for role in ("A", "previous_A"):
-            if role in names:
-                join._shapes[role] = tuple(int(d) for d in editor.shape(names[role]) or ())  # type: ignore[arg-type]
-        joins.append(join)
-    return joins
+def join_at(editor: GraphEditor, node: onnx.NodeProto) -> Join:
+    """Returns an ``ai.laurel`` node with what stands around it *now*: the form of one site changes that of others."""
+    op = Operator.parse(node.op_type)
+    if op is None:
+        raise ValueError(f"{node.op_type!r} is no operator of {DOMAIN}")
+    names, out, last = dict(zip(op.inputs, node.input, strict=True)), node.output[0], op.axis == -1
+    join = Join(node, op, names)
+    if op.lr:
+        join.width, join.rank = (int(d) for d in editor.shape(names["A"]) or (0, 0))  # type: ignore[arg-type]
+    elif last:
+        join.width = next((w for name in (out, names["x"], names["f"]) if (w := features(editor, name))), 0)
+    elif op.low_rank_previous:
+        join.width = int((editor.shape(names["previous_B"]) or (0,))[-1])  # type: ignore[arg-type]
+    join.obstacle = _obstacle(editor, join)
+    if join.obstacle:
+        return join
+    follower = editor.sole_consumer(out)
+    relu = follower if follower is not None and follower.op_type == "Relu" and not follower.domain else None
+    join.relu = relu if op.layout else None
+    join.bias = _bias(editor, names["f"]) if last else ""
+    join.branch = _branch(editor, names["f"], last, join.notes)
+    join.norm = match_norm(editor, out, join.width, join.notes) if last else None
+    return join
+
+
+def _obstacle(editor: GraphEditor, join: Join) -> str:
+    """Returns why a join must keep its operator as it is (a portable file has its function body in the place)."""
+    tensors = {role: name for role, name in join.names.items() if role in TENSORS}
+    loose = [role for role, name in tensors.items() if not editor.is_constant(name)]
+    if loose:
+        return f"{loose[0]} is no constant"
+    kinds = {editor.elem_type(name) for name in (*tensors.values(), join.names["x"], join.names["f"])}
+    if onnx.TensorProto.BFLOAT16 in kinds:
+        return "bfloat16 is added in float32"
+    if onnx.TensorProto.DOUBLE in kinds and join.op.layout:
+        return "ONNX Runtime has no convolution of float64"
+    return ""
+
+
+def features(editor: GraphEditor, name: str) -> int | None:
+    """Returns the size of the last axis of a value, from its shape or the weights that make it; ``None`` if unknown."""
+    shape = editor.shape(name)
+    if shape and isinstance(shape[-1], int):
+        return shape[-1]
+    node = editor.producer.get(name)
+    if node is None or node.domain or node.op_type not in ("MatMul", "Gemm"):
+        return None
+    weights = editor.shape(node.input[1]) or ()
+    size = weights[0 if attribute(node, "transB", 0) else 1] if len(weights) == 2 else None
+    return size if isinstance(size, int) else None
 
 
 def _bias(editor: GraphEditor, f: str) -> str:
@@ -123,15 +148,15 @@ def _bias(editor: GraphEditor, f: str) -> str:
 
 
 def vector_added_by(editor: GraphEditor, node: onnx.NodeProto) -> str:
-    """Returns the constant (D,) that an Add puts on its other operand, or ""."""
+    """Returns the constant (D,) that an Add puts on its other operand of D features, or ""."""
     for i, name in enumerate(node.input):
-        value = editor.constant(name)
-        if value is not None and value.ndim == 1 and value.size > 1 and not editor.is_constant(node.input[1 - i]):
+        shape, other = editor.shape(name), node.input[1 - i]
+        if editor.is_constant(name) and not editor.is_constant(other) and shape == (features(editor, other),):
             return str(name)
     return ""
 
 
-def _branch(editor: GraphEditor, f: str, last: bool) -> Branch | None:
+def _branch(editor: GraphEditor, f: str, last: bool, notes: list[str]) -> Branch | None:
     """Finds the linear map that makes *f*, through a bias behind it, when nothing else reads what it makes."""
     node = editor.producer.get(f)
     if node is None or editor.sole_consumer(f) is None:
@@ -143,6 +168,8 @@ def _branch(editor: GraphEditor, f: str, last: bool) -> Branch | None:
         node = editor.producer.get(inner[0])
     if node is None or node.domain or len(node.input) < 2 or editor.is_constant(node.input[0]):
         return None
+    if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in editor.overridable:
+        notes.append(f"weight {node.input[1]!r} of its branch is a graph input too: a run may be given another")
     weights = editor.shape(node.input[1]) if editor.is_constant(node.input[1]) else None
     shape = tuple(d for d in weights or () if isinstance(d, int))
     if not shape:
@@ -154,11 +181,11 @@ def _branch(editor: GraphEditor, f: str, last: bool) -> Branch | None:
             and not any(attribute(node, "pads", ()))
             and all(s == 1 for s in attribute(node, "strides", ()))
         )
-        return Branch(node, node.input[0], shape[1]) if pointwise and plain else None
+        return Branch(node, node.input[0], shape[1], shape[0]) if pointwise and plain else None
     if node.op_type == "MatMul" and len(shape) == 2:
-        return Branch(node, node.input[0], shape[0])
+        return Branch(node, node.input[0], *shape)
     if node.op_type == "Gemm" and not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == 1.0:
-        return Branch(node, node.input[0], shape[1 if attribute(node, "transB", 0) else 0])
+        return Branch(node, node.input[0], *(shape[::-1] if attribute(node, "transB", 0) else shape))
     return None
 
 
@@ -212,10 +239,7 @@ def _previous_terms(editor: GraphEditor, join: Join, block: int, carried: str, l
         value = join.names[f"previous_{j + 1}"]
         if op.low_rank_previous:
             first = editor.derived(join.names["previous_A"], ("pick", j), partial(_pick, j=j))
-            gamma = editor.constant(join.names["gamma"])
-            by = float(gamma[j]) if gamma is not None else 1.0
-            second = editor.derived(join.names["previous_B"], ("pick", j, by), partial(_pick, j=j, by=by))
-            term = _times(editor, join, value, first, second, block, like)
+            term = _low_rank_term(editor, join, j, first, block, like)
         elif op.layout and (width := _channels(editor, join)):
             # a depthwise 1×1 convolution: the runtime fuses it with the add and stays in its channel layout
             shape = (width, 1, *(1,) * int(op.layout[0]))
@@ -228,6 +252,20 @@ def _previous_terms(editor: GraphEditor, join: Join, block: int, carried: str, l
             term = editor.add_node("Mul", [value, gamma_j], like=like)
         carried = editor.add_node("Add", [carried, term], like=like)
     return carried
+
+
+def _low_rank_term(editor: GraphEditor, join: Join, j: int, first: str, block: int, like: str) -> str:
+    """Adds γ_j·h_j(previous_j), with γ_j in the second factor of h_j where the element type can hold that."""
+    value, matrices = join.names[f"previous_{j + 1}"], join.names["previous_B"]
+    gamma = editor.constant(join.names["gamma"])
+    by = float(gamma[j]) if gamma is not None else 1.0
+    try:
+        second = editor.derived(matrices, ("pick", j, by), partial(_pick, j=j, by=by))
+    except UnfitError:
+        second = editor.derived(matrices, ("pick", j, 1.0), partial(_pick, j=j))
+        number = editor.derived(join.names["gamma"], ("scalar", j), partial(_pick, j=j))
+        return editor.add_node("Mul", [_times(editor, join, value, first, second, block, like), number], like=like)
+    return _times(editor, join, value, first, second, block, like)
 
 
 def _channels(editor: GraphEditor, join: Join) -> int:
@@ -264,7 +302,7 @@ def emit_chained(editor: GraphEditor, join: Join, block: int = 1) -> None:
 
 def can_widen(join: Join) -> bool:
     """Whether the branch ends in a linear map that can take B in."""
-    return join.op.lr and not join.op.rw and join.branch is not None
+    return join.op.lr and not join.op.rw and join.branch is not None and join.branch.features == join.width
 
 
 def emit_widened(editor: GraphEditor, join: Join, block: int = 1) -> None:
@@ -287,12 +325,18 @@ def emit_widened(editor: GraphEditor, join: Join, block: int = 1) -> None:
     else:
         low = editor.add_node("MatMul", [x, names["A"]], like=out)
         extra, axis = (B.T, 1) if node.op_type == "Gemm" and attribute(node, "transB", 0) else (B, 0)
-    wide = editor.add_node("Concat", [branch.value, low], like=out, axis=1 if op.layout else -1)
+    wide = editor.add_node("Concat", [branch.value, low], like=out, axis=1 if op.layout else _last(editor, x))
     weights = editor.derived(node.input[1], ("widen", out), lambda v: np.concatenate([v, extra], axis))
     editor.set_input(node, 0, wide)
     editor.set_input(node, 1, weights)
     carried = _previous_terms(editor, join, block, x, out)
     editor.replace(join.node, "Add", [names["f"], carried])
+
+
+def _last(editor: GraphEditor, name: str) -> int:
+    """Returns the last axis, counted from the front where that is known: older opsets count no other way."""
+    rank = editor.rank(name)
+    return rank - 1 if rank is not None else -1
 
 
 def emit_operator(editor: GraphEditor, join: Join) -> str:

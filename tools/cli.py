@@ -20,6 +20,7 @@ from laurel_graph.tools.flags import with_flags
 
 if TYPE_CHECKING:
     from laurel_graph.config import SiteOverride
+    from laurel_graph.passes.verify import VerifyReport
     from laurel_graph.tools.finetune import FinetuneReport
 
 app = typer.Typer(
@@ -248,11 +249,19 @@ def verify(
         print_json(report.to_dict())
     else:
         rows = [
-            (o.output, o.dtype, _dims(o.shape), f"{o.max_abs:.3g}", f"{o.max_rel:.3g}", o.same_bits, o.equal)
+            (
+                o.output,
+                o.dtype,
+                _dims(o.shape),
+                *(f"{value:.3g}" for value in (o.max_abs, o.max_rel, o.tolerance, o.noise)),
+                o.same_bits,
+                o.equal,
+            )
             for o in report.outputs
         ]
-        columns = ("output", "type", "shape", "max abs", "max rel", "same bits", "equal")
+        columns = ("output", "type", "shape", "max abs", "max rel", "allowed", "noise", "same bits", "equal")
         print_table(f"{report.samples} samples", columns, rows)
+        _say_sites(report)
     if not report.equal:
         raise typer.Exit(1)
 
@@ -263,7 +272,9 @@ def deploy(
     output: Output,
     portable: Annotated[bool, typer.Option("--portable", help="Leave only plain ai.onnx operators.")] = False,
     target: Annotated[str, typer.Option(help="What the file is to run on: cpu.")] = "cpu",
-    data: Annotated[Path | None, typer.Option(help="An .npz with one array per input, to verify on too.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="An .npz with one array per input, to verify on instead of a draw.")
+    ] = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest difference over the output's scale.")] = None,
     size: Size = None,
     seed: Annotated[int, typer.Option(help="Seed of the drawn samples.")] = 0,
@@ -287,12 +298,16 @@ def deploy(
     if json:
         print_json({"model": model, "output": output, **report})
         return
-    rows = [(s["site"], s["form"], s["deployed"], s["alpha"], s["beta"]) for s in report["sites"]]
-    print_table(f"{len(rows)} sites deployed", ("site", "form", "operator", "α went", "β went"), rows)
+    rows = [
+        (s["site"], s["form"], s["deployed"], s["alpha"], s["beta"], f"{s['max_rel']:.3g}" if "max_rel" in s else "")
+        for s in report["sites"]
+    ]
+    print_table(f"{len(rows)} sites deployed", ("site", "form", "operator", "α went", "β went", "max rel"), rows)
+    keys = ("max_abs", "max_rel", "allowed", "noise")
     print_table(
         "deployed against trained",
-        ("output", "max abs", "max rel", "allowed"),
-        [(o["output"], *(f"{o[key]:.3g}" for key in ("max_abs", "max_rel", "allowed"))) for o in report["outputs"]],
+        ("output", *(key.replace("_", " ") for key in keys)),
+        [(o["output"], *(f"{o[key]:.3g}" for key in keys)) for o in report["outputs"]],
     )
     say(f"wrote {output}")
 
@@ -417,6 +432,22 @@ def _parse_override(text: str) -> tuple[str, SiteOverride]:
     if variant == "off":
         return glob, SiteOverride(off=True)
     return glob, SiteOverride(variant=variant or None, rank=int(rank) if rank else None)
+
+
+def _say_sites(report: VerifyReport) -> None:
+    """Says how the sites compare, and which one differs first."""
+    if report.sites:
+        worst = max(report.sites, key=lambda item: item.max_rel)
+        equal = sum(item.equal for item in report.sites)
+        where = worst.site or worst.output
+        say(f"{equal} of {len(report.sites)} sites equal, at most {worst.max_rel:.3g} of the scale apart (at {where})")
+    first = report.first_difference
+    if first is not None:
+        site = getattr(first, "site", "")
+        say(
+            f"differs first at {f'site {site}' if site else first.output}: {first.max_rel:.3g} of its scale, "
+            f"allowed {first.tolerance:.3g}"
+        )
 
 
 def _numbers(flag: str, text: str) -> list[int]:

@@ -1,0 +1,215 @@
+"""Two models side by side on ONNX Runtime: the difference of every output and of every residual connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laurel_graph import onnx_file
+from laurel_graph.errors import ModelError
+from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
+
+from .check import Check, Findings, Subject, Watched
+from .compare import Verdict
+from .watching import site_values, with_scales
+
+TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
+"""What counts as equal, by element type: largest difference over the scale of a channel."""
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far one output of two models is apart, at the channel that is furthest from what is allowed.
+
+    Attributes:
+        output: its name in the first model.
+        dtype: its element type.
+        shape: its shape on the last sample.
+        max_abs: largest absolute difference over all samples; infinite where only one of the two is NaN.
+        max_rel: largest difference of a channel over the channel's scale.
+        same_bits: every element has the same bits.
+        tolerance: what ``max_rel`` is held against: the tolerance, or eight times the model's own noise where that is
+            more.
+        noise: what the first model's output moves by when its numbers are moved by their last bits, or when ONNX
+            Runtime optimises it or not, over the same scale.
+    """
+
+    output: str
+    dtype: str
+    shape: tuple[int, ...]
+    max_abs: float
+    max_rel: float
+    same_bits: bool
+    tolerance: float
+    noise: float = 0.0
+
+    @property
+    def equal(self) -> bool:
+        """Whether the difference is within the tolerance."""
+        return self.max_rel <= self.tolerance
+
+
+@dataclass(frozen=True)
+class SiteDifference(OutputDifference):
+    """The same for a value inside both models; ``output`` is the value's name in the first one.
+
+    Attributes:
+        site: the residual connection that makes it, "" for a value that is stored at another scale.
+    """
+
+    site: str = ""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What :func:`verify` found; true when the models are equal.
+
+    Attributes:
+        models: the two files.
+        samples: how many samples were run.
+        outputs: one difference per output, of the files as they are served.
+        sites: one difference per residual connection that both models show, in graph order, and per value that one of
+            them stores at another scale; ONNX Runtime's optimisation and rounding to integers are off there.
+        style: how the floats of the samples were drawn, "" for given data.
+    """
+
+    models: tuple[str, str]
+    samples: int
+    outputs: tuple[OutputDifference, ...]
+    sites: tuple[SiteDifference, ...] = ()
+    style: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether every output and every site is within its tolerance."""
+        return all(item.equal for item in (*self.outputs, *self.sites))
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+    @property
+    def first_difference(self) -> OutputDifference | None:
+        """The first site, in graph order, that is not equal; else the first such output."""
+        return next((item for item in (*self.sites, *self.outputs) if not item.equal), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form of ``laurel verify --json``."""
+        outputs, sites = ([{**asdict(item), "equal": item.equal} for item in of] for of in (self.outputs, self.sites))
+        return {
+            "models": list(self.models),
+            "samples": self.samples,
+            "style": self.style,
+            "equal": self.equal,
+            "outputs": outputs,
+            "sites": sites,
+        }
+
+
+def _difference(name: str, verdict: Verdict) -> OutputDifference:
+    return OutputDifference(
+        name,
+        verdict.dtype,
+        verdict.shape,
+        verdict.max_abs,
+        verdict.max_rel,
+        verdict.same_bits,
+        verdict.allowed,
+        verdict.noise,
+    )
+
+
+def _site_difference(item: Watched, verdict: Verdict) -> SiteDifference:
+    return SiteDifference(**asdict(_difference(item.name, verdict)), site=item.site)
+
+
+def report_of(models: tuple[str, str], findings: Findings) -> VerifyReport:
+    """Returns what a check found as a report; of an output's two comparisons the worse one counts."""
+    outputs = []
+    for name, served in findings.outputs.items():
+        algebra = findings.algebra[name]
+        outputs.append(_difference(name, served if not served.equal or algebra.equal else algebra))
+    sites = tuple(_site_difference(item, verdict) for item, verdict in findings.values.items())
+    return VerifyReport(models, findings.samples, tuple(outputs), sites, findings.style)
+
+
+def read_samples(path: str | Path) -> list[dict[str, NDArray[Any]]]:
+    """Reads one sample from an ``.npz`` file whose arrays are named after the model's inputs.
+
+    Raises:
+        ModelError: missing, or not an ``.npz`` file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return [{name: arrays[name] for name in arrays.files}]
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such data file; expected an .npz with one array per model input.") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path}: not an .npz file of arrays named after the model's inputs ({error}).") from error
+
+
+def verify(
+    model_a: str | Path,
+    model_b: str | Path,
+    data: str | Path | Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    *,
+    tolerance: float | None = None,
+    batches: Sequence[int] = (1, 7),
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    optimize: bool | tuple[bool, bool] = True,
+) -> VerifyReport:
+    """Runs two ONNX files on the same inputs and compares every output.
+
+    Nodes that draw random numbers (of a variational or diffusion model) draw the same ones in both models, if their
+    outputs have the same names.
+
+    Args:
+        model_a: the reference.
+        model_b: the other one; it must have the inputs and outputs of the first.
+        data: an ``.npz`` file with one array per input, or samples in memory; ``None`` draws seeded ones in the
+            first style that exercises every residual connection.
+        tolerance: largest difference over a channel's scale that counts as equal; by default 1e-5 in float32 and
+            float64, 5e-3 in float16, 4e-2 in bfloat16, or eight times the first model's own noise where that is more,
+            and 0 for anything else.
+        batches: the batch sizes of drawn samples (one only, where the model fixes it).
+        seed: seed of drawn samples.
+        sizes: sizes of symbolic dims of drawn samples.
+        optimize: run with ORT's graph optimisations; a pair says it for each of the two.
+
+    Raises:
+        ModelError: a file cannot be read, inputs or outputs differ, a sample does not fit or holds no rows.
+        VerificationError: no drawn sample exercises the model, so that nothing can be said without data.
+    """
+    path_a, path_b = Path(model_a), Path(model_b)
+    first, second = Subject(path_a, onnx_file.read(path_a)), Subject(path_b, onnx_file.read(path_b))
+    check = Check(
+        first,
+        second,
+        _watched(first, second),
+        tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
+        exact=tolerance is not None,
+        optimize=optimize if isinstance(optimize, tuple) else (optimize, optimize),
+    )
+    models = (str(path_a), str(path_b))
+    if data is None:
+        return report_of(models, check.on_drawn(batches, seed, sizes))
+    return report_of(models, check.on_data(read_samples(data) if isinstance(data, (str, Path)) else list(data)))
+
+
+def _watched(first: Subject, second: Subject) -> list[Watched]:
+    """The residual connections that both models show; where the second is deployed, folding says at which scales."""
+    sites = site_values(first.model, second.model)
+    deployed = [read_metadata(subject.model, METADATA_DEPLOYED) is not None for subject in (first, second)]
+    if deployed == [False, True]:
+        from laurel_graph.passes.fold import fold
+
+        from .probe import copy_of
+
+        folded = fold(copy_of(first.model), first.path.parent)
+        return [item for item in with_scales(sites, folded, first.model, second.model) if item.is_site]
+    return sites if deployed[0] == deployed[1] else []

@@ -1,0 +1,191 @@
+"""Copies of a model that show what lies inside it: values brought out, graphs cut at their sites, weights nudged."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from laurel_graph import runtime
+from laurel_graph.errors import ModelError
+from laurel_graph.onnx_graph import RANDOM, graphs_of
+from laurel_graph.opset.schema import DOMAIN, Operator
+
+from .compare import EPSILON
+
+Array = NDArray[Any]
+Sample = Mapping[str, Array]
+
+COMPUTED = "__computed"
+"""Behind the name of a value at which a graph is cut: what the graph computes there, while readers get what is fed."""
+
+_VECTOR_BYTES = 1 << 16
+"""Vectors of more bytes than this are not nudged."""
+
+_NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization", "GroupNormalization")
+_FUSED_NORMS = ("SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+_VECTOR_READERS = frozenset(("Add", "Sub", "Mul", "Div", "Conv", "Gemm", *_NORMS, *_FUSED_NORMS))
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """Returns a copy."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def seed_draws(model: ModelProto) -> bool:
+    """Gives every draw of random numbers a seed of its own, made from the name of its output, in place.
+
+    Returns:
+        Whether there was any.
+    """
+    draws = [
+        node
+        for graph in graphs_of(model.graph)
+        for node in graph.node
+        if node.op_type in RANDOM and not node.domain and all(item.name != "seed" for item in node.attribute)
+    ]
+    for node in draws:
+        node.attribute.append(helper.make_attribute("seed", float(crc32(node.output[0].encode()) % (1 << 20))))
+    return bool(draws)
+
+
+def made_in(model: ModelProto) -> dict[str, NodeProto]:
+    """Returns value name to the node of the main graph that makes it."""
+    return {name: node for node in model.graph.node for name in node.output if name}
+
+
+def laurel_values(model: ModelProto) -> dict[str, Operator]:
+    """Returns what the ``ai.laurel`` nodes of the main graph make, with their operators."""
+    found: dict[str, Operator] = {}
+    for node in model.graph.node:
+        op = Operator.parse(node.op_type) if node.domain == DOMAIN else None
+        if op is not None:
+            found.update((name, op) for name in node.output if name)
+    return found
+
+
+def bring_out(model: ModelProto, names: Sequence[str]) -> None:
+    """Makes *names* graph outputs, in place; those that are outputs already stay."""
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in known)
+
+
+def cut(model: ModelProto, fed: Mapping[str, Array]) -> None:
+    """Lets everything that reads a value of *fed* read a graph input of that name, in place.
+
+    What the graph computes itself comes out under the name with :data:`COMPUTED` behind it.
+    """
+    made = made_in(model)
+    for name, array in fed.items():
+        node = made[name]
+        node.output[list(node.output).index(name)] = name + COMPUTED
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, [None] * array.ndim))
+    outputs = [value for value in model.graph.output if value.name not in fed]
+    infos = [value for value in model.graph.value_info if value.name not in fed]
+    for field, kept in ((model.graph.output, outputs), (model.graph.value_info, infos)):
+        del field[:]
+        field.extend(kept)
+    bring_out(model, [name + COMPUTED for name in fed])
+
+
+def open_vectors(model: ModelProto) -> dict[str, Array]:
+    """Turns the biases and norm scales that the file holds into graph inputs, in place; returns their values."""
+    readers = {
+        name
+        for node in model.graph.node
+        if node.op_type in _VECTOR_READERS or node.domain == DOMAIN
+        for name in node.input[1:]
+    }
+    inputs = {value.name for value in model.graph.input}
+    opened = {}
+    for tensor in model.graph.initializer:
+        if (
+            tensor.name in readers
+            and tensor.name not in inputs
+            and tensor.data_type in _FLOATS
+            and tensor.data_location != TensorProto.EXTERNAL
+            and len(tensor.dims) == 1
+            and 1 < tensor.dims[0] <= _VECTOR_BYTES // 4
+        ):
+            opened[tensor.name] = numpy_helper.to_array(tensor)
+            model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in opened]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return opened
+
+
+def nudged(feeds: Sample, ulps: float, rng: np.random.Generator, precision: float = 0.0) -> dict[str, Array]:
+    """Returns the floating-point arrays of *feeds* with each number moved by up to *ulps* units in its last place.
+
+    Args:
+        feeds: arrays by name.
+        ulps: how far numbers are moved.
+        rng: the source of the draw.
+        precision: a unit in the last place is at least this share of a number: the machine epsilon of what the model
+            computes in, where that is coarser than its inputs.
+    """
+    return {name: _nudge(array, ulps, rng, precision) for name, array in feeds.items()}
+
+
+def _nudge(array: Array, ulps: float, rng: np.random.Generator, precision: float) -> Array:
+    epsilon = EPSILON.get(array.dtype.name)
+    if epsilon is None:
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = array.astype(np.float64) * (1 + max(epsilon, precision) * ulps * rng.uniform(-1, 1, array.shape))
+        return moved.astype(array.dtype)
+
+
+class Runner:
+    """A session of a model of a file, or of a copy that was made of it.
+
+    Args:
+        path: the file, beside which its weights lie.
+        model: run this in place of what the file holds.
+        optimize: whether ONNX Runtime optimises the graph.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, path: Path, model: ModelProto | None, optimize: bool) -> None:
+        self.path = path
+        self.session = runtime.session(path, optimize=optimize, model=model)
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        initializers = {value.name for value in self.session.get_overridable_initializers()}
+        self.accepted = set(self.inputs) | initializers
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def run(self, feeds: Sample, outputs: Collection[str] | None = None) -> dict[str, Array]:
+        """Returns output name to array; a sequence comes as one row of all its numbers.
+
+        Raises:
+            ModelError: an input is missing, or the model does not run on the sample.
+        """
+        if missing := sorted(set(self.inputs) - set(feeds)):
+            raise ModelError(f"{self.path}: the sample lacks the input {missing[0]!r}; it has {sorted(feeds)}.")
+        names = [name for name in self.outputs if outputs is None or name in outputs]
+        try:
+            results = self.session.run(names, {k: v for k, v in feeds.items() if k in self.accepted})
+        except Exception as error:  # ORT raises its own classes, all of them plain exceptions with a text
+            shapes = {name: np.shape(array) for name, array in feeds.items() if name in self.accepted}
+            raise ModelError(f"{self.path} does not run on the sample {shapes}: {error}") from error
+        return {name: _as_array(value) for name, value in zip(names, results, strict=True)}
+
+
+def _as_array(value: Any) -> Array:
+    if value is None:  # an optional that is empty
+        return np.zeros(0, np.float32)
+    if isinstance(value, (list, tuple)):
+        return np.concatenate([np.ravel(item) for item in value]) if value else np.zeros(0, np.float32)
+    return np.asarray(value)

@@ -1,0 +1,124 @@
+"""Which values inside two models are to be the same, and at which scale the deployed one stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto
+
+from laurel_graph.errors import VerificationError
+from laurel_graph.opset.schema import DOMAIN, Operator, laurel_nodes
+from laurel_graph.passes.onnx_edit import captured_names
+
+from .check import Watched
+from .probe import made_in
+
+if TYPE_CHECKING:
+    from laurel_graph.passes.fold import FoldReport
+    from laurel_graph.passes.fuse import FusedSite
+
+_ALTERING = ("widened", "absorbed")
+
+
+def site_values(first: ModelProto, second: ModelProto) -> list[Watched]:
+    """Returns what the ``ai.laurel`` nodes of either model make and both show, in the first one's order."""
+    from laurel_graph.passes.fold import site_of
+
+    shown = made_in(second)
+    ours: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for model in (first, second):
+        for node in laurel_nodes(model.graph):
+            op = Operator.parse(node.op_type)
+            if op is not None and len(node.input) >= len(op.inputs):
+                site = site_of(node, op)
+                ours |= {name: (site, (op.axis,)) for name in node.output if name and name not in ours}
+    return [
+        Watched(name, name, ours[name][0], axes=ours[name][1], is_site=True)
+        for name in made_in(first)
+        if name in ours and name in shown
+    ]
+
+
+def with_scales(
+    sites: Sequence[Watched], folded: FoldReport, first: ModelProto, second: ModelProto, altered: Collection[str] = ()
+) -> list[Watched]:
+    """Returns *sites* with the scales at which folding stores them, and the other values that it stores at a scale.
+
+    Args:
+        sites: the sites that both models show.
+        folded: what folding says.
+        first: the trained model.
+        second: the deployed one.
+        altered: values that mean something else in the deployed model.
+    """
+    made, shown = made_in(first), made_in(second)
+    original = {stored: name for name, stored in folded.renamed.items()}
+    scales = {name: np.asarray(scale, np.float64) for name, scale in folded.scales.items() if name in shown}
+    found = [replace(item, scale=scales[item.other]) if item.other in scales else item for item in sites]
+    known = {item.other for item in found}
+    found += [
+        Watched(original.get(other, other), other, scale=scale)
+        for other, scale in scales.items()
+        if other not in known and other not in altered and original.get(other, other) in made
+    ]
+    place = {name: i for i, name in enumerate(made)}
+    return sorted(found, key=lambda item: place[item.name])
+
+
+def altered_by(first: ModelProto, forms: Sequence[FusedSite]) -> set[str]:
+    """Returns the values of the trained model that mean something else where their last map took a part of a site in.
+
+    A widened branch adds the low-rank part to f, an absorbed one to x, from the map on through a bias or a norm.
+    """
+    made = made_in(first)
+    changed = {form.node: "f" if form.form == "widened" else "x" for form in forms if form.form in _ALTERING}
+    altered: set[str] = set()
+    for node in laurel_nodes(first.graph):
+        op = Operator.parse(node.op_type)
+        if op is None or node.output[0] not in changed:
+            continue
+        value = node.input[op.inputs.index(changed[node.output[0]])]
+        altered.add(value)
+        if value in made and made[value].op_type in ("Add", "BatchNormalization"):
+            altered.update(made[value].input)
+    return altered
+
+
+def check_coverage(first: ModelProto, second: ModelProto, sites: Sequence[Watched]) -> None:
+    """Makes sure that every living residual connection of the trained model is compared somewhere.
+
+    Raises:
+        VerificationError: one is not.
+    """
+    from laurel_graph.passes.fold import site_of
+
+    compared, names = {item.site for item in sites}, {item.name for item in sites}
+    living = _living(first)
+    for node in laurel_nodes(first.graph):
+        op = Operator.parse(node.op_type)
+        if op is None or node.output[0] in names or node.output[0] not in living:
+            continue
+        if site_of(node, op) not in compared:
+            raise VerificationError(
+                f"the residual connection {site_of(node, op)!r} ({node.output[0]!r}) is not to be seen in the "
+                f"deployed model, which cannot be verified there; it has {len(laurel_nodes(second.graph))} nodes of "
+                f"{DOMAIN}."
+            )
+
+
+def _living(model: ModelProto) -> set[str]:
+    """Names that some output of the model needs."""
+    made = made_in(model)
+    wanted = [value.name for value in model.graph.output]
+    found: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        if name in found:
+            continue
+        found.add(name)
+        if name in made:
+            wanted += [*made[name].input, *captured_names(made[name])]
+    return found

@@ -1,0 +1,147 @@
+"""Verification sees every site, on samples that exercise it, within noise measured on the file itself."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import laurel_graph as lg
+from laurel_graph.errors import ModelError, VerificationError
+from laurel_graph.passes import deploy as deploy_pass
+from laurel_graph.passes.deploy import deploy
+from laurel_graph.tools.bench_models import draw_tensors
+from laurel_graph.tools.changed_constants.__main__ import mutants_of
+from laurel_graph.tools.changed_constants.networks import FLOAT, TOKENS, D, Network, networks
+
+IN_EVERY_RUN = sorted(networks())
+
+
+def trained(folder, name, variant="rw+lr"):
+    onnx.save(networks()[name](), folder / "base.onnx")
+    lg.transform(folder / "base.onnx", lg.LaurelConfig(variant=variant, rank=4), output=folder / "trained.onnx")
+    draw_tensors(folder / "trained.onnx")
+    return folder / "trained.onnx"
+
+
+def spoil(path, name, factor):
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((value * factor).astype(value.dtype), name))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("name", IN_EVERY_RUN)
+def test_a_change_of_one_percent_is_caught_when_it_moves_a_site(name, tmp_path):
+    found = mutants_of(name, "rw+lr", tmp_path, most=3)
+    assert [mutant for mutant in found if mutant.missed] == []
+    assert any(mutant.caught for mutant in found)
+
+
+@pytest.mark.parametrize("name", ["log_front_end", "root_front_end", "log_image"])
+def test_samples_are_drawn_positive_when_others_give_nan(name, tmp_path):
+    report = lg.deploy(trained(tmp_path, name), tmp_path / "served.onnx").verification
+    assert report.style == "positive"
+    assert all(item.max_abs < np.inf for item in report.sites)
+
+
+@pytest.mark.parametrize("name", ["saturated_softmax", "silent_output"])
+def test_sites_decide_when_outputs_say_nothing(name, tmp_path):
+    source = trained(tmp_path, name)
+    lg.deploy(source, tmp_path / "served.onnx")
+    model = onnx.load(tmp_path / "served.onnx")
+    weights = next(t.name for t in model.graph.initializer if ".B" in t.name)
+    spoil(tmp_path / "served.onnx", weights, 1.05)
+    report = lg.verify(source, tmp_path / "served.onnx")
+    assert not report
+    assert report.first_difference.site
+
+
+def test_a_refusal_names_the_site_that_differs_first(tmp_path, monkeypatch):
+    source = trained(tmp_path, "plain")
+    sites = [spec["site"] for spec in _sites(source)]
+
+    def wrong(model, *args, **options):
+        report = deploy(model, *args, **options)
+        tensor = next(t for t in model.graph.initializer if f"{sites[1]}.B" in t.name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+        return report
+
+    monkeypatch.setattr(deploy_pass, "deploy", wrong)
+    with pytest.raises(VerificationError, match=f"site '{sites[1]}'"):
+        lg.deploy(source, tmp_path / "served.onnx")
+
+
+def _sites(path):
+    import json
+
+    from laurel_graph.opset.schema import METADATA_SITES, read_metadata
+
+    return json.loads(read_metadata(onnx.load(path), METADATA_SITES))
+
+
+def test_the_report_is_true_only_when_the_models_are_equal(tmp_path):
+    source = trained(tmp_path, "pre_norm")
+    assert lg.verify(source, source)
+    assert not lg.verify(tmp_path / "base.onnx", source)
+
+
+def test_samples_without_rows_are_an_error(tmp_path):
+    source = trained(tmp_path, "plain")
+    with pytest.raises(ModelError, match="at least 1"):
+        lg.verify(source, source, batches=(0,))
+    np.savez(tmp_path / "none.npz", x=np.zeros((0, 4, D), np.float32))
+    with pytest.raises(ModelError, match="no rows"):
+        lg.verify(source, source, tmp_path / "none.npz")
+    with pytest.raises(ModelError, match="empty"):
+        lg.verify(source, source, [])
+
+
+def test_given_data_replaces_the_draw_when_no_draw_can_run(tmp_path):
+    net = Network()
+    x = net.op("MatMul", "x", net.weight(D, D))
+    picked = net.op("Gather", net.blocks(x), "rows", axis=1)
+    net.op("Identity", net.op("Reshape", picked, net.const([-1, 2, D], np.int64)), out="y")
+    model = net.model([("x", FLOAT, TOKENS), ("rows", onnx.TensorProto.INT64, ("k",))], "y")
+    onnx.save(model, tmp_path / "base.onnx")
+    lg.transform(tmp_path / "base.onnx", lg.LaurelConfig(), output=tmp_path / "trained.onnx")
+    rows = np.asarray([0, 3, 1, 2])
+    data = [{"x": np.random.default_rng(0).normal(size=(3, 4, D)).astype(np.float32), "rows": rows}]
+    assert lg.deploy(tmp_path / "trained.onnx", tmp_path / "served.onnx", data=data).samples == 1
+
+
+def test_nothing_is_written_when_no_sample_exercises_the_model(tmp_path):
+    net = Network()
+    x = net.op("MatMul", net.op("Sqrt", net.op("Sub", net.const(-1e6), net.op("Abs", "x"))), net.weight(D, D))
+    net.op("Identity", net.blocks(x), out="y")
+    onnx.save(net.model([("x", FLOAT, TOKENS)], "y"), tmp_path / "base.onnx")
+    lg.transform(tmp_path / "base.onnx", lg.LaurelConfig(variant="lr"), output=tmp_path / "trained.onnx")
+    with pytest.raises(VerificationError, match="--data"):
+        lg.deploy(tmp_path / "trained.onnx", tmp_path / "served.onnx")
+    assert not (tmp_path / "served.onnx").exists()
+
+
+def test_a_site_is_fed_numbers_of_its_own_when_no_sample_reaches_it(tmp_path):
+    net = Network()
+    dead = net.op("Relu", net.op("Sub", net.op("MatMul", "x", net.weight(D, D)), net.const(1e4)))
+    net.op("Add", net.op("MatMul", net.blocks(dead, 2, norm=net.norm), net.weight(D, D)), "x", out="y")
+    onnx.save(net.model([("x", FLOAT, TOKENS)], "y"), tmp_path / "base.onnx")
+    lg.transform(tmp_path / "base.onnx", lg.LaurelConfig(variant="rw+lr"), output=tmp_path / "trained.onnx")
+    draw_tensors(tmp_path / "trained.onnx")
+    lg.deploy(tmp_path / "trained.onnx", tmp_path / "served.onnx")
+    assert lg.verify(tmp_path / "trained.onnx", tmp_path / "served.onnx")
+
+
+def test_float16_inside_is_held_to_float16_when_inputs_and_outputs_are_float32(tmp_path):
+    source = trained(tmp_path, "half_inside")
+    report = lg.deploy(source, tmp_path / "served.onnx").verification
+    assert report.outputs[0].dtype == "float32"
+    assert report.outputs[0].tolerance >= 5e-3
+    assert lg.verify(tmp_path / "base.onnx", tmp_path / "base.onnx")
+
+
+def test_an_explicit_tolerance_is_meant_as_it_is(tmp_path):
+    source = trained(tmp_path, "pre_norm")
+    with pytest.raises(VerificationError, match="allowed 1e-12"):
+        lg.deploy(source, tmp_path / "served.onnx", tolerance=1e-12)
+    assert lg.deploy(source, tmp_path / "served.onnx", tolerance=1.0).allowed == {"y": 1.0}
