@@ -78,6 +78,7 @@ class Converter:
         self.refused: list[str] = []
         self.functions = {(_domain(f.domain), f.name, getattr(f, "overload", "")): f for f in model.functions}
         self.tensor_names: dict[str, str] = {}
+        self.inner_names: dict[fx.GraphModule, dict[str, str]] = {}
 
     def run(self) -> fx.GraphModule:
         """Returns the module.
@@ -104,10 +105,11 @@ class Converter:
             raise UnsupportedOperatorError(
                 f"{len(self.refused)} node(s) have no differentiable counterpart:\n  {listed}{more}"
             )
-        self.tensor_names = builder.onnx_names
         builder.close(outputs)
         fuse(builder.root, builder.graph)
-        return builder.module("ImportedModel")
+        module = builder.module("ImportedModel")
+        self.tensor_names = _tensor_names(module, builder.onnx_names, self.inner_names)
+        return module
 
     def _add_inputs(self, graph: GraphProto, builder: Builder, scope: Scope) -> None:
         stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
@@ -273,12 +275,25 @@ class Converter:
         builder.origin = None
         builder.close(self.graph_nodes(graph, builder, inner))
         fuse(builder.root, builder.graph)
-        return builder.module("Subgraph"), captured
+        module = builder.module("Subgraph")
+        self.inner_names[module] = builder.onnx_names
+        return module, captured
 
     def inline(self, graph: GraphProto, builder: Builder, scope: Scope) -> list[Value]:
         """Translates a subgraph without inputs in the place of its node."""
         inner = Scope(opsets=scope.opsets, parent=scope, references=scope.references, types=_subgraph_types(graph))
         return self.graph_nodes(graph, builder, inner)
+
+
+def _tensor_names(
+    module: fx.GraphModule, names: Mapping[str, str], inner: Mapping[fx.GraphModule, Mapping[str, str]]
+) -> dict[str, str]:
+    """Returns path to name in the file of all tensors, those in the modules of subgraphs included."""
+    whole = dict(names)
+    for place, part in module.named_modules():
+        if isinstance(part, fx.GraphModule) and part in inner:
+            whole |= {f"{place}.{path}": name for path, name in inner[part].items()}
+    return whole
 
 
 def in_order(nodes: Sequence[NodeProto]) -> Sequence[NodeProto]:
