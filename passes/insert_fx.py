@@ -19,6 +19,7 @@ from torch import fx, nn
 from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError, RewriteError, near
 from laurel_graph.module import CONFIG, FROZEN, LaurelResidual
+from laurel_graph.names import path_parts
 from laurel_graph.opset.schema import PREFIX
 from laurel_graph.passes.fx_memory import Memory
 from laurel_graph.passes.fx_operators import is_in_place, operator_name
@@ -299,10 +300,11 @@ class _Inserter:
         return [reader for value, reader in readers if value is overwritten]
 
     def target(self, site: str) -> str:
-        """Returns where the site's module goes: ``laurel.<site>``, or near it where that is taken."""
+        """Returns where the site's module goes: ``laurel.<site>``, or near it where that is taken or no safe name."""
+        parts = path_parts(site)
         for number in itertools.count(1):
             root = PREFIX if number == 1 else f"{PREFIX}_{number}"
-            for name in (f"{root}.{site}", f"{root}.{site.replace('.', '_')}"):
+            for name in (".".join([root, *parts]), f"{root}.{'_'.join(parts)}"):
                 if self.free(name):
                     self.taken.add(name)
                     return name

@@ -15,7 +15,14 @@ from laurel_graph.errors import ConfigError, near
 def is_reference(text: str) -> bool:
     """Returns whether *text* looks like ``package.module:function`` and is no existing file."""
     module, colon, name = text.rpartition(":")
-    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), name)) and not Path(text).exists()
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), name)) and not _is_file(text)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name of a file, or with a NUL
+        return False
 
 
 def load_callable(reference: str, option: str) -> Callable[..., Any]:
@@ -34,8 +41,9 @@ def load_callable(reference: str, option: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({error}).") from error
+    except Exception as error:  # whatever the user's own module raises
+        what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({what}).") from error
     finally:
         if added:
             sys.path.remove(str(Path.cwd()))
