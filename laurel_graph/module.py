@@ -28,6 +28,10 @@ CONFIG = "laurel_config"
 """Key of ``GraphModule.meta``: the JSON form of the config that the module was rewritten with."""
 
 
+ATTRIBUTES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+"""What every module that holds a graph has already: no tensor or module inside it may take its place."""
+
+
 class LaurelResidual(nn.Module):
     """The LAuReL residual of one site in the place of ``x + f``.
 

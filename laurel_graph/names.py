@@ -106,13 +106,14 @@ class Namespace:
         return free
 
 
-def safe_paths(paths: Iterable[str]) -> dict[str, str]:
+def safe_paths(paths: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Returns each attribute path of a user's module, and the path to use in a graph: itself if it is safe in code.
 
-    Parts that are not safe become identifiers that none of their siblings has; equal prefixes stay equal.
+    Parts that are not safe become identifiers that none of their siblings has; equal prefixes stay equal. No path
+    begins with one of the *taken* names.
     """
     paths = sorted(dict.fromkeys(paths), key=lambda path: not is_safe_in_code(path))
-    scopes: dict[str, Namespace] = {}
+    scopes = {"": Namespace(taken)}
     renamed: dict[str, str] = {"": ""}
     for path in paths:
         before = ""

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from laurel_graph.errors import ModelError
+from laurel_graph.module import ATTRIBUTES
 from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
 
 from .fx_operators import is_in_place, operator_name
@@ -134,7 +135,7 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
     tracer.record_stack_traces = True
     graph = tracer.trace(model)
     held = [node for node in graph.nodes if node.op in _HOLDING]
-    paths = safe_paths(str(node.target) for node in held)
+    paths = safe_paths((str(node.target) for node in held), ATTRIBUTES)
     if all(path == safe for path, safe in paths.items()):
         return fx.GraphModule(tracer.root, graph, type(model).__name__)
     parts = {safe: _at(model, path) for path, safe in paths.items()}

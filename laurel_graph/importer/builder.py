@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import UnsupportedOperatorError
+from ..module import ATTRIBUTES
 from ..names import LONGEST, VARIABLES, Namespace, identifier, path_parts, printable
 
 FOLD_LIMIT = 1 << 22
@@ -98,9 +99,6 @@ def to_device_of(host: Any, data: Any) -> Any:
 
 
 _SPELLABLE = {bool, int, float, complex, str, torch.dtype, torch.device, fx.Node}
-
-ATTRIBUTES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
-"""What every module that holds a graph has already: no tensor or module may take its place."""
 
 
 def _is_float_constant(value: Value) -> bool:
