@@ -80,9 +80,24 @@ class Origin:
     outputs: tuple[str, ...]
 
     def __str__(self) -> str:
-        op = printable(f"{self.domain}::{self.op}" if self.domain else self.op, LONGEST)
-        name = printable(self.name or next(iter(self.outputs), ""), LONGEST)
-        return f"node {name!r} ({op}, opset {self.opset})"
+        op = _quoteless(f"{self.domain}::{self.op}" if self.domain else self.op)
+        name = _quoteless(self.name or next(iter(self.outputs), ""))
+        return f"node '{name}' ({op}, opset {self.opset})"
+
+
+@dataclass(frozen=True)
+class ValueName:
+    """The name in the file of the value that an fx node computes: stored as ``node.meta["onnx_value"]``."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return _quoteless(self.text)
+
+
+def _quoteless(text: str) -> str:
+    """Returns *text* as it may stand in a docstring: with FX_GRAPH_SHOW_META=1 torch.fx writes meta into its code."""
+    return printable(text, LONGEST).replace('"', "'")
 
 
 class HostTensors(nn.Module):

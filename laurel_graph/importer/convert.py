@@ -14,7 +14,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from torch import fx
 
 from ..errors import LaurelError, ModelError, UnsupportedOperatorError
-from .builder import Builder, Origin, Value
+from .builder import Builder, Origin, Value, ValueName
 from .fusion import fuse
 from .node import Node
 from .registry import NEWEST, Registry, since_version
@@ -193,7 +193,7 @@ class Converter:
         if value.is_const and value.node is None:
             value.name = name
         elif value.node is not None and scope.references is None and scope.parent is None:
-            value.node.meta.setdefault("onnx_value", name)
+            value.node.meta.setdefault("onnx_value", ValueName(name))
         if value.elem_type is None:
             value.elem_type = elem_type
         if value.shape is None:
