@@ -235,7 +235,11 @@ class TrainableParameters(dict[str, nn.Parameter]):
     def __init__(self, module: nn.Module) -> None:
         record: ImportRecord | None = getattr(module, "meta", {}).get(META)
         names = record.tensors if record is not None else {}
-        super().__init__((names.get(path, path), p) for path, p in module.named_parameters() if p.requires_grad)
+        super().__init__()
+        for path, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                name = names.get(path, path)  # two branches of an If may each have a tensor of one name
+                self[path if name in self else name] = parameter
         self.total = sum(p.numel() for p in module.parameters())
 
     @property

@@ -225,6 +225,55 @@ def test_attribute_of_a_wrong_type_is_refused_or_harmless_when_an_operator_reads
     assert not executed()
 
 
+@pytest.mark.parametrize("start", range(0, len(DISTINCT) - 12, 11))
+def test_loops_compute_what_the_file_does_when_their_bodies_have_hostile_names(start):
+    x, count, w, step, going, state, on, following, row, out, rows, scanned = DISTINCT[start : start + 12]
+    nodes = [
+        helper.make_node("MatMul", [state, w], [following], name=row),
+        helper.make_node("Identity", [going], [on]),
+        helper.make_node("Add", [following, x], [row]),
+    ]
+    boolean, scalar = TensorProto.BOOL, (TensorProto.INT64, ())
+    body = helper.make_graph(
+        nodes,
+        out,
+        [helper.make_tensor_value_info(step, *scalar), info(going, (), boolean), info(state)],
+        [info(on, (), boolean), info(following), info(row)],
+    )
+    scan = helper.make_graph(
+        [helper.make_node("Add", [following, step], [row]), helper.make_node("Identity", [row], [state])],
+        out,
+        [info(following), info(step)],
+        [info(row), info(state)],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Loop", [count, "", x], [out, rows], body=body),
+            helper.make_node("Scan", [out, rows], ["last", scanned], body=scan, num_scan_inputs=1),
+        ],
+        "g",
+        [info(x), helper.make_tensor_value_info(count, *scalar)],
+        [info(out), info("last"), info(scanned, None)],
+        [tensor(w, WIDTH, WIDTH)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = {x: RNG.standard_normal((2, WIDTH)).astype(np.float32), count: np.array(3)}
+    actual = import_onnx(model)(*map(torch.from_numpy, feeds.values()))
+    for found, wanted in zip(actual, expected_of(model, feeds), strict=True):
+        assert_close(found.numpy(), wanted)
+    assert not executed()
+
+
+@pytest.mark.parametrize("op, attribute", [("Resize", "mode"), ("Einsum", "equation"), ("Pad", "mode")])
+def test_text_that_is_no_unicode_is_refused_in_words_when_an_operator_reads_it(op, attribute):
+    node = helper.make_node(op, ["x", "", "s"] if op == "Resize" else ["x", "s"] if op == "Pad" else ["x"], ["y"])
+    node.attribute.append(helper.make_attribute(attribute, b"\xff\x1b[31m"))
+    graph = helper.make_graph([node], "g", [info("x"), info("s", (2,))], [info("y", None)])
+    with pytest.raises(LaurelError) as caught:
+        import_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert all(c.isprintable() or c == "\n" for c in str(caught.value))
+
+
 @pytest.mark.parametrize("name", PAYLOADS, ids=lambda name: repr(name[:24]))
 def test_unknown_operator_is_refused_in_words_when_its_names_are_payloads(name):
     node = helper.make_node(name, ["x"], ["y"], name=name, domain=name)

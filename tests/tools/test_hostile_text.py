@@ -16,6 +16,7 @@ from laurel_graph import LaurelConfig
 from laurel_graph.onnx_graph import tensors_of
 from laurel_graph.opset.schema import read_specs
 from laurel_graph.tools import console
+from laurel_graph.tools.bench import fresh_processes
 from laurel_graph.tools.callables import is_reference
 from laurel_graph.tools.cli import app
 from laurel_graph.tools.data import read_data
@@ -188,6 +189,16 @@ def test_data_keeps_the_names_of_its_arrays_when_they_are_hostile(name, tmp_path
     np.savez(tmp_path / "data.npz", **{name: np.ones((2, 3))})
     (found,) = read_data(str(tmp_path / "data.npz")).names
     assert found == name and [p.name for p in tmp_path.iterdir()] == ["data.npz"]
+
+
+@pytest.mark.parametrize("name", ["file", "arr_0", "names", "a/../b", "a\0b"])
+def test_bench_runs_in_fresh_processes_when_an_input_has_any_name(name, tmp_path):
+    infos = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["N", 2]) for n in (name, "y")]
+    node = helper.make_node("Relu", [name], ["y"])
+    graph = helper.make_graph([node], "g", infos[:1], infos[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    ((load, peak),) = fresh_processes([tmp_path / "m.onnx"], {name: np.ones((1, 2), np.float32)}, 1, 1)
+    assert load > 0 and peak > 0
 
 
 @pytest.mark.parametrize("text", [*PAYLOADS, "a" * 10_000, "a\0b", "../x:y", "os.path:join", "a:b" * 5000])
