@@ -150,13 +150,14 @@ class Converter:
         return outputs
 
     def tensor_value(self, name: str, tensor: TensorProto, builder: Builder) -> Value:
-        """Returns an initializer or constant as a value: a parameter if it is to be trained."""
+        """Returns an initializer or constant as a value: a parameter if it is to be trained and holds floats."""
         try:
             values = tensor_to_torch(tensor, self.base_dir)
         except ValueError as error:
             self.refused.append(f"tensor {name!r}: {error}; only numbers can be imported")
             return Value(name, const=torch.zeros(tuple(tensor.dims)))
-        value = builder.parameter(name, values) if self.trainable(name) else Value(name, const=values)
+        trains = values.is_floating_point() and self.trainable(name)
+        value = builder.parameter(name, values) if trains else Value(name, const=values)
         value.elem_type, value.shape = tensor.data_type, tuple(tensor.dims)
         return value
 

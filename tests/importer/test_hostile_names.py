@@ -178,6 +178,19 @@ def test_one_name_is_no_danger_when_it_is_input_weight_or_value(name):
         assert module.meta[META].inputs == (names[0],) and not executed()
 
 
+def test_integers_stay_frozen_when_their_names_are_selected():
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["laurel.w", "laurel.i"], ["y"])],
+        "g",
+        [],
+        [info("y", None)],
+        [tensor("laurel.w", 3, 2), numpy_helper.from_array(np.array([2, 0]), "laurel.i")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    for trainable in (None, "*"):
+        assert set(trainable_parameters(import_onnx(model, trainable=trainable))) == {"laurel.w"}
+
+
 def test_inputs_are_given_by_keyword_when_their_names_are_identifiers_or_meet_in_one():
     x = {name: torch.full((1,), float(i)) for i, name in enumerate(("input", "a_b", "a_b_1", "_class", "self_1"))}
     names = ["input", "a/b", "a.b", "class", "self"]
