@@ -41,9 +41,8 @@ def load_callable(reference: str, option: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = import_module(module_name)
-    except Exception as error:  # whatever the user's own module raises
-        what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({what}).") from error
+    except ImportError as error:
+        raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({error}).") from error
     finally:
         if added:
             sys.path.remove(str(Path.cwd()))
