@@ -7,7 +7,6 @@ Both are frozen, checked on creation and survive a JSON round trip. The variants
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,6 +23,7 @@ VARIANTS = ("rw", "lr", "pa", "rw+lr", "rw+pa", "lr+pa", "rw+lr+pa")
 WEIGHTS = ("softmax", "sigmoid", "free")
 INITS = ("xavier", "orthogonal")
 PREVIOUS_MAPS = ("identity", "low-rank")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 KINDS = ("identity", "projection")
 MAX_PREVIOUS = 8
 """The largest k of PA: what the operator set has names for."""
@@ -39,7 +39,7 @@ def canonical_variant(variant: object) -> str:
     Raises:
         ConfigError: *variant* is not one of :data:`VARIANTS` in any order or case.
     """
-    parts = re.split(r"\s*\+\s*", variant.strip().lower()) if isinstance(variant, str) else []
+    parts = [part.strip() for part in variant.lower().split("+")] if isinstance(variant, str) else []
     name = "+".join(part for part in PARTS if part in parts)
     if name not in VARIANTS or len(parts) != len(set(parts)) or set(parts) - set(PARTS):
         raise _fail("variant", variant, f"one of {', '.join(VARIANTS)}")
@@ -55,6 +55,11 @@ def _check_int(name: str, value: object, low: int, high: int | None = None) -> N
 def _check_choice(name: str, value: object, valid: tuple[str, ...]) -> None:
     if value not in valid:
         raise _fail(name, value, f"one of {', '.join(valid)}")
+
+
+def _is_text(value: object) -> bool:
+    """Whether *value* is text without lone surrogates, which JSON can spell but no file can hold."""
+    return isinstance(value, str) and all(not "\ud800" <= c <= "\udfff" for c in value)
 
 
 @dataclass(frozen=True)
@@ -283,7 +288,10 @@ class SiteSpec:
         object.__setattr__(self, "variant", canonical_variant(self.variant))
         if self.axis not in (-1, 1):
             raise _fail("axis", self.axis, "-1 (last) or 1 (channels)")
+        if not _is_text(self.site):
+            raise _fail("site", self.site, "text that UTF-8 can hold")
         _check_int("width", self.width, 1)
+        _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("weights", self.weights, WEIGHTS)
         _check_choice("init", self.init, INITS)
         _check_choice("previous_map", self.previous_map, PREVIOUS_MAPS)

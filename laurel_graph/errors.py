@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
+
+from .names import LONGEST, printable
 
 
 class LaurelError(Exception):
@@ -78,8 +81,12 @@ class DependencyError(LaurelError):
     """An optional package is needed; the message says which extra installs it."""
 
 
+MOST_COMPARED = 5000
+"""How many names :func:`near` looks at: comparing takes time, and foreign files may hold any number of any length."""
+
+
 def near(name: str, known: Iterable[str], limit: int = 5) -> str:
     """Returns ``" Near names: a, b."`` for the known names closest to *name*, or an empty string."""
-    known = list(dict.fromkeys(known))
-    matches = get_close_matches(name, known, n=limit, cutoff=0.4) or known[:limit]
+    known = [printable(each, LONGEST) for each in islice(dict.fromkeys(known), MOST_COMPARED)]
+    matches = get_close_matches(printable(name, LONGEST), known, n=limit, cutoff=0.4) or known[:limit]
     return f" Near names: {', '.join(matches)}." if matches else ""

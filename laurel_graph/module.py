@@ -19,12 +19,17 @@ from torch import Tensor, fx, nn
 from .autograd import Form, laurel_sum, memory_order
 from .config import SiteSpec
 from .formula import initial_parameters
+from .importer.record import META, ImportRecord
 
 FROZEN = "laurel_frozen"
 """Key of ``GraphModule.meta``: the parameters that :func:`freeze_base` froze."""
 
 CONFIG = "laurel_config"
 """Key of ``GraphModule.meta``: the JSON form of the config that the module was rewritten with."""
+
+
+ATTRIBUTES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+"""What every module that holds a graph has already: no tensor or module inside it may take its place."""
 
 
 class LaurelResidual(nn.Module):
@@ -221,14 +226,20 @@ def freeze_base(module: nn.Module) -> None:
 
 
 class TrainableParameters(dict[str, nn.Parameter]):
-    """The parameters of a model that train, by name.
+    """The parameters of a model that train, by name: for a module imported from ONNX, the names in the file.
 
     Attributes:
         total: number of elements of all parameters of the model, frozen ones included.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__((name, p) for name, p in module.named_parameters() if p.requires_grad)
+        record: ImportRecord | None = getattr(module, "meta", {}).get(META)
+        names = record.tensors if record is not None else {}
+        super().__init__()
+        for path, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                name = names.get(path, path)  # two branches of an If may each have a tensor of one name
+                self[path if name in self else name] = parameter
         self.total = sum(p.numel() for p in module.parameters())
 
     @property

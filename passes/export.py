@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from laurel_graph.adapters import files_of
 from laurel_graph.config import PARTS, LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError
 from laurel_graph.fingerprint.digest import module_digests
+from laurel_graph.importer import META
 from laurel_graph.module import CONFIG, LaurelResidual, laurel_modules
 from laurel_graph.onnx_graph import default_opset, graphs_of
 from laurel_graph.onnx_tensors import make_tensor
@@ -35,6 +36,7 @@ from laurel_graph.opset.schema import (
 from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
+from laurel_graph.passes.fx_frontend import check_paths, module_paths
 
 if TYPE_CHECKING:
     import onnx
@@ -77,6 +79,7 @@ def export_onnx(
         ModelError: torch cannot export the module, or not at that opset; names the reason.
         RewriteError: a join has more axes than the operator set knows.
     """
+    check_paths(module_paths(module), type(module).__name__)
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     with staged(path, files_of(module)) as aside:
         with _eval_mode(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
@@ -168,6 +171,7 @@ def finish(model: onnx.ModelProto, module: nn.Module) -> None:
         taken.add(name)
         renamed[node.output[0]] = name
         node.name = f"{PREFIX}.{site}{number}"
+    renamed |= _original_names(module, model.graph, taken)
     _rename(model.graph, renamed)
     _replace_tensors(model.graph, replaced, tensors)
     specs = [with_own_dtype(modules[site]) for site in calls]
@@ -192,9 +196,20 @@ def _tensor(name: str, value: torch.Tensor) -> onnx.TensorProto:
     return make_tensor(name, (array.float() if array.dtype == torch.bfloat16 else array).numpy(), kind)
 
 
+def _original_names(module: nn.Module, graph: onnx.GraphProto, taken: Collection[str]) -> dict[str, str]:
+    """Returns path to name in the file of an imported module's weights, where the name is free in *graph*."""
+    record = getattr(module, "meta", {}).get(META)
+    names = record.tensors if record is not None else {}
+    held = {tensor.name for tensor in graph.initializer}
+    first = {name: path for path, name in reversed(names.items()) if path in held and name not in taken}
+    return {path: name for name, path in first.items()}
+
+
 def _rename(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
     """Renames values wherever they are made, read, handed out or described."""
     for inner in graphs_of(graph):
+        for tensor in inner.initializer:
+            tensor.name = renamed.get(tensor.name, tensor.name)
         for node in inner.node:
             for names in (node.input, node.output):
                 names[:] = [renamed.get(name, name) for name in names]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ import torch
 from torch import fx, nn
 
 from laurel_graph.errors import ModelError
+from laurel_graph.module import ATTRIBUTES
+from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
 
 from .fx_operators import is_in_place, operator_name
 from .fx_view import fx_view
@@ -53,6 +55,13 @@ class LaurelTracer(fx.Tracer):
         """Tells whether *m* stays one node."""
         return type(m).__module__ == "laurel_graph.module" or super().is_leaf_module(m, module_qualified_name)
 
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None,
+                    type_expr: Any | None = None) -> fx.Node:  # fmt: skip
+        """Names no node after a layer called ``self``: it would hide the module in the generated code."""
+        if name is None and isinstance(target, str) and target.strip("_").lower() == "self":
+            name = "self_"
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
+
 
 def capture(
     model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
@@ -71,8 +80,10 @@ def capture(
     """
     args, kwargs = tuple(args), dict(kwargs or {})
     if isinstance(model, torch.export.ExportedProgram):
+        check_paths((*model.state_dict, *model.constants), "the ExportedProgram")
         return _captured(_unlifted(model), "ExportedProgram", [FROZEN_NOTE])
     if isinstance(model, fx.GraphModule):
+        check_paths((str(node.target) for node in model.graph.nodes if node.op in _HOLDING), type(model).__name__)
         notes = _add_shapes(model, args, kwargs)
         return _captured(model, type(model).__name__, notes)
     if not isinstance(model, nn.Module):
@@ -97,6 +108,7 @@ def capture(
             f"{name} cannot be traced by torch.fx.symbolic_trace ({symbolic}). Give example inputs, so that "
             "torch.export can try."
         )
+    check_paths(module_paths(model), name)
     try:
         with torch.no_grad():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
@@ -122,7 +134,48 @@ def _symbolic(model: nn.Module) -> fx.GraphModule:
     tracer = LaurelTracer()
     tracer.record_stack_traces = True
     graph = tracer.trace(model)
-    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    held = [node for node in graph.nodes if node.op in _HOLDING]
+    paths = safe_paths((str(node.target) for node in held), ATTRIBUTES)
+    if all(path == safe for path, safe in paths.items()):
+        return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    parts = {safe: _at(model, path) for path, safe in paths.items()}
+    for node in held:
+        node.target = paths[str(node.target)]
+    module = fx.GraphModule(parts, graph, type(model).__name__)
+    module.training = model.training
+    return module
+
+
+_HOLDING = ("call_module", "get_attr")
+"""The ops of nodes whose target is the path of something in the module."""
+
+
+def _at(model: nn.Module, path: str) -> Any:
+    for part in path.split("."):
+        model = getattr(model, part)
+    return model
+
+
+def check_paths(paths: Iterable[str], owner: str) -> None:
+    """Refuses names that torch would write into generated code unescaped.
+
+    Raises:
+        ModelError: naming the first one.
+    """
+    for path in paths:
+        if not is_safe_in_code(path):
+            raise ModelError(
+                f"{owner} has a part named {printable(path, LONGEST)!r}, which torch would paste into the code that it "
+                "generates: expected printable characters without quotes and backslashes, and no Python keyword. "
+                "Rename it."
+            )
+
+
+def module_paths(model: nn.Module) -> Iterator[str]:
+    """Returns the paths of everything that *model* holds under a name."""
+    for prefix, part in model.named_modules():
+        for name in (*part._parameters, *part._buffers, *part._modules):
+            yield f"{prefix}.{name}" if prefix else name
 
 
 def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:

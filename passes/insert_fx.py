@@ -7,10 +7,10 @@ same nodes back, copies and pickles included. All edits are worked out before th
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, count
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import fx, nn
 
 from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError, RewriteError, near
-from laurel_graph.module import CONFIG, FROZEN, LaurelResidual
+from laurel_graph.module import ATTRIBUTES, CONFIG, FROZEN, LaurelResidual
+from laurel_graph.names import path_parts
 from laurel_graph.opset.schema import PREFIX
 from laurel_graph.passes.fx_memory import Memory
 from laurel_graph.passes.fx_operators import is_in_place, operator_name
@@ -210,6 +211,7 @@ class _Inserter:
         self.sites: dict[str, tuple[str, SiteSpec, torch.device | None]] = {}
         self.known = {m.spec.site: name for name, m in module.named_modules() if isinstance(m, LaurelResidual)}
         self.taken = set(self.known.values())
+        self.above: set[str] = set()
         tensors = [*module.parameters(), *module.buffers()]
         self.devices = {tensor.device for tensor in tensors}
         self.dtypes = Counter(
@@ -299,17 +301,19 @@ class _Inserter:
         return [reader for value, reader in readers if value is overwritten]
 
     def target(self, site: str) -> str:
-        """Returns where the site's module goes: ``laurel.<site>``, or near it where that is taken."""
-        for number in itertools.count(1):
+        """Returns where the site's module goes: ``laurel.<site>``, or near it where that is taken or no safe name."""
+        parts = [f"{part}_" if part in ATTRIBUTES else part for part in path_parts(site)]
+        for number in count(1):
             root = PREFIX if number == 1 else f"{PREFIX}_{number}"
-            for name in (f"{root}.{site}", f"{root}.{site.replace('.', '_')}"):
+            for name in (".".join([root, *parts]), f"{root}.{'_'.join(parts)}"):
                 if self.free(name):
                     self.taken.add(name)
+                    self.above.update(accumulate(name.split(".")[:-1], "{}.{}".format))
                     return name
         raise AssertionError("unreachable")
 
     def free(self, name: str) -> bool:
-        if name in self.taken:
+        if name in self.taken or name in self.above:
             return False
         owner: nn.Module = self.module
         *path, last = name.split(".")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from laurel_graph.config import MAX_PREVIOUS
+from laurel_graph.names import path_parts
 from laurel_graph.residual import Residual
 from laurel_graph.view import GraphView, Role, Shape, Vertex
 
@@ -129,7 +129,7 @@ def _names(view: GraphView, found: Sequence[Found]) -> list[str]:
 
 
 def _identifier(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]", "_", name).strip(".") or "_"
+    return ".".join(path_parts(name.strip(".")))
 
 
 # The feature axis -----------------------------------------------------------------------------------------------------

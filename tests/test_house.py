@@ -71,3 +71,26 @@ def test_public_name_is_documented_when_loaded(name):
 def test_unknown_name_is_an_attribute_error_when_asked_for():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = laurel_graph.nothing
+
+
+def risks_of(call: ast.Call) -> bool:
+    """Tells whether a call runs text, or reads a file in a way that may run it."""
+    name = ast.unparse(call.func)
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    if name in ("torch.load", "np.load", "numpy.load"):
+        safe = ("weights_only", "True") if name == "torch.load" else ("allow_pickle", "False")
+        return safe not in given.items()
+    runs = {"eval", "exec", "compile", "os.system", "os.popen", "pickle.load", "pickle.loads", "yaml.load"}
+    return name in runs or given.get("shell") == "True" or name.endswith("parser.parse_model")
+
+
+def test_no_text_runs_when_read_from_the_sources():
+    programs = {ROOT / "tools" / "zoo.py"}  # its input is a file of Python expressions by definition
+    files = {path for folder in FORBIDDEN for path in (ROOT / folder).rglob("*.py")} - programs
+    risky = [
+        f"{path.relative_to(ROOT).as_posix()}:{node.lineno}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and risks_of(node)
+    ]
+    assert files and risky == []

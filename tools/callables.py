@@ -16,7 +16,14 @@ from laurel_graph.errors import ConfigError, near
 def is_reference(text: str) -> bool:
     """Returns whether *text* looks like ``package.module:function`` and is no existing file."""
     module, colon, name = text.rpartition(":")
-    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), name)) and not Path(text).exists()
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), name)) and not _is_file(text)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name of a file, or with a NUL
+        return False
 
 
 @contextmanager

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from laurel_graph.names import printable
+
 
 def print_json(data: Any) -> None:
-    """Prints one JSON object on stdout; values JSON does not know (infinity, paths) are written as text or null."""
-    sys.stdout.write(json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n")
+    """Prints one JSON object on stdout; values JSON does not know (infinity, paths) are written as text or null.
+
+    Characters that are not printable are written as JSON's own escapes.
+    """
+    text = json.dumps(_plain(data), indent=2, ensure_ascii=False)
+    sys.stdout.write(re.sub(r"[^\n -~]", _json_escape, text) + "\n")
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
 
 
 def _plain(value: Any) -> Any:
@@ -27,16 +38,17 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table on stdout; numbers are right-aligned."""
+    """Prints a table on stdout; numbers are right-aligned. Nothing in it is read as markup."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[cell if isinstance(cell, str) else format_cell(cell) for cell in row] for row in rows]
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    cells = [[printable(cell) if isinstance(cell, str) else format_cell(cell) for cell in row] for row in rows]
+    title_text = Text(printable(title), style="table.title")
+    table = Table(title=title_text, title_justify="left", show_edge=False, pad_edge=False)
     for i, name in enumerate(columns):
         numeric = bool(cells) and all(row[i][:1] in "-0123456789" for row in cells if row[i])
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     width = None if sys.stdout.isatty() else 160
@@ -49,17 +61,22 @@ def format_cell(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def say(text: str) -> None:
-    """Prints one line on stdout."""
-    sys.stdout.write(text + "\n")
+    """Prints one line (or more) on stdout."""
+    sys.stdout.write(_lines(text))
 
 
 def note(text: str) -> None:
-    """Prints one line on stderr."""
-    sys.stderr.write(text + "\n")
+    """Prints one line (or more) on stderr."""
+    sys.stderr.write(_lines(text))
+
+
+def _lines(text: str) -> str:
+    """Returns *text* with nothing in it that could act on a terminal, other than line breaks."""
+    return "\n".join(map(printable, text.split("\n"))) + "\n"
 
 
 @contextmanager
@@ -70,8 +87,9 @@ def progress(text: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status(text):
+    with Console(stderr=True).status(Text(printable(text))):
         yield
 
 

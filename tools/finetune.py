@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,7 +235,8 @@ class _Run:
         """Returns the differentiable module."""
         from laurel_graph.importer import import_onnx
 
-        ours = [tensor_name(site, name) for site, spec in self.specs.items() for name in spec.parameter_shapes()]
+        sites = self.specs.items()
+        ours = [escape(tensor_name(site, name)) for site, spec in sites for name in spec.parameter_shapes()]
         head = [f"{HEAD}.weight", f"{HEAD}.bias"] if self.options.head else []
         whole = onnx_task.loaded(self.trained.imported, self.base_dir)
         return import_onnx(whole, trainable=[*ours, *head, *self.options.train], dropout=self.options.dropout)

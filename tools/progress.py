@@ -6,6 +6,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from laurel_graph.names import printable
+
 
 class TrainingProgress:
     """Loss, rate and time left of a run; a context manager.
@@ -60,9 +62,9 @@ class TrainingProgress:
         if self._quiet:
             return
         left = (self._steps - step) * self._batch / max(self.rate(step), 1e-9)
-        self._console.print(f"{line}  {self.rate(step):.3g} samples/s, {left:.0f} s left")
+        self.say(f"{line}  {self.rate(step):.3g} samples/s, {left:.0f} s left")
 
     def say(self, line: str) -> None:
         """Says one line."""
         if not self._quiet and self._console is not None:
-            self._console.print(line, markup=False)
+            self._console.print(printable(line), markup=False)

@@ -12,6 +12,7 @@ import numpy as np
 from laurel_graph import onnx_file, onnx_tensors
 from laurel_graph.config import SiteSpec
 from laurel_graph.errors import DependencyError, OutputError
+from laurel_graph.names import printable
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, write
 from laurel_graph.outputs.models import model_files
@@ -111,7 +112,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
     rows = [_row(spec, held) for spec, held in tensors.items()]
     parameters = sum(row.parameters for row in rows)
     base = onnx_tensors.count_parameters(proto) - parameters
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_cell)
     page = environment.from_string(PAGE).render(
         model=path.name,
         residuals=found.residuals,
@@ -137,6 +138,11 @@ def default_page(model: Path) -> Path:
     if page.is_file() and b"<title>LAuReL report" not in page.read_bytes():
         raise OutputError(f"{page} is there and is no report of ours; name the page with --output.")
     return page
+
+
+def _cell(value: Any) -> Any:
+    """Returns foreign text without control characters; what is markup of ours, or no text, as it is."""
+    return printable(value) if type(value) is str else value
 
 
 def _row(spec: SiteSpec, tensors: dict[str, Any]) -> SiteRow:
@@ -176,7 +182,8 @@ def _draw_stream(number: int, members: list[Residual]) -> str:
         x = 90 + STEP * (place + 1) - 10
         colour = {"identity": "#1a73e8", "projection": "#b06000"}.get(residual.kind, "#188038")
         dash = ' stroke-dasharray="4 3"' if residual.kind == "projection" else ""
-        title = escape(f"{residual.site}: {residual.kind}, {residual.skip} + {' + '.join(residual.branches)}")
+        title = f"{residual.site}: {residual.kind}, {residual.skip} + {' + '.join(residual.branches)}"
+        title = escape(printable(title))
         shapes.append(
             f'<g><title>{title}</title><path d="M{x - STEP + 14} 46 C{x - STEP + 14} 4 {x} 4 {x} 40" fill="none" '
             f'stroke="{colour}"{dash}/><circle cx="{x}" cy="46" r="6" fill="white" stroke="{colour}" stroke-width="2"/>'

@@ -6,7 +6,7 @@ The file holds ``preamble`` (Python statements) and ``architectures``: name to `
 ``nn.Module``), ``inputs`` (``args: (...)`` or ``kwargs: dict(...)``), ``joins`` (the truth), ``identity`` and
 ``projection`` where the split is known, and ``soft``: joins of the form x + f(x) that are no classical residual
 connections, so that either answer is right. Each architecture is turned into every kind of graph that its exporters can
-make of it.
+make of it. The file is a program, not data: the Python in it is run, so take none from strangers.
 """
 
 from __future__ import annotations

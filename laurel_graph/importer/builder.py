@@ -7,15 +7,17 @@ is derived from shapes alone is *host* data: integers that stay on the CPU where
 
 from __future__ import annotations
 
-import keyword
 import operator
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+
+from ..errors import UnsupportedOperatorError
+from ..module import ATTRIBUTES
+from ..names import LONGEST, VARIABLES, Namespace, identifier, path_parts, printable
 
 FOLD_LIMIT = 1 << 22
 """A constant result of more elements than this is folded only if it is not larger than what it is made of."""
@@ -35,7 +37,7 @@ class Value:
     """One value of the ONNX graph.
 
     Attributes:
-        name: a name for the buffer or node that will hold it.
+        name: its name in the file; a buffer or node that holds it has a name made of it.
         const: the tensor (or list, or ``None`` for an empty optional) if known now, else :data:`MISSING`.
         node: the fx node that computes it; for a constant, made when first needed.
         host: integers derived from shapes: they stay on the CPU.
@@ -78,8 +80,24 @@ class Origin:
     outputs: tuple[str, ...]
 
     def __str__(self) -> str:
-        op = f"{self.domain}::{self.op}" if self.domain else self.op
-        return f"node {self.name or self.outputs[0]!r} ({op}, opset {self.opset})"
+        op = _quoteless(f"{self.domain}::{self.op}" if self.domain else self.op)
+        name = _quoteless(self.name or next(iter(self.outputs), ""))
+        return f"node '{name}' ({op}, opset {self.opset})"
+
+
+@dataclass(frozen=True)
+class ValueName:
+    """The name in the file of the value that an fx node computes: stored as ``node.meta["onnx_value"]``."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return _quoteless(self.text)
+
+
+def _quoteless(text: str) -> str:
+    """Returns *text* as it may stand in a docstring: with FX_GRAPH_SHOW_META=1 torch.fx writes meta into its code."""
+    return printable(text, LONGEST).replace('"', "'")
 
 
 class HostTensors(nn.Module):
@@ -89,16 +107,13 @@ class HostTensors(nn.Module):
         return self
 
 
-def identifier(name: str) -> str:
-    """Returns *name* as a Python identifier."""
-    name = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
-    return f"_{name}" if name[0].isdigit() or keyword.iskeyword(name) else name
-
-
 def to_device_of(host: Any, data: Any) -> Any:
     """Returns host integers on the device of the data that they meet (a sequence as it is)."""
     tensors = isinstance(host, torch.Tensor) and isinstance(data, torch.Tensor)
     return host.to(data.device) if tensors else host
+
+
+_SPELLABLE = {bool, int, float, complex, str, torch.dtype, torch.device, fx.Node}
 
 
 def _is_float_constant(value: Value) -> bool:
@@ -118,7 +133,7 @@ class Builder:
     Attributes:
         root: the module that the graph's ``get_attr`` and ``call_module`` nodes refer to.
         graph: the fx graph.
-        onnx_names: attribute path of each parameter and buffer to the initializer's name.
+        onnx_names: attribute path of each parameter and buffer to its name in the file.
     """
 
     def __init__(self) -> None:
@@ -127,23 +142,37 @@ class Builder:
         self.onnx_names: dict[str, str] = {}
         self.origin: Origin | None = None
         self._anchor: fx.Node | None = None
+        self._arguments = Namespace(VARIABLES)
+        self._owners: dict[str, Namespace] = {}
+        self._paths: dict[nn.Module, str] = {}
+        self._put_module("host", HostTensors())
 
     # ---- nodes ------------------------------------------------------------------------------------------------
 
     def create(self, kind: str, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None,
                name: str | None = None) -> fx.Node:  # fmt: skip
-        """Creates one fx node that remembers which ONNX node it comes from."""
-        node: fx.Node = self.graph.create_node(kind, target, args, kwargs or {}, name=name and identifier(name))
+        """Creates one fx node that remembers which ONNX node it comes from.
+
+        Raises:
+            UnsupportedOperatorError: an argument is nothing that generated code can spell (an attribute of a type that
+                its operator does not know).
+        """
+        kwargs = kwargs or {}
+        if (strange := _unspellable((*args, *kwargs.values()))) is not None:
+            raise UnsupportedOperatorError(
+                f"{self.origin}: an argument of type {type(strange).__name__} where numbers, text or tensors belong"
+            )
+        if name is not None:
+            name = identifier(name)
+            name = f"{name}_" if name in VARIABLES else name
+        node: fx.Node = self.graph.create_node(kind, target, args, kwargs, name=name)
         if self.origin is not None:
             node.meta["onnx"] = self.origin
         return node
 
     def input(self, name: str, elem_type: int | None = None, shape: Any = None, host: bool = False) -> Value:
         """Adds a placeholder."""
-        target = identifier(name)
-        taken = {node.target for node in self.graph.nodes if node.op == "placeholder"}
-        while target in taken or target == "self":
-            target += "_"
+        target = self._arguments.claim(name)
         node = self.create("placeholder", target, name=target)
         return Value(name, node=node, elem_type=elem_type, shape=shape, host=host)
 
@@ -184,8 +213,8 @@ class Builder:
         return Value(name, node=node, host=host)
 
     def call(self, path: str, module: nn.Module, *args: Any, name: str = "") -> Value:
-        """Adds a call of *module*, which becomes the submodule at the dotted *path* unless it is there already."""
-        self._put_module(path, module)
+        """Adds a call of *module*, which becomes the submodule at *path*, or near it, unless it is there already."""
+        path = self._put_module(path, module)
         values = tuple(_map(a, lambda v: self.node_of(v.value if isinstance(v, Host) else v)) for a in args)
         return Value(name, node=self.create("call_module", path, values, name=name or None))
 
@@ -203,8 +232,9 @@ class Builder:
         """A buffer of no elements whose type is the module's float type: ``.double()`` converts it along."""
         anchor = self._anchor
         if anchor is None:
-            self.root.register_buffer("float_type", torch.empty(0))
-            self._anchor = anchor = self.create("get_attr", "float_type")
+            _, path = self._free_path(["float_type"])
+            self.root.register_buffer(path, torch.empty(0))
+            self._anchor = anchor = self.create("get_attr", path)
         return anchor
 
     # ---- constants and parameters -----------------------------------------------------------------------------
@@ -224,16 +254,10 @@ class Builder:
         return [self.node_of(Value(f"{value.name}_{i}", const=part)) for i, part in enumerate(value.const)]
 
     def _buffer(self, value: Value, host: bool) -> fx.Node:
-        name = value.name or "constant"
-        tensor = value.const
-        if host:
-            if "host" not in self.root._modules:
-                self.root.add_module("host", HostTensors())
-            owner = self.root.get_submodule("host")
-            leaf = _free_name(owner, name.replace(".", "_"))
-            owner.register_buffer(leaf, tensor)
-            return self.create("get_attr", f"host.{leaf}", name=name)
-        path = self._put_tensor(name, lambda owner, leaf: owner.register_buffer(leaf, tensor))
+        tensor, prefix = value.const, "host." if host else ""
+        path = self._put_tensor(
+            value.name or "constant", lambda owner, leaf: owner.register_buffer(leaf, tensor), prefix
+        )
         return self.create("get_attr", path, name=path)
 
     def parameter(self, name: str, tensor: torch.Tensor) -> Value:
@@ -242,35 +266,38 @@ class Builder:
         path = self._put_tensor(name, lambda owner, leaf: owner.register_parameter(leaf, parameter))
         return Value(name, node=self.create("get_attr", path, name=path))
 
-    def _put_tensor(self, name: str, register: Callable[[nn.Module, str], None]) -> str:
-        """Registers a tensor under the dotted *name*, or the nearest free one, and returns its path."""
-        *parents, leaf = _split(name)
-        owner: nn.Module = self.root
-        path: list[str] = []
-        for i, part in enumerate(parents):
-            known = owner._modules.get(part)
-            if known is None and (hasattr(owner, part) or not part):
-                leaf = "_".join([*parents[i:], leaf])
-                break
-            if known is None:
-                known = nn.Module()
-                owner.add_module(part, known)
-            owner, path = known, [*path, part]
-        leaf = _free_name(owner, leaf)
-        register(owner, leaf)
-        full = ".".join([*path, leaf])
-        self.onnx_names[full] = name
-        return full
+    def _put_tensor(self, name: str, register: Callable[[nn.Module, str], None], prefix: str = "") -> str:
+        """Registers a tensor at the path that *name* stands for, or the nearest free one, and returns the path."""
+        parts = path_parts(name)
+        owner, path = self._free_path(["_".join(parts)] if prefix else parts, prefix)
+        register(owner, path.rpartition(".")[2])
+        self.onnx_names[path] = name
+        return path
 
-    def _put_module(self, path: str, module: nn.Module) -> None:
-        *parents, leaf = path.split(".")
-        owner: nn.Module = self.root
-        for part in parents:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        if owner._modules.get(leaf) is not module:
-            owner.add_module(leaf, module)
+    def _put_module(self, name: str, module: nn.Module) -> str:
+        """Adds *module* at the path that *name* stands for unless it is there already, and returns its path."""
+        if module not in self._paths:
+            owner, path = self._free_path(path_parts(name))
+            owner.add_module(path.rpartition(".")[2], module)
+            self._paths[module] = path
+        return self._paths[module]
+
+    def _free_path(self, parts: Sequence[str], prefix: str = "") -> tuple[nn.Module, str]:
+        """Returns a free attribute path of safe parts near the one given, and the module that is to hold its end."""
+        owner, path = self.root.get_submodule(prefix.rstrip(".")), prefix
+        for i, part in enumerate(parts[:-1]):
+            known = owner._modules.get(part)
+            if known is None and not self._owner(path).holds(part):
+                owner.add_module(self._owner(path).claim_part(part), known := nn.Module())
+            if type(known) is not nn.Module:  # a tensor, a layer or an attribute of all modules has the name
+                parts = ["_".join(parts[i:])]
+                break
+            owner, path = known, f"{path}{part}."
+        return owner, path + self._owner(path).claim_part(parts[-1])
+
+    def _owner(self, path: str) -> Namespace:
+        """The names in the module at *path* (which ends with a dot, or is empty)."""
+        return self._owners.setdefault(path, Namespace(ATTRIBUTES))
 
     def close(self, outputs: Sequence[Value]) -> None:
         """Adds the output node and removes what nothing uses."""
@@ -293,15 +320,11 @@ def _eliminate_dead(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _split(name: str) -> list[str]:
-    parts = name.split(".")
-    return parts if all(parts) else [name.replace(".", "_")]
-
-
-def _free_name(owner: nn.Module, leaf: str) -> str:
-    while not leaf or hasattr(owner, leaf):
-        leaf += "_"
-    return leaf
+def _unspellable(values: Any) -> Any:
+    """Returns an argument, however deep, whose ``repr`` is no Python expression of its value, or ``None``."""
+    if type(values) in (tuple, list, torch.Size) or (isinstance(values, tuple) and hasattr(values, "_fields")):
+        return next((found for value in values if (found := _unspellable(value)) is not None), None)
+    return None if values is None or type(values) in _SPELLABLE else values
 
 
 def _values_in(tree: Any) -> Any:

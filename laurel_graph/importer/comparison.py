@@ -164,7 +164,7 @@ class _Recorder(fx.Interpreter):
         result = super().run_node(n)
         name = n.meta.get("onnx_value")
         if name is not None and isinstance(result, torch.Tensor):
-            self.values[name] = result
+            self.values[name.text] = result
         return result
 
 

@@ -14,7 +14,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from torch import fx
 
 from ..errors import LaurelError, ModelError, UnsupportedOperatorError
-from .builder import Builder, Origin, Value
+from .builder import Builder, Origin, Value, ValueName
 from .fusion import fuse
 from .node import Node
 from .registry import NEWEST, Registry, since_version
@@ -78,6 +78,7 @@ class Converter:
         self.refused: list[str] = []
         self.functions = {(_domain(f.domain), f.name, getattr(f, "overload", "")): f for f in model.functions}
         self.tensor_names: dict[str, str] = {}
+        self.inner_names: dict[fx.GraphModule, dict[str, str]] = {}
 
     def run(self) -> fx.GraphModule:
         """Returns the module.
@@ -104,10 +105,11 @@ class Converter:
             raise UnsupportedOperatorError(
                 f"{len(self.refused)} node(s) have no differentiable counterpart:\n  {listed}{more}"
             )
-        self.tensor_names = builder.onnx_names
         builder.close(outputs)
         fuse(builder.root, builder.graph)
-        return builder.module("ImportedModel")
+        module = builder.module("ImportedModel")
+        self.tensor_names = _tensor_names(module, builder.onnx_names, self.inner_names)
+        return module
 
     def _add_inputs(self, graph: GraphProto, builder: Builder, scope: Scope) -> None:
         stored = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
@@ -148,13 +150,14 @@ class Converter:
         return outputs
 
     def tensor_value(self, name: str, tensor: TensorProto, builder: Builder) -> Value:
-        """Returns an initializer or constant as a value: a parameter if it is to be trained."""
+        """Returns an initializer or constant as a value: a parameter if it is to be trained and holds floats."""
         try:
             values = tensor_to_torch(tensor, self.base_dir)
         except ValueError as error:
             self.refused.append(f"tensor {name!r}: {error}; only numbers can be imported")
             return Value(name, const=torch.zeros(tuple(tensor.dims)))
-        value = builder.parameter(name, values) if self.trainable(name) else Value(name, const=values)
+        trains = values.is_floating_point() and self.trainable(name)
+        value = builder.parameter(name, values) if trains else Value(name, const=values)
         value.elem_type, value.shape = tensor.data_type, tuple(tensor.dims)
         return value
 
@@ -191,7 +194,7 @@ class Converter:
         if value.is_const and value.node is None:
             value.name = name
         elif value.node is not None and scope.references is None and scope.parent is None:
-            value.node.meta.setdefault("onnx_value", name)
+            value.node.meta.setdefault("onnx_value", ValueName(name))
         if value.elem_type is None:
             value.elem_type = elem_type
         if value.shape is None:
@@ -273,12 +276,25 @@ class Converter:
         builder.origin = None
         builder.close(self.graph_nodes(graph, builder, inner))
         fuse(builder.root, builder.graph)
-        return builder.module("Subgraph"), captured
+        module = builder.module("Subgraph")
+        self.inner_names[module] = builder.onnx_names
+        return module, captured
 
     def inline(self, graph: GraphProto, builder: Builder, scope: Scope) -> list[Value]:
         """Translates a subgraph without inputs in the place of its node."""
         inner = Scope(opsets=scope.opsets, parent=scope, references=scope.references, types=_subgraph_types(graph))
         return self.graph_nodes(graph, builder, inner)
+
+
+def _tensor_names(
+    module: fx.GraphModule, names: Mapping[str, str], inner: Mapping[fx.GraphModule, Mapping[str, str]]
+) -> dict[str, str]:
+    """Returns path to name in the file of all tensors, those in the modules of subgraphs included."""
+    whole = dict(names)
+    for place, part in module.named_modules():
+        if isinstance(part, fx.GraphModule) and part in inner:
+            whole |= {f"{place}.{path}": name for path, name in inner[part].items()}
+    return whole
 
 
 def in_order(nodes: Sequence[NodeProto]) -> Sequence[NodeProto]:

@@ -25,7 +25,8 @@ class ImportRecord:
         source: the file, or ``None`` if a model in memory was imported.
         inputs: the ONNX input names, in the order of ``forward``.
         outputs: the ONNX output names, in the order of what ``forward`` returns.
-        tensors: parameter and buffer path in the module to the name in the file.
+        tensors: parameter and buffer path in the module to the name in the file. The two are one for names like
+            ``layer.0.weight``; what cannot stand in Python code is replaced in the path (:mod:`laurel_graph.names`).
         specs: site to spec for a transformed model.
         base: the fingerprint of the base, as it was when it was imported.
         digests: its fingerprints in the form of older adapter files.

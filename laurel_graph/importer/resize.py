@@ -159,6 +159,7 @@ def _known(node: Node, index: int) -> Any:
 
 def _resize(node: Node) -> Value:
     mode = node.attr("mode", "nearest")
+    node.require(mode in ("nearest", "linear", "bilinear", "cubic"), f"mode {mode!r}, which no operator set knows")
     simple = node.version < 11
     axes = node.attr("axes")
     options = Options(

@@ -118,12 +118,16 @@ def _map_external(proto: TensorProto, base_dir: Path) -> torch.Tensor:
 
 
 def attribute_value(attribute: AttributeProto) -> object:
-    """Returns an attribute's value: Python numbers, text, lists of them, or the proto of a tensor or graph."""
+    """Returns an attribute's value: Python numbers, text, lists of them, or the proto of a tensor or graph.
+
+    Raises:
+        ValueError: text that is not UTF-8.
+    """
     kind = attribute.type
     if kind == AttributeProto.STRING:
-        return attribute.s.decode("utf-8", "surrogateescape")
+        return _text(attribute, attribute.s)
     if kind == AttributeProto.STRINGS:
-        return [text.decode("utf-8", "surrogateescape") for text in attribute.strings]
+        return [_text(attribute, text) for text in attribute.strings]
     if kind == AttributeProto.INTS:
         return list(attribute.ints)
     if kind == AttributeProto.FLOATS:
@@ -139,3 +143,10 @@ def attribute_value(attribute: AttributeProto) -> object:
         AttributeProto.GRAPHS: "graphs",
     }
     return getattr(attribute, fields[kind])
+
+
+def _text(attribute: AttributeProto, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"its attribute {attribute.name!r} holds bytes that are no UTF-8 text") from None
