@@ -1,0 +1,57 @@
+"""Runs a model on ONNX Runtime and shows every value of its main graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from laurel_graph.onnx_graph import graphs_of
+from laurel_graph.opset.schema import DOMAIN
+from laurel_graph.passes.onnx_shapes import tensor_types
+from laurel_graph.runtime import session_options
+
+Array = NDArray[Any]
+
+
+class Runner:
+    """A session whose outputs are all values of the model's main graph; bfloat16 ones are cast to float32.
+
+    Args:
+        model: the model; it stays as it is.
+        optimize: whether ONNX Runtime optimises the graph.
+    """
+
+    def __init__(self, model: onnx.ModelProto, optimize: bool) -> None:
+        import onnxruntime
+
+        seen, self._outputs = _seen(model)
+        used = {n.op_type for g in graphs_of(model.graph) for n in g.node if n.domain == DOMAIN}
+        options = session_options(1, optimize, operators=sorted(used))
+        options.log_severity_level = 4
+        data = seen.SerializeToString()
+        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns every value by name."""
+        return dict(zip(self._outputs, self._session.run(list(self._outputs.values()), dict(feeds)), strict=True))
+
+
+def _seen(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Returns a copy that gives all values, and value name to the output that shows it."""
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    graph, types = seen.graph, tensor_types(seen)[0]
+    names = [value.name for value in graph.output] + [name for node in graph.node for name in node.output if name]
+    outputs: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        outputs[name] = name
+        if types.get(name, (None, None))[1] == "bfloat16":
+            outputs[name] = f"{name}:seen"
+            graph.node.append(helper.make_node("Cast", [name], [outputs[name]], to=TensorProto.FLOAT))
+    del graph.output[:]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs.values())
+    return seen, outputs
