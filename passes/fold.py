@@ -132,7 +132,7 @@ def _joins(editor: GraphEditor) -> list[_Join]:
                 f"node {node.output[0]!r} is {DOMAIN}.{node.op_type}, which is no operator of this version; "
                 "expected a model that `laurel transform` of this version wrote."
             )
-        if op.bias or op.epilogue:
+        if op.bias or op.epilogue or op.quantized:
             raise RewriteError(f"the model is deployed already (node {node.output[0]!r} is {node.op_type}).")
         names = dict(zip(op.inputs, node.input, strict=True))
         tensors = {r: editor.constant(n) for r, n in names.items() if r in TENSORS}
@@ -166,8 +166,12 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
         renamed, unseen = _restore_visible(context)
         unfit |= unseen
         every = {name for join in joins for name in join.values}
-        if not unfit or every <= blocked:
+        if not unfit:
             break
+        if every <= blocked:  # nothing is scaled any more
+            raise RewriteError(
+                f"no scale fits around {sorted(unfit)[0]!r}, the true one included; expected finite weights."
+            )
         blocked = blocked | (every if unfit <= blocked else unfit)
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))

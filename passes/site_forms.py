@@ -107,7 +107,8 @@ def join_at(editor: GraphEditor, node: onnx.NodeProto) -> Join:
     relu = follower if follower is not None and follower.op_type == "Relu" and not follower.domain else None
     join.relu = relu if op.layout else None
     join.bias = _bias(editor, names["f"]) if last else ""
-    join.branch = _branch(editor, names["f"], last, join.notes)
+    if list(node.input).count(names["f"]) == 1:
+        join.branch = _branch(editor, names["f"], last, join.notes)
     join.norm = match_norm(editor, out, join.width, join.notes) if last else None
     return join
 

@@ -20,7 +20,7 @@ from laurel_graph.passes.pipeline import transform
 from .distances import TOLERANCE, choice_distance, distance
 from .generate import Case, draw
 from .oracle import values_of
-from .runner import Runner
+from .runner import Runner, rounded_anew
 from .trained import train
 
 Array = NDArray[Any]
@@ -61,6 +61,7 @@ def check(seed: int, kind: str | None = None) -> list[Outcome]:
     runs = [*case.feeds, *([{**case.feeds[0], **case.given}] if case.given else [])]
     try:
         runners = [Runner(trained, optimize) for optimize in _levels(case)]
+        runners += [] if case.kind == "quantised" else [Runner(rounded_anew(trained, case.rng), False)]
         truths = [_truth(trained, feeds, runners) for feeds in runs]
     except Exception as error:
         return [Outcome(seed, False, "skipped", _where(error))]
@@ -76,7 +77,14 @@ def check(seed: int, kind: str | None = None) -> list[Outcome]:
 
 @dataclass(frozen=True)
 class Truth:
-    """The trained network on one sample: its values in float64, and how far ONNX Runtime's arithmetic is from them."""
+    """The trained network on one sample.
+
+    Attributes:
+        values: its values in float64.
+        noise: how far ONNX Runtime is from them, optimised, not optimised, and with each weight one unit in the last
+            place off, as weights are that were scaled and rounded again.
+        finite: whether all that is.
+    """
 
     values: Mapping[str, Array]
     noise: Mapping[str, Array]

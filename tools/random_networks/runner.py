@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.opset.schema import DOMAIN
@@ -38,6 +39,19 @@ class Runner:
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Returns every value by name."""
         return dict(zip(self._outputs, self._session.run(list(self._outputs.values()), dict(feeds)), strict=True))
+
+
+def rounded_anew(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
+    """Returns a copy in which each float weight is a unit in the last place larger or smaller."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    for tensor in other.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.dtype.kind == "f":
+            ends = np.where(rng.random(value.shape) < 0.5, -np.inf, np.inf).astype(value.dtype)
+            moved = np.where(value == 0, value, np.nextafter(value, ends))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(moved, value.dtype), tensor.name))
+    return other
 
 
 def _seen(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:

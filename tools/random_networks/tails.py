@@ -121,7 +121,7 @@ def _powers(net: Network, x: Value, _tokens: bool) -> Value:
 
 
 def _summed(net: Network, x: Value, _tokens: bool) -> Value:
-    if net.opset >= 11:
+    if net.opset >= 11 and net.dtype != "float16":
         axis = net.fresh("i")
         net.weights[axis] = np.asarray(1, np.int64)
         return net.node("CumSum", [x, axis], x.shape)
