@@ -28,31 +28,32 @@ def test_network_is_the_same_when_drawn_again(kind):
     first, second = (draw(7, kind) for _ in range(2))
     assert first.model.SerializeToString() == second.model.SerializeToString()
     assert first.config == second.config
-    onnx.checker.check_model(first.model) if first.model.ir_version > 3 else None
 
 
-def test_deployment_is_wrong_when_a_folded_constant_is_one_percent_off(monkeypatch):
+def test_deployment_is_wrong_when_a_constant_that_folding_wrote_is_one_percent_off(monkeypatch):
+    changed: list[str] = []
+
     def off(model, **options):
+        old = {t.name: t.SerializeToString() for t in model.graph.initializer}
         report = deploying.deploy(model, **options)
-        old = {t.name: t for t in trained.graph.initializer}
         for tensor in model.graph.initializer:
-            before = old.get(tensor.name)
-            if before is None or before.SerializeToString() != tensor.SerializeToString():
-                value = onnx.numpy_helper.to_array(tensor)
-                if value.dtype == np.float32 and value.size > 1:
-                    tensor.CopyFrom(onnx.numpy_helper.from_array(value * np.float32(1.01), tensor.name))
-                    changed.append(tensor.name)
-                    break
+            value = onnx.numpy_helper.to_array(tensor)
+            if value.dtype == np.float32 and value.any() and old.get(tensor.name) != tensor.SerializeToString():
+                new = np.asarray(value * np.float32(1.01))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(new, tensor.name))
+                changed.append(tensor.name)
+                break
         return report
 
-    verdicts = Counter()
-    changed: list[str] = []
-    for seed in range(1000, 1010):
-        trained = draw(seed).model
-        monkeypatch.setattr(checking, "deploy", off)
+    monkeypatch.setattr(checking, "deploy", off)
+    verdicts: Counter[str] = Counter()
+    for seed in range(1000, 1012):
         before = len(changed)
-        verdicts.update(o.verdict for o in check(seed, "float32") if len(changed) > before)
-    assert verdicts["wrong"] > verdicts["right"] + verdicts["kept"]
+        outcomes = check(seed, "float32")
+        if len(changed) == before + 2:
+            verdicts.update(outcome.verdict for outcome in outcomes)
+    assert verdicts.total() >= 10
+    assert verdicts["wrong"] >= 0.9 * verdicts.total()
 
 
 def test_program_counts_the_verdicts_when_it_has_run(capsys):
