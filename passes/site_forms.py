@@ -21,9 +21,10 @@ import onnx
 from numpy.typing import NDArray
 
 from laurel_graph.opset.schema import DOMAIN, Operator
-from laurel_graph.passes.fold import TENSORS, site_of
+from laurel_graph.passes.element_range import UnfitError
 from laurel_graph.passes.norm_patterns import NormMatch, match_norm
-from laurel_graph.passes.onnx_edit import GraphEditor, UnfitError, attribute
+from laurel_graph.passes.onnx_edit import GraphEditor, attribute
+from laurel_graph.passes.trained_joins import TENSORS, site_of
 
 Array = NDArray[Any]
 

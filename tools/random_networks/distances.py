@@ -55,7 +55,7 @@ def choice_distance(
         axis = next(item.i for item in node.attribute if item.name == "axis")
         gap = np.take_along_axis(given[0], value, axis) - np.take_along_axis(given[0], exact, axis)
         return float(np.abs(gap).max() / (4 * tolerance * np.abs(given[0]).max()))
-    if node.op_type in ("Greater", "Less") and len(given) == 2:
+    if node.op_type in ("Greater", "Less", "Equal") and len(given) == 2:
         gap = np.abs(given[0] - given[1])[value != exact]
         return float(gap.max() / (4 * tolerance * np.abs(given[0]).max()))
     return 0.0 if node.op_type == "TopK" else float("inf")
