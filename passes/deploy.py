@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from laurel_graph import onnx_file
 from laurel_graph.config import FORMAT_VERSION
-from laurel_graph.errors import RewriteError, VerificationError
+from laurel_graph.errors import ModelError, RewriteError, VerificationError
 from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.opset import functions
 from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, METADATA_UNDO, PREFIX, laurel_nodes, read_metadata
@@ -174,8 +174,11 @@ def _close_inputs(model: onnx.ModelProto) -> None:
     files of an IR version below 4, where every weight had to be listed as an input and none could be overridden. Other
     weights that are inputs stay what they are: a run may be given others.
     """
-    undo = json.loads(read_metadata(model, METADATA_UNDO) or "{}")
-    old = (undo.get("ir_version") or 4) < 4
+    try:
+        before = json.loads(read_metadata(model, METADATA_UNDO) or "{}").get("ir_version")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"the metadata {METADATA_UNDO} of the model is damaged: {error}.") from None
+    old = isinstance(before, int) and 0 < before < 4
     held = {tensor.name for tensor in model.graph.initializer if old or tensor.name.startswith(PREFIX + ".")}
     kept = [value for value in model.graph.input if value.name not in held]
     if len(kept) != len(model.graph.input):
@@ -257,15 +260,16 @@ def _verify(
     """
     from laurel_graph.passes.verify import SiteDifference, read_samples, report_of
     from laurel_graph.passes.verify.check import Check, Subject
-    from laurel_graph.passes.verify.watching import altered_by, check_coverage, site_values, with_scales
+    from laurel_graph.passes.verify.watching import check_coverage, site_values, with_scales
 
     first, second = (Subject(path, onnx_file.read(path)) for path in (source, deployed))
     sites = site_values(first.model, second.model)
     check_coverage(first.model, second.model, sites)
+    altered = {name for form in report.forms for name in form.altered}
     check = Check(
         first,
         second,
-        with_scales(sites, report.fold, first.model, second.model, altered_by(first.model, report.forms)),
+        with_scales(sites, report.fold, first.model, second.model, altered),
         tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
         exact=tolerance is not None,
     )

@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 from laurel_graph.errors import RewriteError
 from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator, laurel_nodes
-from laurel_graph.passes.onnx_edit import GraphEditor, UnfitError
+from laurel_graph.passes.element_range import UnfitError
+from laurel_graph.passes.onnx_edit import GraphEditor
 from laurel_graph.passes.scale_context import ONE, RIGID, Context, Rule
 from laurel_graph.passes.scale_rules import channel_axes, rule_for
 from laurel_graph.passes.scales import ScaleSystem, same
+from laurel_graph.passes.trained_joins import TrainedJoin, joins_of, site_of
 
 Array = NDArray[Any]
 
 _LIMITS: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**4, onnx.TensorProto.BFLOAT16: 2.0**16}
 """How much smaller than it is a value may be stored, by element type; other types are bounded by ``scales.WIDE``."""
-TENSORS = ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
 
 
 @dataclass(frozen=True)
@@ -77,71 +78,6 @@ class FoldReport:
     scales: Mapping[str, Array] = field(default_factory=dict)
 
 
-@dataclass
-class _Join:
-    """One ``ai.laurel`` node: its operator, its inputs by name, its tensors in float64."""
-
-    node: onnx.NodeProto
-    op: Operator
-    names: dict[str, str]
-    tensors: dict[str, Array]
-    reasons: list[str] = field(default_factory=list)
-
-    @property
-    def site(self) -> str:
-        """The site, from the name of one of its tensors."""
-        for role in ("alpha", "A", "gamma"):
-            name = self.names.get(role, "")
-            if name.startswith(PREFIX + ".") and "." in name[len(PREFIX) + 1 :]:
-                return name[len(PREFIX) + 1 :].rpartition(".")[0]
-        return str(self.node.output[0])
-
-    @property
-    def width(self) -> int:
-        """D, from the low-rank maps of earlier activations."""
-        return int(self.tensors["previous_B"].shape[-1])
-
-    @property
-    def previous(self) -> list[str]:
-        """The earlier activations, nearest first."""
-        return [self.names[f"previous_{j + 1}"] for j in range(self.op.previous)]
-
-    @property
-    def values(self) -> list[str]:
-        """All values that it reads and makes."""
-        return [str(self.node.output[0]), self.names["x"], self.names["f"], *self.previous]
-
-    def along(self, factor: Array) -> Array:
-        """Returns a factor per channel in a shape that multiplies one of the values."""
-        return factor.reshape(-1, *(1,) * int(self.op.layout[:1] or 0)) if factor.ndim else factor
-
-
-def site_of(node: onnx.NodeProto, op: Operator) -> str:
-    """Returns the site that an ``ai.laurel`` node belongs to."""
-    return _Join(node, op, dict(zip(op.inputs, node.input, strict=True)), {}).site
-
-
-def _joins(editor: GraphEditor) -> list[_Join]:
-    joins = []
-    for node in editor:
-        if node.domain != DOMAIN:
-            continue
-        op = Operator.parse(node.op_type)
-        if op is None or len(op.inputs) != len(node.input):
-            raise RewriteError(
-                f"node {node.output[0]!r} is {DOMAIN}.{node.op_type}, which is no operator of this version; "
-                "expected a model that `laurel transform` of this version wrote."
-            )
-        if op.bias or op.epilogue:
-            raise RewriteError(f"the model is deployed already (node {node.output[0]!r} is {node.op_type}).")
-        names = dict(zip(op.inputs, node.input, strict=True))
-        tensors = {r: editor.constant(n) for r, n in names.items() if r in TENSORS}
-        if all(value is not None for value in tensors.values()):
-            known = {r: np.asarray(value, np.float64) for r, value in tensors.items() if value is not None}
-            joins.append(_Join(node, op, names, known))
-    return joins
-
-
 def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
     """Folds α and β of every ``ai.laurel`` node of the main graph into the constants around it, in place.
 
@@ -155,7 +91,7 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
     blocked: set[str] = set()
     while True:
         editor = GraphEditor(model, base)
-        joins = _joins(editor)
+        joins = joins_of(editor)
         if not joins:
             return FoldReport(_inner_sites(model))
         context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked)
@@ -166,15 +102,19 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
         renamed, unseen = _restore_visible(context)
         unfit |= unseen
         every = {name for join in joins for name in join.values}
-        if not unfit or every <= blocked:
+        if not unfit:
             break
+        if every <= blocked:  # nothing is scaled any more
+            raise RewriteError(
+                f"no scale fits around {sorted(unfit)[0]!r}, the true one included; expected finite weights."
+            )
         blocked = blocked | (every if unfit <= blocked else unfit)
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
     return FoldReport((*sites, *_inner_sites(model)), changed, multiplied, renamed, _scales(context, renamed))
 
 
-def _limits(editor: GraphEditor, joins: list[_Join]) -> Callable[[str], float | None]:
+def _limits(editor: GraphEditor, joins: list[TrainedJoin]) -> Callable[[str], float | None]:
     """Returns what says how much smaller a value may be stored, ``None`` for one that is not of a 16-bit type.
 
     A value of unknown type is taken for one of the narrowest type that a join has.
@@ -189,7 +129,7 @@ def _limits(editor: GraphEditor, joins: list[_Join]) -> Callable[[str], float | 
     return limit
 
 
-def _rescale(context: Context, joins: list[_Join]) -> tuple[list[FoldedSite], set[str]]:
+def _rescale(context: Context, joins: list[TrainedJoin]) -> tuple[list[FoldedSite], set[str]]:
     """Writes the scales into the constants; returns the sites and the values whose scale some constant cannot hold."""
     editor, known = context.editor, {id(join.node): join for join in joins}
     unfit: set[str] = set()
@@ -236,7 +176,7 @@ def _scales(context: Context, renamed: Mapping[str, str]) -> dict[str, Array]:
     }
 
 
-def _relate(context: Context, joins: list[_Join]) -> None:
+def _relate(context: Context, joins: list[TrainedJoin]) -> None:
     editor, system = context.editor, context.system
     by_node = {id(join.node): join for join in joins}
     context.sites |= {name for join in joins for name in join.values[:3]}
@@ -253,7 +193,7 @@ def _relate(context: Context, joins: list[_Join]) -> None:
         system.fix(name)
 
 
-def _seeds(editor: GraphEditor, joins: list[_Join]) -> dict[str, tuple[int, int]]:
+def _seeds(editor: GraphEditor, joins: list[TrainedJoin]) -> dict[str, tuple[int, int]]:
     """Returns the values of joins with a weight per channel: the axis of their channels and how many those are."""
     seeds = {}
     for join in joins:
@@ -265,7 +205,7 @@ def _seeds(editor: GraphEditor, joins: list[_Join]) -> dict[str, tuple[int, int]
     return seeds
 
 
-def _relate_join(join: _Join, context: Context) -> None:
+def _relate_join(join: TrainedJoin, context: Context) -> None:
     system, out = context.system, join.node.output[0]
     for role, value in (("beta", join.names["x"]), ("alpha", join.names["f"])):
         if context.editor.is_constant(value):
@@ -297,7 +237,7 @@ def _obstacles(context: Context, values: set[str]) -> list[str]:
     return found
 
 
-def _rescale_join(join: _Join, context: Context) -> FoldedSite:
+def _rescale_join(join: TrainedJoin, context: Context) -> FoldedSite:
     editor, node, op = context.editor, join.node, join.op
     x, f, out = join.names["x"], join.names["f"], node.output[0]
     s_x, s_out = context.scale(x), context.scale(out)
@@ -352,7 +292,7 @@ def _add_plainly(editor: GraphEditor, node: onnx.NodeProto, x: str, f: str) -> N
     node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.BFLOAT16))
 
 
-def _rescale_previous(join: _Join, names: dict[str, str], context: Context, rest: Array) -> None:
+def _rescale_previous(join: TrainedJoin, names: dict[str, str], context: Context, rest: Array) -> None:
     """Lets γ, or where scales differ by channel the low-rank maps, take the scales of the earlier activations."""
     editor, scales = context.editor, [context.scale(name) for name in join.previous]
     factors = [rest * scale for scale in scales]

@@ -12,8 +12,8 @@ from laurel_graph.opset import functions
 from laurel_graph.opset.schema import Operator, laurel_nodes
 from laurel_graph.passes.absorb import absorb, skip_map
 from laurel_graph.passes.costs import CostModel, Place
-from laurel_graph.passes.fold import site_of
-from laurel_graph.passes.onnx_edit import GraphEditor, UnfitError
+from laurel_graph.passes.element_range import UnfitError
+from laurel_graph.passes.onnx_edit import GraphEditor
 from laurel_graph.passes.quantized import emit_quantized, island_of
 from laurel_graph.passes.site_forms import (
     Join,
@@ -24,6 +24,7 @@ from laurel_graph.passes.site_forms import (
     join_at,
     nodes_to_write,
 )
+from laurel_graph.passes.trained_joins import site_of
 
 FORMS = ("absorbed", "quantized", "operator", "widened", "chained")
 

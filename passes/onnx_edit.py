@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from laurel_graph.onnx_graph import subgraphs
+from laurel_graph.passes.element_range import UnfitError, fits
 from laurel_graph.passes.onnx_shapes import tensor_types
 
 Array = NDArray[Any]
@@ -32,7 +33,6 @@ _ELEMENT_TYPES = {
 _NO_ARRAYS = ("value_string", "value_strings", "sparse_value")
 _OVERRIDABLE = 4
 """The first ONNX IR version in which a run may be given another value for an initializer that is an input too."""
-_BFLOAT16_STEP = 2.0**-7
 _EVALUATED = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast", "ConstantOfShape")
 
 
@@ -83,35 +83,6 @@ def captured_names(node: onnx.NodeProto) -> set[str]:
             names.update(inner.input)
             names |= captured_names(inner)
     return names - {""}
-
-
-class UnfitError(Exception):
-    """A constant that was asked for has no place in its element type: it overflows, or loses its digits."""
-
-
-def fits(made: Array, dtype: np.dtype[Any]) -> bool:
-    """Whether float64 values keep their digits in *dtype*.
-
-    No finite value may overflow, and what subnormal numbers round away must be small beside its row and its column
-    (the first and the last axis), so that no channel loses more than its elements do by rounding anyway.
-    """
-    if not made.size or dtype.kind not in "fV":
-        return True
-    finite = np.isfinite(made)
-    sizes = np.where(finite, np.abs(made), 0.0)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        stored = made.astype(dtype).astype(np.float64)
-        if not np.isfinite(stored[finite]).all():
-            return False
-        lost = np.where(finite, np.abs(stored - made), 0.0)
-    step = float(np.finfo(dtype).eps) if dtype.kind == "f" else _BFLOAT16_STEP
-    if not np.any(lost > step * sizes):
-        return True
-    for axis in {0, made.ndim - 1} if made.ndim > 1 else {-1}:
-        rest = tuple(i for i in range(made.ndim) if i != axis)
-        if np.any(lost.max(axis=rest) > step * sizes.max(axis=rest)):
-            return False
-    return True
 
 
 class GraphEditor:

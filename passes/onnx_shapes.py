@@ -30,6 +30,7 @@ _DTYPES: dict[int, str] = {
 }
 
 _STAND_INS = {
+    "GroupNormalization": ("Identity", 1),
     "FusedConv": ("Conv", 3),
     "FusedGemm": ("Gemm", 3),
     "QuickGelu": ("Identity", 1),
@@ -44,7 +45,10 @@ _STAND_INS = {
     "GroupQueryAttention": ("Identity", 1),
     "QLinearAdd": ("Identity", 1),
 }
-"""Operator of ONNX Runtime: (standard operator of the same output shape, how many inputs it takes over)."""
+"""Operator: (standard operator of the same output shape, how many inputs it takes over).
+
+They are ONNX Runtime's own, which may stand in the default domain, too, and one at which ONNX's inference stops.
+"""
 
 
 def dtype_name(element: int) -> str | None:
@@ -141,11 +145,14 @@ def _light(model: onnx.ModelProto) -> onnx.ModelProto:
     declared = {info.name for info in source.input}
     for tensor in source.initializer:
         _put_constant(graph, tensor, tensor.name, declared)
+    for sparse in source.sparse_initializer:
+        values = sparse.values
+        graph.input.append(onnx.helper.make_tensor_value_info(values.name, values.data_type, list(sparse.dims)))
     for node in source.node:
         tensor = constant_tensor(node) if node.op_type == "Constant" else None
         if tensor is not None and prod(tensor.dims) > LARGE:
             _put_constant(graph, tensor, node.output[0], declared)
-        elif node.domain == "com.microsoft" and node.op_type in _STAND_INS and any(node.output):
+        elif _has_stand_in(node):
             op, count = _STAND_INS[node.op_type]
             graph.node.add(
                 op_type=op,
@@ -159,6 +166,13 @@ def _light(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             graph.node.append(node)
     return light
+
+
+def _has_stand_in(node: onnx.NodeProto) -> bool:
+    if node.op_type not in _STAND_INS or not any(node.output):
+        return False
+    ours = node.op_type == "GroupNormalization" or not onnx.defs.has(node.op_type)
+    return node.domain == "com.microsoft" or (node.domain in ("", "ai.onnx") and ours)
 
 
 def _without(attributes: Iterable[onnx.AttributeProto], names: tuple[str, ...]) -> list[onnx.AttributeProto]:

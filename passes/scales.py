@@ -39,11 +39,42 @@ def same(a: Array, b: Array | float) -> bool:
     return bool(np.all(np.abs(np.asarray(a) / np.asarray(b) - 1) < _SAME))
 
 
+@dataclass(frozen=True)
+class _Span:
+    """Between which sizes some scales lie, those of 16-bit values once more, and how far apart the latter may be."""
+
+    low: float
+    high: float
+    least: float = np.inf
+    most: float = 0.0
+    limit: float = np.inf
+
+    def joined(self, other: _Span) -> _Span:
+        """Returns the span of both."""
+        return _Span(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            min(self.least, other.least),
+            max(self.most, other.most),
+            min(self.limit, other.limit),
+        )
+
+    def is_safe(self, fixed: bool) -> bool:
+        """Whether the range of the stored types is; scales that are not *fixed* may still grow together."""
+        if not np.isfinite(self.high) or self.low <= 0 or self.high / self.low > WIDE:
+            return False
+        if not self.most:
+            return True
+        least = 1.0 if fixed else self.least
+        return self.most / least <= self.limit * (1 + _SAME) and not (fixed and self.least < 1 - _SAME)
+
+
 @dataclass
 class _Component:
     """Values whose scales hang together: ``scale(v) = factor[v] · g ** power[v]``.
 
     Attributes:
+        span: of all factors.
         factor: c of each value.
         power: e of each value.
         fixed: g is known to be 1.
@@ -51,6 +82,7 @@ class _Component:
         positive: some value here must have a positive scale.
     """
 
+    span: _Span
     factor: dict[str, Array] = field(default_factory=dict)
     power: dict[str, float] = field(default_factory=dict)
     fixed: bool = False
@@ -72,7 +104,7 @@ class ScaleSystem:
     def _of(self, value: str) -> _Component:
         if value not in self._component:
             one = np.asarray(1.0)
-            self._component[value] = _Component({value: one}, {value: 1.0})
+            self._component[value] = _Component(self._span({value: one}), {value: one}, {value: 1.0})
         return self._component[value]
 
     def is_fixed(self, value: str) -> bool:
@@ -121,24 +153,22 @@ class ScaleSystem:
             v: _flat(c * (g if component.power[v] == 1 else g ** component.power[v]))
             for v, c in component.factor.items()
         }
-        if not self._in_range(scaled, fixed=True):
+        span = self._span(scaled)
+        if not span.is_safe(fixed=True):
             return False
-        component.factor = scaled
+        component.factor, component.span = scaled, span
         component.fixed = True
         return True
 
-    def _in_range(self, factors: dict[str, Array], fixed: bool) -> bool:
-        """Whether the range of the stored types is safe; scales that are not *fixed* may still grow together."""
-        ends = {v: (float(np.abs(c).min()), float(np.abs(c).max())) for v, c in factors.items()}
-        low, high = min(least for least, _ in ends.values()), max(most for _, most in ends.values())
-        if not np.isfinite(high) or low <= 0 or high / low > WIDE:
-            return False
-        narrow = [(limit, *ends[v]) for v in factors if (limit := self.limit(v)) is not None]
+    def _span(self, factors: dict[str, Array]) -> _Span:
+        sizes = {v: np.abs(c) for v, c in factors.items()}
+        ends = {v: (float(c.min()), float(c.max())) for v, c in sizes.items()}
+        low, high = min(low for low, _ in ends.values()), max(high for _, high in ends.values())
+        narrow = {v: limit for v in factors if (limit := self.limit(v)) is not None}
         if not narrow:
-            return True
-        least = min(1.0 if fixed else np.inf, min(least for _, least, _ in narrow))
-        inside = all(most / least <= limit * (1 + _SAME) for limit, _, most in narrow)
-        return inside and (not fixed or least >= 1 - _SAME)
+            return _Span(low, high)
+        least, most = min(ends[v][0] for v in narrow), max(ends[v][1] for v in narrow)
+        return _Span(low, high, least, most, min(narrow.values()))
 
     def is_plain(self, a: str, b: str, sign: int) -> bool:
         """Whether ``s(a) · s(b) ** sign`` hangs on the unknown factor as the scale of one value does, or not at all."""
@@ -159,9 +189,11 @@ class ScaleSystem:
         else:
             return False
         if power == 0 or home.fixed:
-            self._component[value] = _Component({value: _flat(factor)}, {value: 1.0}, fixed=True)
+            alone = {value: _flat(factor)}
+            self._component[value] = _Component(self._span(alone), alone, {value: 1.0}, fixed=True)
             return True
         home.factor[value], home.power[value] = _flat(factor), power
+        home.span = home.span.joined(self._span({value: factor}))
         self._component[value] = home
         return True
 
@@ -190,9 +222,11 @@ class ScaleSystem:
             return False
         g = base if root == 1 else base**root
         moved = {v: _flat(c * (g if guest.power[v] == 1 else g ** guest.power[v])) for v, c in guest.factor.items()}
-        if not self._in_range({**home.factor, **moved}, home.fixed):
+        span = home.span.joined(self._span(moved))
+        if not span.is_safe(home.fixed):
             return False
         home.factor.update(moved)
+        home.span = span
         for value, old in guest.power.items():
             home.power[value] = 0.0 if home.fixed else old * power
             self._component[value] = home
@@ -210,11 +244,9 @@ class ScaleSystem:
             component = self._component.get(value)
             if component is None or component.fixed or component.power[value] == 0:
                 continue
-            factor = component.factor[value]
-            power = component.power[value]
-            narrow = [c for v, c in component.factor.items() if self.limit(v) is not None]
-            if narrow:
-                factor, power = np.asarray(min(np.abs(c).min() for c in narrow)), 1.0
+            factor, power = component.factor[value], component.power[value]
+            if component.span.most:
+                factor, power = np.asarray(component.span.least), 1.0
             elif component.uniform and factor.ndim:
                 factor = np.exp(np.mean(np.log(np.abs(factor))))
             if not self._solve(component, np.asarray(1.0) / factor, 1 / power):

@@ -21,9 +21,10 @@ import onnx
 from numpy.typing import NDArray
 
 from laurel_graph.opset.schema import DOMAIN, Operator
-from laurel_graph.passes.fold import TENSORS, site_of
+from laurel_graph.passes.element_range import UnfitError
 from laurel_graph.passes.norm_patterns import NormMatch, match_norm
-from laurel_graph.passes.onnx_edit import GraphEditor, UnfitError, attribute
+from laurel_graph.passes.onnx_edit import GraphEditor, attribute
+from laurel_graph.passes.trained_joins import TENSORS, site_of
 
 Array = NDArray[Any]
 
@@ -107,7 +108,8 @@ def join_at(editor: GraphEditor, node: onnx.NodeProto) -> Join:
     relu = follower if follower is not None and follower.op_type == "Relu" and not follower.domain else None
     join.relu = relu if op.layout else None
     join.bias = _bias(editor, names["f"]) if last else ""
-    join.branch = _branch(editor, names["f"], last, join.notes)
+    if list(node.input).count(names["f"]) == 1:
+        join.branch = _branch(editor, names["f"], last, join.notes)
     join.norm = match_norm(editor, out, join.width, join.notes) if last else None
     return join
 

@@ -1,5 +1,6 @@
 """The formula against itself: the equations written out by hand, the start, the weights."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -81,6 +82,21 @@ def test_resolved_tensors_are_the_same_when_unresolved_and_resolved_again(weight
     again = formula.resolve(spec, formula.unresolve(spec, tensors))
     assert list(tensors) == list(spec.tensor_shapes())
     assert all(np.allclose(tensors[name], again[name], rtol=1e-12) for name in tensors)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("w", [-1000.0, -120.0, -18.0, -9.5, 9.0, 20.0, 60.0, 1000.0])
+def test_w_comes_back_finite_and_gives_the_stored_weights_when_they_are_saturated(dtype, kind, w):
+    np_dtype = np.dtype(getattr(ml_dtypes, dtype) if dtype == "bfloat16" else dtype)
+    with np.errstate(over="ignore"):
+        alpha, beta = formula.resolve_weights(kind, np.array([w, 0.0 if kind == "sigmoid" else -w]))
+    stored = [v.astype(np_dtype).astype(np.float64) for v in (alpha, beta)]
+    back = formula.unresolve_weights(kind, *stored, dtype)
+    assert np.isfinite(back).all()
+    again = [v.astype(np_dtype).astype(np.float64) for v in formula.resolve_weights(kind, back)]
+    step = float(ml_dtypes.finfo(np_dtype).eps)
+    np.testing.assert_allclose(again, stored, rtol=2 * step, atol=1e-300)
 
 
 def test_column_orthogonal_start_has_orthogonal_columns_when_the_rank_divides_the_width():

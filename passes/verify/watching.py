@@ -12,21 +12,17 @@ from onnx import ModelProto
 from laurel_graph.errors import VerificationError
 from laurel_graph.opset.schema import DOMAIN, Operator, laurel_nodes
 from laurel_graph.passes.onnx_edit import captured_names
+from laurel_graph.passes.trained_joins import site_of
 
 from .check import Watched
 from .probe import made_in
 
 if TYPE_CHECKING:
     from laurel_graph.passes.fold import FoldReport
-    from laurel_graph.passes.fuse import FusedSite
-
-_ALTERING = ("widened", "absorbed")
 
 
 def site_values(first: ModelProto, second: ModelProto) -> list[Watched]:
     """Returns what the ``ai.laurel`` nodes of either model make and both show, in the first one's order."""
-    from laurel_graph.passes.fold import site_of
-
     shown = made_in(second)
     ours: dict[str, tuple[str, tuple[int, ...]]] = {}
     for model in (first, second):
@@ -68,33 +64,12 @@ def with_scales(
     return sorted(found, key=lambda item: place[item.name])
 
 
-def altered_by(first: ModelProto, forms: Sequence[FusedSite]) -> set[str]:
-    """Returns the values of the trained model that mean something else where their last map took a part of a site in.
-
-    A widened branch adds the low-rank part to f, an absorbed one to x, from the map on through a bias or a norm.
-    """
-    made = made_in(first)
-    changed = {form.node: "f" if form.form == "widened" else "x" for form in forms if form.form in _ALTERING}
-    altered: set[str] = set()
-    for node in laurel_nodes(first.graph):
-        op = Operator.parse(node.op_type)
-        if op is None or node.output[0] not in changed:
-            continue
-        value = node.input[op.inputs.index(changed[node.output[0]])]
-        altered.add(value)
-        if value in made and made[value].op_type in ("Add", "BatchNormalization"):
-            altered.update(made[value].input)
-    return altered
-
-
 def check_coverage(first: ModelProto, second: ModelProto, sites: Sequence[Watched]) -> None:
     """Makes sure that every living residual connection of the trained model is compared somewhere.
 
     Raises:
         VerificationError: one is not.
     """
-    from laurel_graph.passes.fold import site_of
-
     compared, names = {item.site for item in sites}, {item.name for item in sites}
     living = _living(first)
     for node in laurel_nodes(first.graph):

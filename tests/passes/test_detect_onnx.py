@@ -1,14 +1,16 @@
 """Detection on ONNX graphs: fused, quantised, nested and broken ones, and random ones."""
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from laurel_graph.errors import LaurelError, ModelError
 from laurel_graph.passes.detect import detect
 from laurel_graph.passes.onnx_frontend import view_of
+from laurel_graph.passes.onnx_shapes import tensor_types
 from laurel_graph.passes.reasons import REASONS
 from laurel_graph.tools.bench_detect import deep_model
 from laurel_graph.tools.zoo import without_shapes
@@ -245,3 +247,21 @@ def test_detect_gives_a_verdict_on_every_add_when_the_graph_is_random(model):
     verdicts = len(found.rejected) + sum(len(residual.joins) for residual in found.residuals)
     assert verdicts == sum(node.op_type in ("Add", "Sum") for node in model.graph.node)
     assert {rejected.reason for rejected in found.rejected} <= set(REASONS)
+
+
+def test_ranks_are_known_when_sparse_weights_group_norms_and_operators_of_the_runtime_stand_before():
+    graph = onnx.parser.parse_graph(
+        """g (float[N,4,6,6] x) => (float[N,4,6,6] y) {
+            a = Add(x, few)
+            b = GroupNormalization<num_groups = 2>(a, g, g)
+            c = SimplifiedLayerNormalization(b, h)
+            y = Relu(c)
+        }"""
+    )
+    few = numpy_helper.from_array(np.array([1.0], np.float32), "few")
+    graph.sparse_initializer.append(helper.make_sparse_tensor(few, numpy_helper.from_array(np.array([3])), [4, 1, 1]))
+    for name, size in (("g", 4), ("h", 6)):
+        graph.initializer.append(numpy_helper.from_array(np.ones(size, np.float32), name))
+    types, note = tensor_types(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+    assert {types[name] for name in "abc"} == {(("N", 4, 6, 6), "float32")}
+    assert note == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .network import ELEMENTS, Network, Value
@@ -37,7 +39,7 @@ def linear(net: Network, x: Value, width: int, quantise: bool = False) -> Value:
         return net.node("Gemm", [x, weight, *bias], shape, transB=int(turned), **factors)
     y = net.node("MatMul", [x, _matrix(net, (x.shape[-1], width), quantise)], shape)
     if net.chance(0.6):
-        pair = [y, vector(net, width)]
+        pair: list[Value | str] = [y, vector(net, width)]
         y = net.node("Add", pair if net.chance(0.7) else pair[::-1], shape)
     return y
 
@@ -50,7 +52,8 @@ def convolved(net: Network, x: Value, width: int, kernel: int, quantise: bool = 
     if net.chance(0.5):
         inputs.append(net.weight((width,), 0.3))
     pads = [kernel // 2] * (2 * spatial)
-    given = {"kernel_shape": [kernel] * spatial, "pads": pads} if kernel > 1 or net.chance(0.5) else {}
+    named = kernel > 1 or net.chance(0.5)
+    given: dict[str, Any] = {"kernel_shape": [kernel] * spatial, "pads": pads} if named else {}
     if kernel > 1 and net.chance(0.2):
         given = {"auto_pad": "SAME_UPPER", "kernel_shape": [kernel] * spatial}
     return net.node("Conv", inputs, (x.shape[0], width, *x.shape[2:]), group=group, **given)

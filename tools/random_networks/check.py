@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from laurel_graph.errors import LaurelError
 from laurel_graph.passes.costs import CostModel
 from laurel_graph.passes.deploy import DeployReport, deploy
 from laurel_graph.passes.onnx_edit import captured_names
-from laurel_graph.passes.onnx_shapes import tensor_types
 from laurel_graph.passes.pipeline import transform
-from laurel_graph.runtime import session_options
 
 from .distances import TOLERANCE, choice_distance, distance
 from .generate import Case, draw
 from .oracle import values_of
+from .runner import Runner, rounded_anew
 from .trained import train
 
 Array = NDArray[Any]
@@ -61,12 +59,12 @@ def check(seed: int, kind: str | None = None) -> list[Outcome]:
         return [Outcome(seed, False, "crashed", f"transform: {_where(error)}")]
     train(trained, case.rng)
     runs = [*case.feeds, *([{**case.feeds[0], **case.given}] if case.given else [])]
-    truths: list[Truth] = []
-    for feeds in runs:
-        try:
-            truths.append(_truth(trained, feeds, _levels(case)))
-        except Exception as error:
-            return [Outcome(seed, False, "skipped", _where(error))]
+    try:
+        runners = [Runner(trained, optimize) for optimize in _levels(case)]
+        runners += [] if case.kind == "quantised" else [Runner(rounded_anew(trained, case.rng), False)]
+        truths = [_truth(trained, feeds, runners) for feeds in runs]
+    except Exception as error:
+        return [Outcome(seed, False, "skipped", _where(error))]
     if not all(truth.finite for truth in truths):
         return [Outcome(seed, False, "skipped", "the trained network is not finite")]
     if case.kind in ("float32", "float64") and (name := next((t.doubtful for t in truths if t.doubtful), "")):
@@ -79,7 +77,14 @@ def check(seed: int, kind: str | None = None) -> list[Outcome]:
 
 @dataclass(frozen=True)
 class Truth:
-    """The trained network on one sample: its values in float64, and how far ONNX Runtime's arithmetic is from them."""
+    """The trained network on one sample.
+
+    Attributes:
+        values: its values in float64.
+        noise: how far ONNX Runtime is from them, optimised, not optimised, and with each weight one unit in the last
+            place off, as weights are that were scaled and rounded again.
+        finite: whether all that is.
+    """
 
     values: Mapping[str, Array]
     noise: Mapping[str, Array]
@@ -97,12 +102,12 @@ def _levels(case: Case) -> tuple[bool, ...]:
     return (False,) if case.kind == "quantised" else (False, True)
 
 
-def _truth(trained: onnx.ModelProto, feeds: Mapping[str, Array], levels: Sequence[bool]) -> Truth:
+def _truth(trained: onnx.ModelProto, feeds: Mapping[str, Array], runners: Sequence[Runner]) -> Truth:
     exact = values_of(trained, feeds)
     noise: dict[str, Array] = {}
     finite = all(np.isfinite(v).all() for v in exact.values() if v.dtype.kind == "f")
-    for optimize in levels:
-        for name, value in run_all(trained, feeds, optimize).items():
+    for runner in runners:
+        for name, value in runner(feeds).items():
             if name not in exact or exact[name].dtype.kind != "f":
                 continue
             error = np.abs(np.asarray(value, np.float64) - exact[name])
@@ -128,16 +133,16 @@ def _deployed(
     except Exception as error:
         return Outcome(case.seed, portable, "crashed", _where(error))
     worst, detail = 0.0, ""
-    for truth, feeds in zip(truths, runs, strict=True):
-        for optimize in _levels(case):
-            try:
-                found = run_all(model, feeds, optimize)
-            except Exception as error:
-                return Outcome(case.seed, portable, "crashed", f"ONNX Runtime: {_line(error)}")
-            if missing := [o.name for o in trained.graph.output if o.name not in found]:
-                return Outcome(case.seed, portable, "wrong", f"output {missing[0]!r} is gone")
-            far, name = _worst(trained.graph, report, truth, found, case.kind)
-            worst, detail = (far, name) if far > worst else (worst, detail)
+    try:
+        runners = [Runner(model, optimize) for optimize in _levels(case)]
+        results = [(truth, run(feeds)) for truth, feeds in zip(truths, runs, strict=True) for run in runners]
+    except Exception as error:
+        return Outcome(case.seed, portable, "crashed", f"ONNX Runtime: {_line(error)}")
+    for truth, found in results:
+        if missing := [o.name for o in trained.graph.output if o.name not in found]:
+            return Outcome(case.seed, portable, "wrong", f"output {missing[0]!r} is gone")
+        far, name = _worst(trained.graph, report, truth, found, case.kind)
+        worst, detail = (far, name) if far > worst else (worst, detail)
     if worst > 1:
         return Outcome(case.seed, portable, "wrong", detail, worst)
     kept = any("kept" in (site.alpha, site.beta) for site in report.fold.sites)
@@ -173,32 +178,6 @@ def _worst(
             if not far <= worst:
                 worst, which = (far, name) if np.isfinite(far) else (1e30, name)
     return worst, which
-
-
-def run_all(model: onnx.ModelProto, feeds: Mapping[str, Array], optimize: bool) -> dict[str, Array]:
-    """Runs a model on ONNX Runtime and returns every value of its main graph (16-bit floats as float32)."""
-    import onnxruntime
-
-    seen = onnx.ModelProto()
-    seen.CopyFrom(model)
-    graph = seen.graph
-    types = tensor_types(seen)[0]
-    outputs = {value.name: value.name for value in graph.output}
-    names = [name for node in model.graph.node for name in node.output if name]
-    for name in dict.fromkeys([*outputs, *names]):
-        if types.get(name, (None, None))[1] == "bfloat16":
-            graph.node.add(op_type="Cast", input=[name], output=[f"{name}:seen"]).attribute.append(
-                helper.make_attribute("to", TensorProto.FLOAT)
-            )
-            outputs[name] = f"{name}:seen"
-        else:
-            outputs[name] = name
-    del graph.output[:]
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs.values())
-    options = session_options(1, optimize)
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(seen.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip(outputs, session.run(list(outputs.values()), dict(feeds)), strict=True))
 
 
 def _line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ TOLERANCE = {"float32": 2e-5, "float64": 2e-5, "float16": 5e-3, "bfloat16": 4e-2
 def distance(value: Array, exact: Array, noise: Array, kind: str) -> float:
     """Returns the largest difference over what is allowed, per place on axis 1 and on the last axis.
 
-    Allowed is the tolerance times the size of the channel, or eight times the noise of ONNX Runtime's own arithmetic
+    Allowed is the tolerance times the size of the channel and eight times the noise of ONNX Runtime's own arithmetic
     there; a channel counts as at least a hundredth as large as the whole. Where bytes lie in between, last bits decide
     between two of them, and root mean squares are compared.
     """
@@ -55,7 +55,7 @@ def choice_distance(
         axis = next(item.i for item in node.attribute if item.name == "axis")
         gap = np.take_along_axis(given[0], value, axis) - np.take_along_axis(given[0], exact, axis)
         return float(np.abs(gap).max() / (4 * tolerance * np.abs(given[0]).max()))
-    if node.op_type in ("Greater", "Less") and len(given) == 2:
+    if node.op_type in ("Greater", "Less", "Equal") and len(given) == 2:
         gap = np.abs(given[0] - given[1])[value != exact]
         return float(gap.max() / (4 * tolerance * np.abs(given[0]).max()))
     return 0.0 if node.op_type == "TopK" else float("inf")

@@ -82,7 +82,7 @@ class Network:
     def input(self, shape: tuple[int, ...]) -> Value:
         """Adds a graph input; its first dim is a symbol."""
         name = self.fresh("x")
-        dims = ["N", *shape[1:]]
+        dims: list[str | int | None] = ["N", *shape[1:]]
         self.inputs.append(helper.make_tensor_value_info(name, ELEMENTS[self.dtype][0], dims))
         return Value(name, shape)
 

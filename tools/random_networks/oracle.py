@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -135,12 +135,50 @@ def _dequantize(_self: OpRun, x: Array, scale: Array, zero: Array | None = None,
     return ((x.astype(np.float64) - (0 if zero is None else zero)) * scale,)
 
 
+def _lrn(
+    _self: OpRun, x: Array, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int = 1
+) -> tuple[Array]:
+    """ONNX's own reference takes images alone, and leaves out the last row of them."""
+    low, high = (size - 1) // 2, size // 2
+    squares = np.pad(x * x, [(0, 0), (low, high), *[(0, 0)] * (x.ndim - 2)])
+    total = sum(squares[:, i : i + x.shape[1]] for i in range(size))
+    return (x / (bias + alpha / size * total) ** beta,)
+
+
+def _windows(x: Array, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], fill: float) -> Array:
+    """Returns the windows of a pooling, on new last axes."""
+    space = len(kernel)
+    ends = [(0, 0), (0, 0), *zip(pads[:space], pads[space:], strict=True)]
+    found = np.lib.stride_tricks.sliding_window_view(
+        np.pad(x, ends, constant_values=fill), list(kernel), tuple(range(2, x.ndim))
+    )
+    return found[(slice(None), slice(None), *(slice(None, None, step) for step in strides))]
+
+
+def _max_pool(_self: OpRun, x: Array, kernel_shape: Sequence[int] = (), **given: Any) -> tuple[Array]:
+    """ONNX's own reference of poolings fails on three axes of space."""
+    space = len(kernel_shape)
+    strides, pads = given.get("strides") or [1] * space, given.get("pads") or [0] * 2 * space
+    return (_windows(x, kernel_shape, strides, pads, -np.inf).max(tuple(range(-space, 0))),)
+
+
+def _average_pool(_self: OpRun, x: Array, kernel_shape: Sequence[int] = (), **given: Any) -> tuple[Array]:
+    space = len(kernel_shape)
+    strides, pads = given.get("strides") or [1] * space, given.get("pads") or [0] * 2 * space
+    axes = tuple(range(-space, 0))
+    totals, counts = (_windows(v, kernel_shape, strides, pads, 0.0).sum(axes) for v in (x, np.ones_like(x)))
+    return (totals / counts,)
+
+
 _OWN = tuple(
     type(name, (OpRun,), {"op_domain": "", "_run": run})
     for name, run in (
         ("GroupNormalization", _group_norm),
         ("RMSNormalization", _rms_norm),
         ("BatchNormalization", _batch_norm),
+        ("LRN", _lrn),
+        ("MaxPool", _max_pool),
+        ("AveragePool", _average_pool),
         ("QuantizeLinear", _quantize),
         ("DequantizeLinear", _dequantize),
     )

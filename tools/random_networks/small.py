@@ -60,6 +60,8 @@ def activated(net: Network, x: Value) -> Value:
     kind = net.choose(
         ("Relu", "Relu", "LeakyRelu", "PRelu", "Sigmoid", "Tanh", "relu6", "gelu", "silu", "Elu", "Abs", "max", "neg")
     )
+    if net.dtype == "float64":  # ONNX Runtime has few operators of doubles
+        kind = net.choose(("Relu", "Sigmoid", "Tanh", "Abs"))
     if kind == "PRelu":
         slope = net.constant(net.rng.uniform(0, 0.5, (x.shape[1], *[1] * (x.rank - 2)) if x.rank > 2 else (1,)))
         return net.node("PRelu", [x, slope], x.shape)

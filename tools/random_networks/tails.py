@@ -121,7 +121,7 @@ def _powers(net: Network, x: Value, _tokens: bool) -> Value:
 
 
 def _summed(net: Network, x: Value, _tokens: bool) -> Value:
-    if net.opset >= 11:
+    if net.opset >= 11 and net.dtype != "float16":
         axis = net.fresh("i")
         net.weights[axis] = np.asarray(1, np.int64)
         return net.node("CumSum", [x, axis], x.shape)
@@ -146,6 +146,22 @@ def _isnan(net: Network, x: Value, _tokens: bool) -> Value:
     if net.dtype == "bfloat16":
         return _softmax(net, x, _tokens)
     return net.node("Not", [net.node("IsNaN", [x], x.shape)], x.shape)
+
+
+def _moved(net: Network, x: Value, _tokens: bool) -> Value:
+    """Operators that move, repeat or choose elements."""
+    kind = net.choose(("Tile", "Transpose", "Expand", "Min", "Equal"))
+    if kind == "Tile":
+        return net.node("Tile", [x, net.integers([1] * (x.rank - 1) + [2])], (*x.shape[:-1], 2 * x.shape[-1]))
+    if kind == "Transpose":
+        given = {"perm": [0, *range(x.rank - 1, 0, -1)]} if net.chance(0.7) else {}
+        shape = (x.shape[0], *x.shape[:0:-1]) if given else x.shape[::-1]
+        return net.node("Transpose", [x], shape, **given)
+    if kind == "Expand":
+        return net.node("Expand", [x, net.integers([2, *[1] * x.rank])], (2, *x.shape))
+    if kind == "Equal" and net.opset >= 11:
+        return net.node("Not", [net.node("Equal", [x, net.constant(0.25)], x.shape)], x.shape)
+    return net.node("Min", [x, net.constant(net.rng.normal(0, 1, x.shape[-1:]))], x.shape)
 
 
 def _branching(net: Network, x: Value, _tokens: bool) -> Value:
@@ -206,6 +222,7 @@ _TAILS = (
     _gathered,
     _stacked,
     _isnan,
+    _moved,
     _branching,
     _looping,
 )
