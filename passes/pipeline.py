@@ -215,10 +215,11 @@ def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto]:
 
 
 def _read(model: Any) -> tuple[onnx.ModelProto, str]:
-    from laurel_graph import onnx_file
+    from laurel_graph import onnx_file, soundness
 
     if isinstance(model, (str, Path)):
         return onnx_file.read(model), str(model)
+    soundness.check(model)
     return model, model.graph.name or "ModelProto"
 
 

@@ -79,12 +79,14 @@ def import_onnx(
     """
     import onnx
 
+    from .. import soundness
     from ..onnx_file import read
     from .convert import Converter
     from .laurel import LaurelSites
     from .registry import default_registry
 
     if isinstance(path_or_model, onnx.ModelProto):
+        soundness.check(path_or_model)
         source, model, base_dir = None, path_or_model, Path()
     else:
         source = Path(path_or_model)
