@@ -117,7 +117,7 @@ _LONGEST_VARINT = 10
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Returns the number at *position* and the position after it: beyond the data if it is cut off, -1 if it is none."""
+    """Returns the number at *position* and the position after it: beyond the data if cut off, -1 if it is none."""
     value = shift = 0
     found = data[position : position + _LONGEST_VARINT]
     for byte in found:

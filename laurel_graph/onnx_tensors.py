@@ -236,7 +236,7 @@ BITS = {
 }
 """Element type to its size in bits, as ONNX packs it; texts have none."""
 
-_FIELDS = {
+_FIELDS: dict[int, tuple[str, int]] = {
     TensorProto.FLOAT: ("float_data", 1),
     TensorProto.COMPLEX64: ("float_data", 2),
     TensorProto.DOUBLE: ("double_data", 1),

@@ -17,10 +17,11 @@ from laurel_graph.config import FORMAT_VERSION
 from laurel_graph.errors import RewriteError, VerificationError
 from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.opset import functions
-from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, METADATA_UNDO, PREFIX, laurel_nodes, read_metadata
+from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes, read_metadata
 from laurel_graph.passes.costs import CostModel, default_costs
 from laurel_graph.passes.fold import FoldReport, fold
 from laurel_graph.passes.fuse import FusedSite, fuse
+from laurel_graph.passes.undo import read_undo
 from laurel_graph.weight_file import has_external_weights, move_weights_out, rename_weight_file
 
 TARGETS = ("cpu",)
@@ -141,7 +142,7 @@ def _close_inputs(model: onnx.ModelProto) -> None:
     LAuReL tensors are meant that could be overridden per request (others were computed from them), and all weights of
     files of an IR version below 4, where every weight had to be listed as an input and none could be overridden.
     """
-    undo = json.loads(read_metadata(model, METADATA_UNDO) or "{}")
+    undo = read_undo(model) or {}
     old = (undo.get("ir_version") or 4) < 4
     held = {tensor.name for tensor in model.graph.initializer if old or tensor.name.startswith(PREFIX + ".")}
     kept = [value for value in model.graph.input if value.name not in held]

@@ -178,11 +178,12 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
         from laurel_graph.passes.insert_fx import remove as remove_fx
 
         return remove_fx(cast("fx.GraphModule", model))
-    from laurel_graph import onnx_file
+    from laurel_graph import onnx_file, soundness
     from laurel_graph.passes.insert_onnx import remove as remove_onnx
 
     proto, _, source = _read_to_change(model, output)
     remove_onnx(proto)
+    soundness.check(proto)  # the record of what was there comes from the file
     if output is None:
         return proto
     onnx_file.write(proto, output, source=source)

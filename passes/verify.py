@@ -193,10 +193,4 @@ def _run(session: Any, path: Path, outputs: Sequence[str], sample: Mapping[str, 
     wanted = {value.name for value in session.get_inputs()}
     if missing := sorted(wanted - set(sample)):
         raise ModelError(f"{path}: the sample lacks the input {missing[0]!r}; it has {sorted(sample)}.")
-    try:
-        results: list[NDArray[Any]] = session.run(list(outputs), {k: v for k, v in sample.items() if k in wanted})
-    except Exception as error:  # ORT raises its own classes, all of them plain exceptions with a text
-        raise ModelError(
-            f"{path} does not run on the sample { ({k: v.shape for k, v in sample.items()}) }: {error}"
-        ) from error
-    return results
+    return runtime.run(session, {name: array for name, array in sample.items() if name in wanted}, outputs, path)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laurel_graph import onnx_file
+from laurel_graph import onnx_file, runtime
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.passes.add_head import PREFIX as HEAD
@@ -189,7 +189,8 @@ class _Run:
         for start in range(0, len(data), step):
             indices = list(range(start, min(start + step, len(data))))
             given = indices + indices[-1:] * (self.fixed_batch - len(indices) if self.fixed_batch else 0)
-            parts.append(session.run([value], self._feeds(data, given))[0][: len(indices)])
+            given_out = runtime.run(session, self._feeds(data, given), [value], "the teacher")[0]
+            parts.append(given_out[: len(indices)])
         feeds = self._feeds(data, list(range(len(parts[0]))))
         own = onnx_task.run(self.trained.imported, [self.trained.value], feeds, self.base_dir)[0][: len(parts[0])]
         if own.shape == parts[0].shape and np.abs(own - parts[0]).max() <= 1e-5 * np.abs(parts[0]).max():

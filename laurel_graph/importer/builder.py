@@ -11,11 +11,14 @@ import keyword
 import operator
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+
+from .bounded import Bounded, TooLarge
 
 FOLD_LIMIT = 1 << 22
 """A constant result of more elements than this is folded only if it is not larger than what it is made of."""
@@ -154,11 +157,12 @@ class Builder:
         """
         values = list(_values_in((args, tuple(kwargs.values()))))
         if fold and all(v.is_const for v, _ in values):
-            with torch.no_grad():
-                known = fn(*_map(args, _constant), **{k: _map(v, _constant) for k, v in kwargs.items()})
-            size = _constant_size(known)
-            if size <= FOLD_LIMIT or size <= 2 * sum(_constant_size(v.const) for v, _ in values):
-                return Value(name, const=known)
+            with suppress(TooLarge), torch.no_grad():
+                with Bounded():
+                    known = fn(*_map(args, _constant), **{k: _map(v, _constant) for k, v in kwargs.items()})
+                size = _constant_size(known)
+                if size <= FOLD_LIMIT or size <= 2 * sum(_constant_size(v.const) for v, _ in values):
+                    return Value(name, const=known)
         data = [v for v, marked in values if not v.is_const and not marked]
         open_values = data or [v for v, _ in values if not v.is_const]
         weight = next((v for v, marked in values if not marked and _is_float_constant(v)), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -74,7 +74,10 @@ def needs_of(domain: str, op_type: str, opset: int) -> Needs | None:
     """Returns what an operator needs in a version of its domain, or ``None`` if nothing is known about it."""
     if domain == DOMAIN:
         ours = Operator.parse(op_type)
-        return ours and Needs((len(ours.inputs),) * 2, (1, len(ours.outputs)), tuple(range(len(ours.inputs))), (0,))
+        if ours is None:
+            return None
+        count = len(ours.inputs)
+        return Needs((count, count), (1, len(ours.outputs)), tuple(range(count)), (0,))
     if (domain, op_type) in _FURTHER:
         least = _FURTHER[domain, op_type]
         return Needs((least, _ANY), (1, _ANY), (0,))
@@ -92,7 +95,7 @@ def needs_of(domain: str, op_type: str, opset: int) -> Needs | None:
         (schema.min_output, schema.max_output),
         tuple(i for i, parameter in enumerate(schema.inputs) if parameter.option == single),
         tuple(i for i, parameter in enumerate(schema.outputs) if parameter.option == single),
-        {name: _KINDS[attribute.type.name] for name, attribute in schema.attributes.items()},
+        {name: _KINDS[str(attribute.type).rpartition(".")[2]] for name, attribute in schema.attributes.items()},
         tuple(name for name, attribute in schema.attributes.items() if attribute.required),
     )
 
@@ -139,7 +142,9 @@ def label(node: NodeProto) -> str:
     return f"node {name!r} ({node.op_type})"
 
 
-def _check_places(node: NodeProto, what: str, names, bounds: tuple[int, int], named: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+def _check_places(
+    node: NodeProto, what: str, names: Sequence[str], bounds: tuple[int, int], named: tuple[int, ...]
+) -> None:
     low, high = bounds
     if not low <= len(names) <= high:
         expected = str(low) if low == high else f"at least {low}" if high >= _ANY else f"{low} to {high}"
@@ -158,8 +163,8 @@ def _check_attributes(node: NodeProto, body: FunctionProto | None) -> None:
         if attribute.ref_attr_name:
             if body is None:
                 raise ModelError(
-                    f"{label(node)}: its attribute {attribute.name!r} refers to {attribute.ref_attr_name!r}, which only "
-                    "nodes of a function may."
+                    f"{label(node)}: its attribute {attribute.name!r} refers to {attribute.ref_attr_name!r}, which "
+                    "only nodes of a function may."
                 )
             continue
         if attribute.type not in _NAMES or attribute.type == AttributeProto.UNDEFINED:

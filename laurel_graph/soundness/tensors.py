@@ -38,7 +38,7 @@ def check_tensor(tensor: TensorProto, file: Path | None) -> None:
     if tensor.HasField("raw_data"):
         found = len(tensor.raw_data)
         if expected is None or found != expected:
-            raise ModelError(f"{name} {_takes(tensor, expected)}, but {found} bytes are stored; export the model again.")
+            raise ModelError(f"{name} {_takes(tensor, expected)}, but {found} are stored; export the model again.")
         return
     field, count = stored_values(tensor)
     if len(getattr(tensor, field)) != count:
@@ -66,7 +66,8 @@ def _check_external(tensor: TensorProto, file: Path | None) -> None:
         raise ModelError(f"{name} holds texts, which cannot lie in another file; export the model again.")
     if length is not None and length != expected:
         raise ModelError(
-            f"{name} {_takes(tensor, expected)}, but {length} are stated for it in {location!r}; export the model again."
+            f"{name} {_takes(tensor, expected)}, but {length} are stated for it in {location!r}; "
+            "export the model again."
         )
     _check_location(name, location)
     if file is None:
