@@ -40,7 +40,8 @@ def sample_inputs(
             224 in an image ``(N, C, H, W)``.
 
     Raises:
-        ModelError: an input is no tensor, its shape is unknown or too large, or *sizes* names a dim that the model does not have.
+        ModelError: an input is no tensor, its shape is unknown or too large, or *sizes* names a dim that the
+            model does not have.
     """
     rng = np.random.default_rng(seed)
     held = {tensor.name for tensor in model.graph.initializer}

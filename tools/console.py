@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 def print_json(data: Any) -> None:
     """Prints one JSON object on stdout; values JSON does not know (infinity, paths) are written as text or null."""
-    sys.stdout.write(json.dumps(_plain(data), indent=2, ensure_ascii=False) + "\n")
+    say(json.dumps(_plain(data), indent=2, ensure_ascii=False))
 
 
 def _plain(value: Any) -> Any:
@@ -40,7 +43,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False).print(table)
+    console = Console(width=width, highlight=False)
+    console.on_broken_pipe = pipe_closed  # type: ignore[method-assign]
+    console.print(table)
 
 
 def format_cell(value: object) -> str:
@@ -54,7 +59,26 @@ def format_cell(value: object) -> str:
 
 def say(text: str) -> None:
     """Prints one line on stdout."""
-    sys.stdout.write(text + "\n")
+    try:
+        sys.stdout.write(text + "\n")
+    except BrokenPipeError:
+        pipe_closed()
+
+
+def ready_streams() -> None:
+    """Makes stdout and stderr take any text, and swallow it where the program was started without them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def pipe_closed() -> NoReturn:
+    """Ends the program quietly: nobody reads what it prints any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def note(text: str) -> None:

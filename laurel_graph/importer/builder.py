@@ -158,7 +158,7 @@ class Builder:
         values = list(_values_in((args, tuple(kwargs.values()))))
         if fold and all(v.is_const for v, _ in values):
             with suppress(TooLarge), torch.no_grad():
-                with Bounded():
+                with Bounded():  # type: ignore[no-untyped-call]
                     known = fn(*_map(args, _constant), **{k: _map(v, _constant) for k, v in kwargs.items()})
                 size = _constant_size(known)
                 if size <= FOLD_LIMIT or size <= 2 * sum(_constant_size(v.const) for v, _ in values):
