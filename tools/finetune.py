@@ -172,7 +172,7 @@ class _Run:
             if len(others) != 1:
                 if is_reference(options.loss) and not others:
                     return ""
-                listing = ", ".join(others) or "no array that is not an input"
+                listing = ", ".join(others) or f"no usable array that is not an input{self.data.unusable()}"
                 raise DataError(f"{self.data.source}: name the target's array with --target; it holds {listing}.")
             target = others[0]
         for data in filter(None, (self.data, self.validation)):
