@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from laurel_graph.onnx_tensors import inlined
 from laurel_graph.passes.onnx_shapes import tensor_types
 
 Array = NDArray[Any]
@@ -204,7 +205,7 @@ class GraphEditor:
         return np.expand_dims(data, tuple(values))
 
     def _array(self, tensor: onnx.TensorProto) -> Array:
-        return numpy_helper.to_array(tensor, str(self.base) if self.base else "")
+        return numpy_helper.to_array(inlined(tensor, self.base or ""))
 
     def unique(self, name: str) -> str:
         """Returns *name*, or *name* with a number behind it, so that no value of the graph has it yet."""

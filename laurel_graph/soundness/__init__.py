@@ -15,6 +15,7 @@ from onnx import ModelProto
 from ..errors import ModelError
 from ..onnx_graph import sparse_tensors_of, tensors_of
 from .functions import check_calls, function_table, plain_domain
+from .laurel import check_laurel
 from .names import check_function, check_graph
 from .tensors import check_infos, check_sparse, check_tensor
 from .text import check_text
@@ -47,6 +48,7 @@ def check(model: ModelProto, path: str | Path | None = None) -> None:
             check_function(function, functions)
         check_calls(model, functions)
         check_infos(model.graph)
+        check_laurel(model.graph)
         for tensor in tensors_of(model):
             check_tensor(tensor, file)
         for sparse in sparse_tensors_of(model):
@@ -59,6 +61,8 @@ def _opsets(model: ModelProto) -> dict[str, int]:
     """Returns domain to version, after looking at what stands in the model's head."""
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise ModelError("it holds no graph: it is truncated or not an ONNX model.")
+    if not model.graph.output:
+        raise ModelError("its graph has no output, so it computes nothing; the file is cut off or damaged.")
     if not model.opset_import:
         raise ModelError("it imports no opset: it is truncated or older than ONNX 1.0.")
     if model.HasField("ir_version") and not 0 <= model.ir_version <= MAX_IR_VERSION:
