@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -70,7 +71,7 @@ quantised (float[N, 16] x) => (float[N, 16] y) {
   a = Add (xd, hd)  aq = QuantizeLinear (a, scale, zero)  y = DequantizeLinear (aq, scale, zero)
 }"""
 
-_SHAPES = {
+_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "mlp": {"w0": (16, 32), "w1": (32, 16), "w2": (16, 32), "w3": (32, 16)},
     "conv": {
         **{f"k{i}": (8, 8, 3, 3) for i in range(4)},
@@ -116,7 +117,8 @@ def sound_models() -> dict[str, ModelProto]:
 
 def _half(model: ModelProto) -> ModelProto:
     """The same with 16-bit floats."""
-    half = ModelProto.FromString(model.SerializeToString())
+    half = ModelProto()
+    half.CopyFrom(model)
     for info in (*half.graph.input, *half.graph.output):
         info.type.tensor_type.elem_type = TensorProto.FLOAT16
     for tensor in half.graph.initializer:
@@ -126,7 +128,8 @@ def _half(model: ModelProto) -> ModelProto:
 
 def _odd(model: ModelProto) -> ModelProto:
     """The same with its weights sparse, in typed fields, in a Constant node and in 4-bit integers."""
-    odd = ModelProto.FromString(model.SerializeToString())
+    odd = ModelProto()
+    odd.CopyFrom(model)
     w0, w1, w2, _ = odd.graph.initializer
     values, indices = TensorProto(), TensorProto()
     values.CopyFrom(numpy_helper.from_array(np.array([0.5, 0.25, 1], np.float32), "w0"))
@@ -135,7 +138,7 @@ def _odd(model: ModelProto) -> ModelProto:
     w1.CopyFrom(helper.make_tensor("w1", TensorProto.FLOAT, w1.dims, numpy_helper.to_array(w1).ravel()))
     constant = helper.make_node("Constant", [], ["w2"], value=w2)
     four = helper.make_tensor("four", TensorProto.INT4, [3], [1, 2, 3])
-    text = helper.make_tensor("text", TensorProto.STRING, [2], [b"a", b"b"])
+    text = TensorProto(name="text", data_type=TensorProto.STRING, dims=[2], string_data=[b"a", b"b"])
     odd.graph.node.insert(0, constant)
     odd.graph.initializer.extend([four, text])
     for tensor in (w2, w0):
@@ -167,7 +170,7 @@ def write_models(folder: Path) -> list[Path]:
 def _write_data(folder: Path) -> None:
     """Writes training data for each model: its inputs and a target of its output's shape."""
     rng = np.random.default_rng(1)
-    inputs = {
+    inputs: dict[str, dict[str, Any]] = {
         "conv": {"x": rng.standard_normal((4, 8, 6, 6))},
         "transformer": {"ids": rng.integers(0, 50, (4, 5)), "mask": np.zeros((4, 5))},
     }

@@ -254,7 +254,7 @@ def _child(work: Callable[[], None], seconds: int, writer: int) -> None:
 
 def _read(pipe: int, until: float) -> str | None:
     """Returns all that comes through a pipe, or ``None`` if it is not closed in time."""
-    parts = []
+    parts: list[bytes] = []
     with os.fdopen(pipe, "rb", buffering=0) as stream:
         while time.monotonic() < until:
             if select.select([stream], [], [], 0.5)[0]:

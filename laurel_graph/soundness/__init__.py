@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from ..errors import ModelError
 from ..onnx_graph import sparse_tensors_of, tensors_of
-from .functions import check_calls, function_table, plain_domain
+from .functions import check_calls, function_table, opsets_of
 from .laurel import check_laurel
 from .names import check_function, check_graph
 from .tensors import check_infos, check_sparse, check_tensor
@@ -23,7 +23,6 @@ from .text import check_text
 __all__ = ["check"]
 
 MAX_IR_VERSION = 99
-MAX_OPSET = 1000
 """Far above what is there today; versions beyond are damage."""
 
 
@@ -67,12 +66,4 @@ def _opsets(model: ModelProto) -> dict[str, int]:
         raise ModelError("it imports no opset: it is truncated or older than ONNX 1.0.")
     if model.HasField("ir_version") and not 0 <= model.ir_version <= MAX_IR_VERSION:
         raise ModelError(f"its IR version {model.ir_version} does not exist; the file is damaged.")
-    opsets: dict[str, int] = {}
-    for entry in model.opset_import:
-        domain = plain_domain(entry.domain)
-        low, high = (1, MAX_OPSET) if domain == "" else (0, 2**31 - 1)
-        if not low <= entry.version <= high:
-            raise ModelError(f"its operator set {entry.version} of domain {domain!r} does not exist; it is damaged.")
-        if opsets.setdefault(domain, entry.version) != entry.version:
-            raise ModelError(f"it imports two versions of the domain {domain!r}; expected one.")
-    return opsets
+    return opsets_of(model.opset_import)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-from onnx import FunctionProto, ModelProto, NodeProto
+from onnx import FunctionProto, ModelProto, NodeProto, OperatorSetIdProto
 
 from ..errors import ModelError
 from ..onnx_graph import subgraphs
@@ -14,6 +14,8 @@ Key: TypeAlias = tuple[str, str, str]
 Functions: TypeAlias = Mapping[Key, FunctionProto]
 """Domain, name and overload to function."""
 
+MAX_OPSET = 1000
+"""Far above what is there today; versions beyond are damage."""
 MAX_DEPTH = 64
 """How deep calls of functions may lie in each other."""
 MAX_NODES = 200_000
@@ -23,6 +25,23 @@ MAX_NODES = 200_000
 def plain_domain(domain: str) -> str:
     """Returns the one spelling of a domain: ``ai.onnx`` is the default domain ``""``."""
     return "" if domain == "ai.onnx" else domain
+
+
+def opsets_of(entries: Iterable[OperatorSetIdProto]) -> dict[str, int]:
+    """Returns domain to version of what a model or a function imports.
+
+    Raises:
+        ModelError: a version that does not exist, or two versions of one domain.
+    """
+    opsets: dict[str, int] = {}
+    for entry in entries:
+        domain = plain_domain(entry.domain)
+        low, high = (1, MAX_OPSET) if domain == "" else (0, 2**31 - 1)
+        if not low <= entry.version <= high:
+            raise ModelError(f"its operator set {entry.version} of domain {domain!r} does not exist; it is damaged.")
+        if opsets.setdefault(domain, entry.version) != entry.version:
+            raise ModelError(f"it imports two versions of the domain {domain!r}; expected one.")
+    return opsets
 
 
 def function_table(model: ModelProto) -> Functions:

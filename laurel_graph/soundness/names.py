@@ -9,7 +9,7 @@ from onnx import FunctionProto, GraphProto, NodeProto
 
 from ..errors import ModelError
 from ..onnx_graph import subgraphs
-from .functions import Functions, plain_domain
+from .functions import Functions, opsets_of
 from .nodes import check_node, label
 
 
@@ -31,8 +31,7 @@ def check_graph(graph: GraphProto, opsets: Mapping[str, int], functions: Functio
 
 def check_function(function: FunctionProto, functions: Functions) -> None:
     """Raises ModelError if a node or a name of a function is not sound."""
-    opsets = {plain_domain(entry.domain): entry.version for entry in function.opset_import}
-    scope = _Scope(opsets, functions, function)
+    scope = _Scope(opsets_of(function.opset_import), functions, function)
     where = f"its function {function.name!r}"
     inputs = list(function.input)
     if len(set(inputs)) != len(inputs) or "" in inputs:
