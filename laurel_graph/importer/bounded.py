@@ -30,11 +30,16 @@ class Bounded(TorchDispatchMode):
     ) -> Any:
         """Runs *func*, after asking for the shape of its result where that could be large."""
         kwargs = dict(kwargs or {})
-        given = [leaf.numel() for leaf in _leaves((args, tuple(kwargs.values()))) if isinstance(leaf, torch.Tensor)]
-        allowed = max(SMALL, 4 * sum(given))
+        held = (_held(leaf) for leaf in _leaves((args, tuple(kwargs.values()))) if isinstance(leaf, torch.Tensor))
+        allowed = max(SMALL, 4 * sum(held))
         if _bound(args, kwargs) > allowed and _size(func, args, kwargs) > allowed:
             raise TooLarge(f"{func} would make a tensor of more than {allowed} elements")
         return func(*args, **kwargs)
+
+
+def _held(tensor: torch.Tensor) -> int:
+    """How many elements lie in memory: an expanded tensor repeats the few that it has."""
+    return min(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.element_size())
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
