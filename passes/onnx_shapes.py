@@ -112,7 +112,7 @@ def _count(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> f
     if len(numbers) != len(node.input):
         return 0
     if node.op_type == "ConstantOfShape":
-        return prod(numbers[0])
+        return float(prod(numbers[0]))
     if any(len(number) != 1 for number in numbers) or not numbers[2][0]:
         return 0
     (start,), (limit,), (delta,) = numbers

@@ -294,3 +294,11 @@ def test_check_refuses_a_tensor_of_an_operator_of_ours_when_its_shape_is_another
     tensor.CopyFrom(numpy_helper.from_array(np.ones(shape, np.float32), tensor.name))
     with pytest.raises(ModelError, match=r"is the tensor 'laurel.res_y\..*' of shape .*; expected floats of shape"):
         soundness.check(model)
+
+
+def test_check_refuses_an_operator_of_ours_when_a_function_of_its_name_hides_missing_inputs():
+    model = lg.transform(mlp(), lg.LaurelConfig(rank=2)).model
+    node = next(node for node in model.graph.node if node.domain == "ai.laurel")
+    node.ClearField("input")
+    with pytest.raises(ModelError, match="has 0 inputs; Laurel_RW_LR takes 6"):
+        soundness.check(model)

@@ -31,7 +31,7 @@ def check_laurel(graph: GraphProto) -> None:
 
 def _check(node: NodeProto, operator: Operator, held: Mapping[str, TensorProto]) -> None:
     sizes = {"k": operator.previous} if operator.previous else {}
-    for name, given in zip(operator.inputs, node.input, strict=True):
+    for name, given in zip(operator.inputs, node.input, strict=False):
         tensor = held.get(given)
         if tensor is None or not (name in _AXES or name in ("alpha", "beta")):
             continue

@@ -1,6 +1,5 @@
 """Sizes that a file merely states are never allocated: constants stay unfolded, inference writes nothing out."""
 
-
 import onnx
 import pytest
 import torch

@@ -245,3 +245,13 @@ def test_detect_gives_a_verdict_on_every_add_when_the_graph_is_random(model):
     verdicts = len(found.rejected) + sum(len(residual.joins) for residual in found.residuals)
     assert verdicts == sum(node.op_type in ("Add", "Sum") for node in model.graph.node)
     assert {rejected.reason for rejected in found.rejected} <= set(REASONS)
+
+
+def test_detect_gives_a_verdict_when_a_join_states_that_it_is_a_single_number():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    number (float[N, 2] x) => (float y) <float[2, 2] w = {1, 2, 3, 4}> {
+      s = Mystery (x)  f = MatMul (s, w)  y = Add (s, f) }"""
+    model = parser.parse_model(text)
+    model.graph.output[0].type.tensor_type.shape.ClearField("dim")
+    found = detect(view_of(model))
+    assert len(found.residuals) + len(found.rejected) == 1
