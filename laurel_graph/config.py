@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -25,6 +25,7 @@ INITS = ("xavier", "orthogonal")
 PREVIOUS_MAPS = ("identity", "low-rank")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 KINDS = ("identity", "projection")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 MAX_PREVIOUS = 8
 """The largest k of PA: what the operator set has names for."""
 
@@ -236,7 +237,7 @@ def _read_json(text: str, cls: type) -> dict[str, Any]:
     """Parses a JSON object whose keys are the fields of the dataclass *cls* plus ``format``."""
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{cls.__name__} is not valid JSON: {error}.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{cls.__name__} must be a JSON object, found {type(data).__name__}.")
@@ -286,10 +287,16 @@ class SiteSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variant", canonical_variant(self.variant))
-        if self.axis not in (-1, 1):
+        if not isinstance(self.site, str) or not self.site:
+            raise _fail("site", self.site, "the name of a residual connection")
+        if isinstance(self.axis, bool) or self.axis not in (-1, 1):
             raise _fail("axis", self.axis, "-1 (last) or 1 (channels)")
         if not _is_text(self.site):
             raise _fail("site", self.site, "text that UTF-8 can hold")
+        if not isinstance(self.per_channel, bool):
+            raise _fail("per_channel", self.per_channel, "true or false")
+        _check_int("ndim", self.ndim, 1)
+        _check_int("seed", self.seed, 0)
         _check_int("width", self.width, 1)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("weights", self.weights, WEIGHTS)
@@ -366,5 +373,8 @@ class SiteSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SiteSpec:
-        """Reads what :meth:`to_dict` returned; raises :class:`ConfigError` on unknown fields or values."""
-        return cls(**_read_json(json.dumps(dict(data)), cls))
+        """Reads what :meth:`to_dict` returned; raises :class:`ConfigError` on unknown or missing fields or values."""
+        read = _read_json(json.dumps(dict(data)), cls)
+        if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in read]:
+            raise ConfigError(f"{cls.__name__} lacks the field {missing[0]!r}.")
+        return cls(**read)

@@ -7,15 +7,15 @@ rewritten, and models of many gigabytes cost no memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 
+from . import soundness
 from .errors import ModelError
-from .onnx_graph import graphs_of, tensors_of
-from .onnx_tensors import byte_size, external_reference, make_tensor, set_tensor, tensor_array
+from .onnx_graph import tensors_of
+from .onnx_tensors import make_tensor, set_tensor, tensor_array
 from .opset.schema import PREFIX
 
 __all__ = [
@@ -31,7 +31,8 @@ def read(path: str | Path) -> ModelProto:
     """Reads an ONNX file; tensors in external files stay references, which are checked to exist.
 
     Raises:
-        ModelError: no such file, a directory, empty, not ONNX, truncated, or external data missing or too short.
+        ModelError: no such file, a directory, empty, not ONNX, truncated, not structurally sound (see
+            :mod:`laurel_graph.soundness`), or external data missing, too short or outside the model's folder.
     """
     path = Path(path)
     try:
@@ -43,7 +44,7 @@ def read(path: str | Path) -> ModelProto:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
     model = _parse(data, path)
-    _check_external(model, path)
+    soundness.check(model, path)
     return model
 
 
@@ -67,52 +68,7 @@ def _parse(data: bytes, path: Path) -> ModelProto:
         model.ParseFromString(data)
     except DecodeError:
         raise ModelError(f"{path} is damaged: it is no valid ONNX ModelProto. Fetch or export it again.") from None
-    if not model.HasField("graph") or not (model.graph.node or model.graph.output):
-        raise ModelError(f"{path} holds no graph: it is truncated or not an ONNX model.")
-    if not model.opset_import:
-        raise ModelError(f"{path} imports no opset: it is truncated or older than ONNX 1.0.")
-    if not all(isinstance(name, str) for name in _names(model)):
-        raise ModelError(f"{path} is damaged: names in it are not valid UTF-8. Fetch or export it again.")
     return model
-
-
-def _names(model: ModelProto) -> Iterator[object]:
-    """Every name of a value, node or tensor; protobuf hands damaged ones out as bytes."""
-    for graph in graphs_of(model.graph):
-        yield graph.name
-        for info in (*graph.input, *graph.output, *graph.value_info):
-            yield info.name
-            yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
-        for node in graph.node:
-            yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-    yield from (tensor.name for tensor in tensors_of(model))
-    yield from (prop.key for prop in model.metadata_props)
-    yield from (prop.value for prop in model.metadata_props)
-
-
-def _check_external(model: ModelProto, path: Path) -> None:
-    for tensor in tensors_of(model):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        location, offset, length = external_reference(tensor)
-        file = path.parent / location
-        if not file.is_file():
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} lies in the file {location!r}, which is not in {path.parent}; "
-                "put the weight file beside the model."
-            )
-        size = file.stat().st_size
-        if offset + (length or 0) > size:
-            raise ModelError(
-                f"{path}: the external file {location!r} is truncated: tensor {tensor.name!r} ends at byte "
-                f"{offset + (length or 0)}, the file has {size}."
-            )
-        expected = byte_size(tensor)
-        if length is not None and expected is not None and length != expected:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} of shape {tuple(tensor.dims)} takes {expected} bytes, but {length} "
-                f"are stated for it in {location!r}; export the model again."
-            )
 
 
 def _missing_bytes(data: bytes) -> int | None:
@@ -125,8 +81,8 @@ def _missing_bytes(data: bytes) -> int | None:
     position, known = 0, 0
     while position < len(data):
         tag, after = _varint(data, position)
-        if after > len(data):
-            return 1 if known else None
+        if after < 0 or after > len(data):
+            return 1 if known and after > 0 else None
         number, wire = tag >> 3, tag & 7
         if (
             wires.get(number, wire) != wire
@@ -137,21 +93,27 @@ def _missing_bytes(data: bytes) -> int | None:
             return None
         known += number in wires
         value, position = _varint(data, after) if wire in (0, 2) else (0, after + (8 if wire == 1 else 4))
+        if position < 0:
+            return None
         position += value if wire == 2 else 0
     return position - len(data) if known else None
 
 
+_LONGEST_VARINT = 10
+"""Bytes of the longest varint that protobuf knows."""
+
+
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Returns the number at *position* and the position after it, which is beyond the data when it is cut off."""
+    """Returns the number at *position* and the position after it: beyond the data if cut off, -1 if it is none."""
     value = shift = 0
-    while position < len(data):
-        byte = data[position]
+    found = data[position : position + _LONGEST_VARINT]
+    for byte in found:
         position += 1
         value |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
             return value, position
-    return value, position + 1
+    return value, position + 1 if len(found) < _LONGEST_VARINT else -1
 
 
 def count_parameters(model: ModelProto) -> int:

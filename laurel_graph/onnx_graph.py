@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
@@ -43,24 +43,40 @@ def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
 
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
     """Yields every tensor of *model*: initializers, tensors in attributes, in subgraphs and in functions."""
-    bodies: list[Iterable[NodeProto]] = [function.node for function in model.functions]
-    for graph in graphs_of(model.graph):
+    for graph in _all_graphs(model):
         yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        bodies.append(graph.node)
-    for nodes in bodies:
-        for node in nodes:
-            for attribute in node.attribute:
-                yield from _attribute_tensors(attribute)
+    for attribute in _attributes(model):
+        if attribute.type == AttributeProto.TENSOR:
+            yield attribute.t
+        yield from attribute.tensors
+    for sparse in sparse_tensors_of(model):
+        yield from (sparse.values, sparse.indices)
 
 
-def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
-    sparse: list[SparseTensorProto] = list(attribute.sparse_tensors)
-    if attribute.type == AttributeProto.TENSOR:
-        yield attribute.t
-    elif attribute.type == AttributeProto.SPARSE_TENSOR:
-        sparse.append(attribute.sparse_tensor)
-    yield from attribute.tensors
-    for one in sparse:
-        yield from (one.values, one.indices)
+def sparse_tensors_of(model: ModelProto) -> Iterator[SparseTensorProto]:
+    """Yields every sparse tensor of *model*, wherever it stands."""
+    for graph in _all_graphs(model):
+        yield from graph.sparse_initializer
+    for attribute in _attributes(model):
+        if attribute.type == AttributeProto.SPARSE_TENSOR:
+            yield attribute.sparse_tensor
+        yield from attribute.sparse_tensors
+
+
+def _all_graphs(model: ModelProto) -> Iterator[GraphProto]:
+    """Yields the main graph, those inside it, and those inside the nodes of functions."""
+    yield from graphs_of(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            for graph in subgraphs(node):
+                yield from graphs_of(graph)
+
+
+def _attributes(model: ModelProto) -> Iterator[AttributeProto]:
+    for function in model.functions:
+        yield from function.attribute_proto
+        for node in function.node:
+            yield from node.attribute
+    for graph in _all_graphs(model):
+        for node in graph.node:
+            yield from node.attribute

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,13 @@ _NUMBERS = {
 def _densified(sparse: SparseTensorProto, base_dir: str | Path) -> Array:
     values, indices = array_of(sparse.values, base_dir), array_of(sparse.indices, base_dir)
     dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
+    try:
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+    except (IndexError, ValueError) as error:
+        raise ModelError(f"sparse tensor {sparse.values.name!r} is damaged: {error}.") from None
     return dense
 
 
@@ -168,19 +172,7 @@ def array_of(tensor: TensorProto, base_dir: str | Path = "") -> Array:
     Raises:
         ModelError: it is damaged, or its external data is missing.
     """
-    if tensor.data_location == TensorProto.EXTERNAL:
-        location, offset, length = external_reference(tensor)
-        inline = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-        try:
-            with (Path(base_dir) / location).open("rb") as file:
-                file.seek(offset)
-                inline.raw_data = file.read(-1 if length is None else length)
-        except OSError as error:
-            raise ModelError(
-                f"the external data of tensor {tensor.name!r} cannot be read: {location!r} in {base_dir or '.'}: "
-                f"{error.strerror or error}."
-            ) from None
-        tensor = inline
+    tensor = inlined(tensor, base_dir)
     try:
         if tensor.data_type == TensorProto.BFLOAT16:
             bits = np.frombuffer(tensor.raw_data, "<u2") if tensor.HasField("raw_data") else np.array(tensor.int32_data)
@@ -188,6 +180,29 @@ def array_of(tensor: TensorProto, base_dir: str | Path = "") -> Array:
         return np.asarray(numpy_helper.to_array(tensor))
     except (TypeError, ValueError, KeyError) as error:
         raise ModelError(f"tensor {tensor.name!r} is damaged: {error}") from None
+
+
+def inlined(tensor: TensorProto, base_dir: str | Path) -> TensorProto:
+    """Returns *tensor* with its bytes in it: itself, or a copy of one whose bytes lie in another file.
+
+    Raises:
+        ModelError: that file cannot be read, or is too short.
+    """
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    location, offset, length = external_reference(tensor)
+    length = byte_size(tensor) if length is None else length
+    inline = TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+    try:
+        with (Path(base_dir) / location).open("rb") as file:
+            file.seek(offset)
+            inline.raw_data = file.read(-1 if length is None else length)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the external data of tensor {tensor.name!r} cannot be read: {location!r} in {base_dir or '.'}: "
+            f"{getattr(error, 'strerror', None) or error}."
+        ) from None
+    return inline
 
 
 def _raw_bytes(array: Array, data_type: int) -> bytes:
@@ -207,20 +222,66 @@ def round_to_bfloat16(array: Array) -> Array:
 
 
 def external_reference(tensor: TensorProto) -> tuple[str, int, int | None]:
-    """Location, offset and length (``None``: to the end) of an external tensor."""
+    """Location, offset and length (``None``: as the shape takes) of an external tensor.
+
+    Raises:
+        ModelError: offset or length is no number.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    length = entries.get("length")
-    return entries.get("location", ""), int(entries.get("offset") or 0), int(length) if length else None
+    numbers: dict[str, int | None] = {}
+    for key in ("offset", "length"):
+        text = entries.get(key)
+        if text and not _DIGITS.fullmatch(text):
+            raise ModelError(f"tensor {tensor.name!r} states the {key} {text[:40]!r}; expected a number of bytes.")
+        numbers[key] = int(text) if text else None
+    return entries.get("location", ""), numbers["offset"] or 0, numbers["length"] or None
+
+
+_DIGITS = re.compile("[0-9]{1,19}")
+
+BITS = {
+    getattr(TensorProto, name): bits
+    for bits, names in {
+        2: ("INT2", "UINT2"),
+        4: ("INT4", "UINT4", "FLOAT4E2M1"),
+        6: ("FLOAT6E2M3", "FLOAT6E3M2"),
+        8: ("INT8", "UINT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"),
+        16: ("INT16", "UINT16", "FLOAT16", "BFLOAT16"),
+        32: ("INT32", "UINT32", "FLOAT"),
+        64: ("INT64", "UINT64", "DOUBLE", "COMPLEX64"),
+        128: ("COMPLEX128",),
+        0: ("STRING",),
+    }.items()
+    for name in names
+    if hasattr(TensorProto, name)
+}
+"""Element type to its size in bits, as ONNX packs it; texts have none."""
+
+_FIELDS: dict[int, tuple[str, int]] = {
+    TensorProto.FLOAT: ("float_data", 1),
+    TensorProto.COMPLEX64: ("float_data", 2),
+    TensorProto.DOUBLE: ("double_data", 1),
+    TensorProto.COMPLEX128: ("double_data", 2),
+    TensorProto.INT64: ("int64_data", 1),
+    TensorProto.UINT32: ("uint64_data", 1),
+    TensorProto.UINT64: ("uint64_data", 1),
+    TensorProto.STRING: ("string_data", 1),
+}
+
+
+def stored_values(tensor: TensorProto) -> tuple[str, int]:
+    """Returns the field that holds a tensor's values where they are not raw bytes, and how many it must hold."""
+    count, bits = math.prod(tensor.dims), BITS[tensor.data_type]
+    if tensor.data_type in _FIELDS:
+        field, each = _FIELDS[tensor.data_type]
+        return field, count * each
+    return "int32_data", -(-count * bits // 8) if 0 < bits < 8 else count
 
 
 def byte_size(tensor: TensorProto) -> int | None:
-    """Returns how many bytes a tensor's elements take, ``None`` for types without a NumPy counterpart of that size."""
-    try:
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    except KeyError:
-        return None
-    packed = dtype.name.startswith(("int4", "uint4", "int2", "uint2", "float4"))
-    return None if packed or dtype.kind == "O" else math.prod(tensor.dims) * dtype.itemsize
+    """Returns how many bytes a tensor's elements take, ``None`` for texts and unknown types."""
+    bits = BITS.get(tensor.data_type)
+    return -(-math.prod(tensor.dims) * bits // 8) if bits else None
 
 
 def sample_bytes(tensor: TensorProto, base_dir: str | Path) -> bytes:

@@ -12,16 +12,17 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import KernelLibraryError, ModelError
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
+    from numpy.typing import NDArray
 
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _LIBRARY = ("" if sys.platform == "win32" else "lib") + "laurel_ops" + _SUFFIX
@@ -174,7 +175,40 @@ def session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=list(providers or ["CPUExecutionProvider"]))
     except Exception as error:  # ONNX Runtime's errors share no base class
-        raise ModelError(f"ONNX Runtime cannot load {path}: {str(error).strip()}") from error
+        raise refused(f"ONNX Runtime cannot load {path}", error) from error
+
+
+def run(
+    session: onnxruntime.InferenceSession, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str], name: object
+) -> list[NDArray[Any]]:
+    """Returns the values of *outputs* that a session computes from *feeds*.
+
+    Args:
+        session: the session.
+        feeds: input name to array.
+        outputs: names of outputs of the model.
+        name: what the message calls the model.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the model on these arrays.
+    """
+    try:
+        return list(session.run(list(outputs), dict(feeds)))
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise refused(f"{name} does not run on inputs of {_shapes(feeds)}", error) from error
+
+
+def _shapes(feeds: Mapping[str, NDArray[Any]]) -> str:
+    return ", ".join(f"{name!r} {tuple(array.shape)}" for name, array in feeds.items()) or "no kind"
+
+
+def refused(what: str, error: Exception) -> ModelError:
+    """Returns ONNX Runtime's complaint as one sentence of ours."""
+    return ModelError(f"{what}: {' '.join(str(error).split())[:_LONGEST]}")
+
+
+_LONGEST = 600
+"""Characters of a complaint of ONNX Runtime that a message of ours takes over."""
 
 
 def used_operators(path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,8 @@ SEQUENCE = 16
 SIGNAL = 512
 IMAGE = 224
 INDEX_BOUND = 2
-"""Sizes of unknown dims, and the bound of integer inputs that no lookup table bounds."""
+LARGEST = 2**26
+"""Sizes of unknown dims, the bound of integer inputs that no lookup table bounds, and the elements of a drawn input."""
 
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 _PASS = {"Cast", "Reshape", "Identity", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Slice", "Concat"}
@@ -57,7 +59,8 @@ def sample_inputs(
         ragged: masks end in zeros, in each row from another place on.
 
     Raises:
-        ModelError: an input is no tensor, its shape is unknown, or *sizes* names a dim that the model does not have.
+        ModelError: an input is no tensor, its shape is unknown or too large, or *sizes* names a dim that the
+            model does not have.
     """
     rng = np.random.default_rng(seed)
     held = {tensor.name for tensor in model.graph.initializer}
@@ -107,6 +110,11 @@ def _draw(
     floating = tensor.elem_type in _FLOATS
     unknown = {2: SIGNAL, 4: IMAGE}.get(len(tensor.shape.dim), SEQUENCE) if floating else SEQUENCE
     shape = tuple(_size(dim, unknown if axis else batch, known) for axis, dim in enumerate(tensor.shape.dim))
+    if math.prod(shape) > LARGEST:
+        raise ModelError(
+            f"input {value.name!r} of shape {shape} is too large to draw a sample for (more than {LARGEST} elements); "
+            "pass the data to run on, or smaller sizes, instead."
+        )
     if tensor.elem_type == onnx.TensorProto.STRING:
         return np.full(shape, "", dtype=object)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)

@@ -14,19 +14,21 @@ from numpy.typing import NDArray
 
 from laurel_graph import onnx_file
 from laurel_graph.config import FORMAT_VERSION
-from laurel_graph.errors import ModelError, RewriteError, VerificationError
+from laurel_graph.errors import RewriteError, VerificationError
 from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.opset import functions
-from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, METADATA_UNDO, PREFIX, laurel_nodes, read_metadata
+from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes, read_metadata
 from laurel_graph.outputs import check_outputs, staged
 from laurel_graph.outputs.models import model_files, stage_model
 from laurel_graph.passes.costs import CostModel, default_costs
 from laurel_graph.passes.fold import FoldReport, fold
 from laurel_graph.passes.fuse import FusedSite, fuse
+from laurel_graph.passes.undo import read_undo
 from laurel_graph.weight_file import has_external_weights
 
 if TYPE_CHECKING:
     from laurel_graph.passes.verify import OutputDifference, VerifyReport
+
 
 TARGETS = ("cpu",)
 TOLERANCE = {"float32": 2e-5, "float64": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
@@ -174,11 +176,8 @@ def _close_inputs(model: onnx.ModelProto) -> None:
     files of an IR version below 4, where every weight had to be listed as an input and none could be overridden. Other
     weights that are inputs stay what they are: a run may be given others.
     """
-    try:
-        before = json.loads(read_metadata(model, METADATA_UNDO) or "{}").get("ir_version")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"the metadata {METADATA_UNDO} of the model is damaged: {error}.") from None
-    old = isinstance(before, int) and 0 < before < 4
+    undo = read_undo(model) or {}
+    old = (undo.get("ir_version") or 4) < 4
     held = {tensor.name for tensor in model.graph.initializer if old or tensor.name.startswith(PREFIX + ".")}
     kept = [value for value in model.graph.input if value.name not in held]
     if len(kept) != len(model.graph.input):

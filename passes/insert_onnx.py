@@ -37,6 +37,7 @@ from laurel_graph.opset.schema import (
 from laurel_graph.residual import SitePlan
 
 from .onnx_joins import Join, take_apart
+from .undo import old_node, read_undo
 
 FORMAT = "1"
 """Version of the metadata that a transformed model carries."""
@@ -105,7 +106,7 @@ def insert(
     edits = _Inserter(model, known).plan(plans)
     if not plans:
         return InsertReport((), (), 0)
-    undo = _read_undo(model) or {
+    undo = read_undo(model) or {
         "ir_version": model.ir_version if model.HasField("ir_version") else None,
         "domain": not any(entry.domain == DOMAIN for entry in model.opset_import),
         "metadata": [[prop.key, prop.value] for prop in model.metadata_props if prop.key in _OURS],
@@ -154,9 +155,9 @@ def remove(model: ModelProto) -> None:
     """Gives *model* back as it was before :func:`insert`, in place: every proto, metadata, opset import, IR version.
 
     Raises:
-        ModelError: the model holds no record of an insertion, or its nodes were changed since.
+        ModelError: the model holds no record of an insertion, the record is damaged, or the nodes were changed since.
     """
-    undo = _read_undo(model)
+    undo = read_undo(model)
     if undo is None:
         hint = (
             "its LAuReL residuals came with the export from torch: remove them there and export again."
@@ -194,8 +195,7 @@ def _restore_nodes(model: ModelProto, records: Sequence[dict[str, Any]]) -> None
             "changed after laurel transform (deployed, or optimised); remove from the file before that."
         )
     for graph, index, record in reversed(places):
-        old = NodeProto()
-        old.ParseFromString(base64.b64decode(record["old"]))
+        old = old_node(record)
         del graph.node[index : index + len(record["new"])]
         graph.node.insert(index, old)
 
@@ -204,17 +204,6 @@ def _drop(items: Any, names: set[str]) -> None:
     for index, item in reversed(list(enumerate(items))):
         if item.name in names:
             del items[index]
-
-
-def _read_undo(model: ModelProto) -> dict[str, Any] | None:
-    text = read_metadata(model, METADATA_UNDO)
-    if text is None:
-        return None
-    try:
-        undo: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"the metadata {METADATA_UNDO} of the model is damaged: {error}.") from None
-    return undo
 
 
 def _write_metadata(model: ModelProto, values: dict[str, str]) -> None:

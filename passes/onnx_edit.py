@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from laurel_graph.onnx_graph import subgraphs
+from laurel_graph.onnx_tensors import inlined
 from laurel_graph.passes.element_range import UnfitError, fits
 from laurel_graph.passes.onnx_shapes import tensor_types
 
@@ -229,7 +230,7 @@ class GraphEditor:
         return np.expand_dims(data, tuple(values))
 
     def _array(self, tensor: onnx.TensorProto) -> Array:
-        return numpy_helper.to_array(tensor, str(self.base) if self.base else "")
+        return numpy_helper.to_array(inlined(tensor, self.base or ""))
 
     def unique(self, name: str) -> str:
         """Returns *name*, or *name* with a number behind it, so that no value of the graph has it yet."""

@@ -6,14 +6,17 @@ know are replaced by standard ones of the same output shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 
 import onnx
-from onnx import shape_inference
+from onnx import numpy_helper, shape_inference
 
+from laurel_graph.onnx_graph import graphs_of
 from laurel_graph.view import Shape
 
+PROPAGATED = 1 << 20
+"""Values that inference may write out for one node."""
 LARGE = 1024
 """Constants with more elements than this enter inference as shapes, not as values."""
 
@@ -74,7 +77,7 @@ def tensor_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[Shape | None, 
     """Returns value name to (shape, dtype), subgraphs included, and a note for the user ("" if all went well)."""
     note = ""
     light = _light(model)
-    for data_prop in (True, False):
+    for data_prop in (False,) if _makes_much(light) else (True, False):
         try:
             inferred = shape_inference.infer_shapes(light, data_prop=data_prop)
             break
@@ -85,6 +88,39 @@ def tensor_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[Shape | None, 
     types: dict[str, tuple[Shape | None, str | None]] = {}
     _collect(inferred.graph, types)
     return types, note
+
+
+def _makes_much(model: onnx.ModelProto) -> bool:
+    """Whether the values of a Range or ConstantOfShape, which inference would write out, are far too many."""
+    scopes = [(graph.node, graph.initializer) for graph in graphs_of(model.graph)]
+    scopes += [(function.node, ()) for function in model.functions]
+    for nodes, initializers in scopes:
+        makers = [node for node in nodes if node.op_type in ("Range", "ConstantOfShape")]
+        if makers:
+            constants = {tensor.name: tensor for tensor in initializers}
+            found = ((node.output[0], constant_tensor(node)) for node in nodes if node.op_type == "Constant")
+            constants.update((name, tensor) for name, tensor in found if tensor is not None)
+            if any(_count(node, constants) > PROPAGATED for node in makers):
+                return True
+    return False
+
+
+_COUNTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.INT16, onnx.TensorProto.FLOAT)
+
+
+def _count(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> float:
+    """How many values a Range or ConstantOfShape of known inputs makes; 0 where they are not known."""
+    given = [tensor for name in node.input if (tensor := constants.get(name)) is not None]
+    known = [t for t in given if t.data_type in _COUNTS and not t.data_location and prod(t.dims) <= LARGE]
+    numbers = [numpy_helper.to_array(tensor).reshape(-1).tolist() for tensor in known]
+    if len(numbers) != len(node.input):
+        return 0
+    if node.op_type == "ConstantOfShape":
+        return float(prod(numbers[0]))
+    if any(len(number) != 1 for number in numbers) or not numbers[2][0]:
+        return 0
+    (start,), (limit,), (delta,) = numbers
+    return float((limit - start) / delta)
 
 
 def _collect(graph: onnx.GraphProto, types: dict[str, tuple[Shape | None, str | None]]) -> None:

@@ -178,11 +178,13 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
         from laurel_graph.passes.insert_fx import remove as remove_fx
 
         return remove_fx(cast("fx.GraphModule", model))
+    from laurel_graph import soundness
     from laurel_graph.outputs.models import write_model
     from laurel_graph.passes.insert_onnx import remove as remove_onnx
 
     proto, _, source = _read_to_change(model, output)
     remove_onnx(proto)
+    soundness.check(proto)  # the record of what was there comes from the file
     if output is None:
         return proto
     return write_model(proto, output, source)
@@ -214,10 +216,11 @@ def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto]:
 
 
 def _read(model: Any) -> tuple[onnx.ModelProto, str]:
-    from laurel_graph import onnx_file
+    from laurel_graph import onnx_file, soundness
 
     if isinstance(model, (str, Path)):
         return onnx_file.read(model), str(model)
+    soundness.check(model)
     return model, model.graph.name or "ModelProto"
 
 

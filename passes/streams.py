@@ -166,7 +166,7 @@ def _feature_axis(view: GraphView, item: Found) -> tuple[int, int | None]:
         (answer for answer in answers if answer is not None),
         (1 if shape is not None and len(shape) == 4 else -1, None),
     )
-    if shape is None:
+    if not shape:  # unknown, or a single number
         return axis, width
     rank = len(shape)
     axis = axis if -rank <= axis < rank else -1

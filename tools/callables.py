@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from laurel_graph.errors import ConfigError, near
+from laurel_graph.errors import ConfigError, LaurelError, near
+
+from .failures import told
 
 
 def is_reference(text: str) -> bool:
@@ -53,8 +54,9 @@ def load_callable(reference: str, option: str) -> Callable[..., Any]:
     try:
         with current_folder():
             module = import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({error}).") from error
+    except Exception as error:  # whatever the user's own code raises when it is imported
+        why = error if isinstance(error, ModuleNotFoundError) else told(error)
+        raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({why}).") from error
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -70,9 +72,18 @@ def call(reference: str, option: str) -> Any:
         ConfigError: as for :func:`load_callable`, or the function failed; the message names the line.
     """
     function = load_callable(reference, option)
-    try:
-        return function()
-    except Exception as error:  # whatever the user's own code raises
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
-        raise ConfigError(f"{option} = {reference!r} failed with {what}.") from error
+    return guarded(function, reference, option)()
+
+
+def guarded(function: Callable[..., Any], reference: str, option: str) -> Callable[..., Any]:
+    """Returns *function* with whatever it raises turned into a :class:`ConfigError` that names the user's line."""
+
+    def call_it(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except LaurelError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            raise ConfigError(f"{option} = {reference!r} failed with {told(error)}.") from error
+
+    return call_it

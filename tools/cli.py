@@ -1,12 +1,15 @@
 """The ``laurel`` command line: one function a command, each a thin door to a pass.
 
-Exit codes: 0 done; 1 the answer is no (nothing found, not equal); 2 wrong input. Every heavy import stands in the
-command that needs it, so that ``laurel --help`` answers at once and ONNX-only commands never import torch.
+Exit codes: 0 done; 1 the answer is no (nothing found, not equal); 2 wrong input; 3 a fault of ours. Every heavy import
+stands in the command that needs it, so that ``laurel --help`` answers at once and ONNX-only commands never import
+torch.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laurel_graph.errors import ConfigError, LaurelError, ModelError
-from laurel_graph.tools.console import note, print_json, print_table, progress, quiet_runtime, say
+from laurel_graph.tools.console import (
+    note,
+    pipe_closed,
+    print_json,
+    print_table,
+    progress,
+    quiet_runtime,
+    ready_streams,
+    say,
+)
 from laurel_graph.tools.finetune_options import FinetuneOptions
 from laurel_graph.tools.flags import with_flags
 
@@ -22,6 +34,9 @@ if TYPE_CHECKING:
     from laurel_graph.config import SiteOverride
     from laurel_graph.passes.verify import VerifyReport
     from laurel_graph.tools.finetune import FinetuneReport
+
+INTERNAL = 3
+"""Exit code of a fault of ours."""
 
 app = typer.Typer(
     help="Rewrite residual connections into LAuReL, fine-tune them, serve them on ONNX Runtime.",
@@ -41,7 +56,10 @@ Size = Annotated[list[str] | None, typer.Option("--size", help="Size of a symbol
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; anywhere.")] = False,
+) -> None:
     if version:
         import laurel_graph
 
@@ -507,15 +525,44 @@ def _wrote(json: bool, what: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Entry point of ``laurel``: a user's mistake is one line on stderr, never a traceback."""
+    """Runs a command and exits: one line on stderr for whatever goes wrong, a traceback only with ``--debug``."""
+    debug = "--debug" in sys.argv[1:] or bool(os.environ.get("LAUREL_DEBUG"))
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--debug"]  # before or after the command's name
+    ready_streams()
     warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
+    code: Any
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pipe_closed()
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        code = error.exit_code if isinstance(error, LaurelError) else INTERNAL
+        note(f"laurel: {error if isinstance(error, LaurelError) else _internal(error)}")
+    sys.exit(code)
+
+
+def _run() -> Any:
+    """Returns the exit code of the command in ``sys.argv``."""
     try:
         app(prog_name="laurel")
-    except LaurelError as error:
-        note(f"laurel: {error}")
-        sys.exit(error.exit_code)
+    except SystemExit as done:
+        return done.code
     except KeyboardInterrupt:
-        note("laurel: interrupted")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
+        return 130
+    return 0
+
+
+def _internal(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())[:300]
+    return (
+        f"internal error: {type(error).__name__}: {text} ({Path(place.filename).name}, line {place.lineno}): please "
+        "report it; --debug shows the traceback"
+    )
+
+
+if __name__ == "__main__":
+    main()

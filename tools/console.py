@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from laurel_graph.names import printable
 
@@ -18,7 +21,7 @@ def print_json(data: Any) -> None:
     Characters that are not printable are written as JSON's own escapes.
     """
     text = json.dumps(_plain(data), indent=2, ensure_ascii=False)
-    sys.stdout.write(re.sub(r"[^\n -~]", _json_escape, text) + "\n")
+    _write(re.sub(r"[^\n -~]", _json_escape, text) + "\n")
 
 
 def _json_escape(match: re.Match[str]) -> str:
@@ -52,7 +55,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False).print(table)
+    console = Console(width=width, highlight=False)
+    console.on_broken_pipe = pipe_closed  # type: ignore[method-assign]
+    console.print(table)
 
 
 def format_cell(value: object) -> str:
@@ -66,7 +71,30 @@ def format_cell(value: object) -> str:
 
 def say(text: str) -> None:
     """Prints one line (or more) on stdout."""
-    sys.stdout.write(_lines(text))
+    _write(_lines(text))
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        pipe_closed()
+
+
+def ready_streams() -> None:
+    """Makes stdout and stderr take any text, and swallow it where the program was started without them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def pipe_closed() -> NoReturn:
+    """Ends the program quietly: nobody reads what it prints any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def note(text: str) -> None:

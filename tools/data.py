@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from laurel_graph.errors import DataError, DependencyError, near
+from laurel_graph.errors import DataError, DependencyError, LaurelError, near
 
 from .callables import call, is_reference
+from .failures import told
 
 Array = NDArray[Any]
 FORMS = "an .npz or .parquet file, a folder of NAME.npy files or of .npz/.parquet shards, or package.module:function"
@@ -72,7 +74,8 @@ class Data:
             unusable: names that are there but hold no numbers, and why.
 
         Raises:
-            DataError: no samples, no arrays, arrays of different length, or arrays that hold no numbers.
+            DataError: no samples, no arrays, arrays of different length, arrays that hold no numbers, or samples that
+                the user's own code fails to make.
         """
         self.source = source
         self._unusable = dict(unusable or {})
@@ -85,27 +88,39 @@ class Data:
             self.names = tuple(self._arrays)
         else:
             self._samples = content
-            self._length = len(content)
+            self._length = self._user(lambda: len(content), "len()")
             if not self._length:
                 raise DataError(f"{source}: no samples.")
-            first = content[0]
-            if not isinstance(first, Mapping):
-                raise DataError(f"{source}: a sample must be a mapping from name to array, found {type(first)}.")
-            self.names = tuple(first)
+            self.names = tuple(self._sample(0))
+
+    def _user(self, made: Callable[[], Any], what: str) -> Any:
+        """Returns what the user's own code gives."""
+        try:
+            return made()
+        except LaurelError:
+            raise
+        except Exception as error:  # whatever it raises
+            raise DataError(f"{self.source}: {what} failed with {told(error)}.") from error
+
+    def _sample(self, row: int) -> Mapping[str, Any]:
+        sample = self._user(lambda: self._samples[row], f"sample {row}")
+        if not isinstance(sample, Mapping):
+            kind = type(sample).__name__
+            raise DataError(f"{self.source}: sample {row} must be a mapping from name to array, found {kind}.")
+        return sample
 
     def _checked(self, content: Mapping[str, Array]) -> dict[str, Array]:
         arrays: dict[str, Array] = {}
         for name, value in content.items():
-            array = np.asarray(value)
-            if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+            array = self._user(partial(np.asarray, value), f"reading {name!r}")
+            if not _is_numeric(array.dtype):
                 self._unusable[name] = f"element type {array.dtype} is not numeric"
             elif array.ndim == 0:
                 self._unusable[name] = "a single value; the first axis must count the samples"
             else:
                 arrays[name] = array
         if not arrays:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._unusable.items())
-            raise DataError(f"{self.source}: no usable array{f' ({reasons})' if reasons else ''}.")
+            raise DataError(f"{self.source}: no usable array{self.unusable()}.")
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) > 1:
             listing = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -124,17 +139,24 @@ class Data:
         if self._arrays is not None:
             picked = {name: np.asarray(array[rows]) for name, array in self._arrays.items()}
         else:
-            samples = [self._samples[int(row)] for row in rows]
+            samples = [self._sample(int(row)) for row in rows]
             picked = {name: self._stack(name, samples) for name in self.names}
-        return {name: array.astype(self._cast.get(name, array.dtype), copy=False) for name, array in picked.items()}
+        return {
+            name: array.astype(self._cast.get(name, _plain(array.dtype)), copy=False) for name, array in picked.items()
+        }
 
     def _stack(self, name: str, samples: list[Mapping[str, Any]]) -> Array:
         try:
-            return np.stack([np.asarray(sample[name]) for sample in samples])
+            stacked = np.stack([np.asarray(sample[name]) for sample in samples])
         except KeyError:
             raise DataError(f"{self.source}: {name!r} is missing in one of the samples.") from None
         except ValueError as error:
             raise DataError(f"{self.source}: {name!r} has samples of different shapes; pad them first.") from error
+        except Exception as error:  # tensors that need gradients, objects of the user's own
+            raise DataError(f"{self.source}: {name!r} of a sample is no array: {told(error)}.") from error
+        if not _is_numeric(stacked.dtype):
+            raise DataError(f"{self.source}: {name!r} has elements of type {stacked.dtype}; expected numbers.")
+        return stacked
 
     def require(self, name: str, what: str) -> Array:
         """Returns one sample of *name*, as ``(1, ...)``.
@@ -150,6 +172,11 @@ class Data:
                 f"{near(name, self.names)}"
             )
         return self.batch([0])[name]
+
+    def unusable(self) -> str:
+        """Returns `` (name: why; ...)`` of the arrays that hold no numbers, or an empty text."""
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self._unusable.items())
+        return f" ({reasons})" if reasons else ""
 
     def cast(self, name: str, dtype: np.dtype[Any]) -> None:
         """Hands *name* out as *dtype* from now on."""
@@ -184,6 +211,15 @@ class Data:
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _is_numeric(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "biuf" or dtype.name == "bfloat16"
+
+
+def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type that torch takes: this machine's byte order, at most 64 bits."""
+    return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype.newbyteorder("=")
 
 
 class _Extended:
@@ -247,8 +283,9 @@ def _read_npz(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
             for name in file.files:
                 try:
                     arrays[name] = file[name]
-                except ValueError:
-                    unusable[name] = "it holds Python objects; store plain numbers"
+                except ValueError as error:
+                    objects = "it holds Python objects; store plain numbers"
+                    unusable[name] = objects if "pickle" in str(error) else f"it is damaged: {error}"
     except Exception as error:  # zipfile, zlib and NumPy each raise their own
         raise DataError(f"{path}: not a readable .npz file ({error}).") from error
     return arrays, unusable
@@ -262,8 +299,8 @@ def _read_parquet(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         raise DependencyError(f"{path}: reading .parquet needs pyarrow: pip install laurel-graph[finetune].") from error
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a readable .parquet file ({error}).") from error
+    except Exception as error:  # Arrow, the file system and the codecs each raise their own
+        raise DataError(f"{path}: not a readable .parquet file ({' '.join(str(error).split())[:300]}).") from error
     arrays: dict[str, Array] = {}
     unusable: dict[str, str] = {}
     for name in table.column_names:
@@ -312,7 +349,7 @@ def _read_folder(path: Path) -> Data:
     if arrays:
         try:
             return Data({file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in arrays}, str(path))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError, MemoryError) as error:
             raise DataError(f"{path}: a .npy file cannot be read ({error}).") from error
     parts, unusable = zip(*map(_read_file, shards), strict=True)
     names = {name: None for part in parts for name in part}
@@ -372,6 +409,8 @@ def _check_shape(
     if len(found) != len(wanted):
         raise DataError(f"{data.source}: {name!r} has shape {shape}, but the model takes {listing}.")
     for axis, (size, dim) in enumerate(zip(found[1:], wanted[1:], strict=True), 1):
+        if not size:
+            raise DataError(f"{data.source}: {name!r} has shape {shape}: axis {axis} is empty.")
         if isinstance(dim, int) and dim != size:
             raise DataError(
                 f"{data.source}: {name!r} has shape {shape}, but the model takes {listing}: "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laurel_graph import onnx_file
+from laurel_graph import onnx_file, runtime
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, staged
@@ -178,7 +178,7 @@ class _Run:
             if len(others) != 1:
                 if is_reference(options.loss) and not others:
                     return ""
-                listing = ", ".join(others) or "no array that is not an input"
+                listing = ", ".join(others) or f"no usable array that is not an input{self.data.unusable()}"
                 raise DataError(f"{self.data.source}: name the target's array with --target; it holds {listing}.")
             target = others[0]
         for data in filter(None, (self.data, self.validation)):
@@ -195,7 +195,8 @@ class _Run:
         for start in range(0, len(data), step):
             indices = list(range(start, min(start + step, len(data))))
             given = indices + indices[-1:] * (self.fixed_batch - len(indices) if self.fixed_batch else 0)
-            parts.append(session.run([value], self._feeds(data, given))[0][: len(indices)])
+            given_out = runtime.run(session, self._feeds(data, given), [value], "the teacher")[0]
+            parts.append(given_out[: len(indices)])
         feeds = self._feeds(data, list(range(len(parts[0]))))
         own = onnx_task.run(self.trained.imported, [self.trained.value], feeds, self.base_dir)[0][: len(parts[0])]
         if own.shape == parts[0].shape and np.abs(own - parts[0]).max() <= 1e-5 * np.abs(parts[0]).max():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from laurel_graph.errors import ConfigError, DataError, near
 
-from .callables import is_reference, load_callable
+from .callables import guarded, is_reference, load_callable
 
 Batch = Mapping[str, Tensor]
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
@@ -150,7 +150,7 @@ def build_loss(name: str, target: str, pairs: bool = False) -> Loss:
 
 
 def _user_loss(reference: str) -> Loss:
-    function = load_callable(reference, "loss")
+    function = guarded(load_callable(reference, "loss"), reference, "loss")
 
     def loss(output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         mean = function(output, batch)
@@ -233,10 +233,14 @@ def _mean_loss(loss: Loss) -> Metric:
 
 
 def _user_metric(reference: str) -> Metric:
-    function = load_callable(reference, "metric")
+    function = guarded(load_callable(reference, "metric"), reference, "metric")
 
     def sums(output: Tensor, batch: Batch) -> Tensor:
-        mean = torch.as_tensor(function(output, batch), dtype=torch.float64, device=output.device).reshape(())
+        found = function(output, batch)
+        try:
+            mean = torch.as_tensor(found, dtype=torch.float64, device=output.device).reshape(())
+        except (TypeError, ValueError, RuntimeError):
+            raise ConfigError(f"metric = {reference!r} must return one number, found {found!r:.80}.") from None
         return torch.stack([mean * len(output), torch.ones_like(mean) * len(output)])
 
     def value(sums: Tensor) -> tuple[float, float]:

@@ -12,8 +12,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
+from laurel_graph import runtime
 from laurel_graph.errors import DataError, ModelError
 from laurel_graph.onnx_graph import tensors_of
+from laurel_graph.onnx_tensors import inlined
 from laurel_graph.passes.add_head import AddHead, default_value, producers, with_output
 
 from .data import InputSpec
@@ -141,8 +143,7 @@ def run(
     model: ModelProto | Path, outputs: list[str], feeds: dict[str, NDArray[Any]], base_dir: Path
 ) -> list[NDArray[Any]]:
     """Runs a model on ONNX Runtime's CPU provider; bfloat16 outputs are not supported by it."""
-    session = make_session(model, base_dir)
-    return list(session.run(outputs, feeds))
+    return runtime.run(make_session(model, base_dir), feeds, outputs, "the model")
 
 
 def make_session(model: ModelProto | Path, base_dir: Path) -> Any:
@@ -151,10 +152,11 @@ def make_session(model: ModelProto | Path, base_dir: Path) -> Any:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    if isinstance(model, Path):
-        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    whole = loaded(model, base_dir)
-    return ort.InferenceSession(whole.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    source = str(model) if isinstance(model, Path) else loaded(model, base_dir).SerializeToString()
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise runtime.refused("ONNX Runtime cannot load the model", error) from error
 
 
 def loaded(model: ModelProto, base_dir: Path) -> ModelProto:
@@ -162,7 +164,9 @@ def loaded(model: ModelProto, base_dir: Path) -> ModelProto:
     if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors_of(model)):
         return model
     whole = _copy(model)
-    onnx.load_external_data_for_model(whole, str(base_dir))
+    for tensor in tensors_of(whole):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.CopyFrom(inlined(tensor, base_dir))
     return whole
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from laurel_graph.errors import ConfigError
+from laurel_graph.errors import ConfigError, LaurelError
 
+from .failures import model_failed
 from .losses import PAIR, Loss, Metric
 
 
@@ -59,7 +61,15 @@ class Task:
 
     def _call(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         args, kwargs = self.arguments(inputs)
-        return self.pick(module(*args, **kwargs))
+        # Without the call of fx.GraphModule itself, which prints a traceback of its own.
+        run = partial(nn.Module.__call__, module) if isinstance(module, fx.GraphModule) else module
+        try:
+            result = run(*args, **kwargs)
+        except LaurelError:
+            raise
+        except Exception as error:  # whatever the operators raise on data that does not fit
+            raise model_failed(module, args, kwargs, error) from error
+        return self.pick(result)
 
     def arguments(self, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """Returns *inputs* as the positional and keyword arguments of the module."""
@@ -70,9 +80,13 @@ class Task:
         if self.output is None:
             value = result[0] if isinstance(result, (tuple, list)) and len(result) == 1 else result
         elif isinstance(self.output, int):
-            value = result[self.output] if isinstance(result, (tuple, list)) else result
+            items = result if isinstance(result, (tuple, list)) else (result,)
+            value = items[self.output] if -len(items) <= self.output < len(items) else None
         else:
-            value = result[self.output] if isinstance(result, Mapping) else getattr(result, self.output)
+            value = result.get(self.output) if isinstance(result, Mapping) else getattr(result, self.output, None)
         if not isinstance(value, Tensor):
-            raise ConfigError(f"output = {self.output!r} picks a {type(value).__name__} and no tensor.")
+            raise ConfigError(
+                f"output = {self.output!r} picks no tensor out of the {type(result).__name__} that the model returned, "
+                f"but {type(value).__name__}."
+            )
         return value

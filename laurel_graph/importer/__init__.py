@@ -81,6 +81,7 @@ def import_onnx(
     """
     import onnx
 
+    from .. import soundness
     from ..fingerprint.digest import file_digests
     from ..fingerprint.from_onnx import of_model
     from ..onnx_file import read
@@ -89,6 +90,7 @@ def import_onnx(
     from .registry import default_registry
 
     if isinstance(path_or_model, onnx.ModelProto):
+        soundness.check(path_or_model)
         source, model, base_dir = None, path_or_model, Path()
     else:
         source = Path(path_or_model)

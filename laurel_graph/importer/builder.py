@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import fx, nn
 from ..errors import UnsupportedOperatorError
 from ..module import ATTRIBUTES
 from ..names import LONGEST, VARIABLES, Namespace, identifier, path_parts, printable
+from .bounded import Bounded, TooLarge
 
 FOLD_LIMIT = 1 << 22
 """A constant result of more elements than this is folded only if it is not larger than what it is made of."""
@@ -183,11 +185,12 @@ class Builder:
         """
         values = list(_values_in((args, tuple(kwargs.values()))))
         if fold and all(v.is_const for v, _ in values):
-            with torch.no_grad():
-                known = fn(*_map(args, _constant), **{k: _map(v, _constant) for k, v in kwargs.items()})
-            size = _constant_size(known)
-            if size <= FOLD_LIMIT or size <= 2 * sum(_constant_size(v.const) for v, _ in values):
-                return Value(name, const=known)
+            with suppress(TooLarge), torch.no_grad():
+                with Bounded():  # type: ignore[no-untyped-call]
+                    known = fn(*_map(args, _constant), **{k: _map(v, _constant) for k, v in kwargs.items()})
+                size = _constant_size(known)
+                if size <= FOLD_LIMIT or size <= 2 * sum(_constant_size(v.const) for v, _ in values):
+                    return Value(name, const=known)
         data = [v for v, marked in values if not v.is_const and not marked]
         open_values = data or [v for v, _ in values if not v.is_const]
         weight = next((v for v, marked in values if not marked and _is_float_constant(v)), None)

@@ -13,6 +13,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import fx
 
+from .. import runtime
 from ..errors import ModelError, VerificationError
 from ..onnx_file import read
 from .record import META, ImportRecord
@@ -134,8 +135,11 @@ def _run_onnx(
     if folder:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     content = given.SerializeToString() if isinstance(given, ModelProto) else str(given)
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return list(session.run(outputs, feeds))
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return list(session.run(outputs, feeds))
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise runtime.refused("ONNX Runtime cannot load or run the model", error) from error
 
 
 def _difference(name: str, found: Any, expected: Any) -> OutputDifference:

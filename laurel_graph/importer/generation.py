@@ -107,6 +107,7 @@ def mel_weights(bins: Any, dft_length: Any, sample_rate: Any, low: Tensor, high:
     """The matrix (dft_length//2 + 1, bins) that takes a spectrum to the mel scale."""
     bins, dft_length, sample_rate = (integers(v)[0] for v in (bins, dft_length, sample_rate))
     spectrum = dft_length // 2 + 1
+    out = torch.zeros(spectrum, bins, dtype=torch.float64)  # first: sizes that no machine holds end here
 
     def to_mel(hertz: float) -> float:
         return 2595 * math.log10(1 + hertz / 700)
@@ -115,7 +116,6 @@ def mel_weights(bins: Any, dft_length: Any, sample_rate: Any, low: Tensor, high:
     step = (last - first) / (bins + 2)
     edges = [700 * (10 ** ((first + i * step) / 2595) - 1) for i in range(bins + 2)]
     points = [int((dft_length + 1) * edge // sample_rate) for edge in edges]
-    out = torch.zeros(spectrum, bins, dtype=torch.float64)
     for i in range(bins):
         lower, centre, upper = points[i : i + 3]
         if centre == lower:

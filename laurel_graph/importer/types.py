@@ -7,11 +7,14 @@ torch's own types, 4-bit floats as their float32 values.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from onnx import AttributeProto, TensorProto, numpy_helper
+
+from ..onnx_tensors import byte_size, external_reference, inlined
 
 STORAGE: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
@@ -96,25 +99,20 @@ def tensor_to_torch(proto: TensorProto, base_dir: str | Path = "") -> torch.Tens
 
 
 def _map_external(proto: TensorProto, base_dir: Path) -> torch.Tensor:
-    entries = {entry.key: entry.value for entry in proto.external_data}
-    path = base_dir / entries["location"]
+    location, offset, length = external_reference(proto)
+    path = base_dir / location
     if not path.is_file():
         raise ValueError(f"external data of tensor {proto.name!r} is not there: {path}")
     shape, dtype = tuple(proto.dims), STORAGE[proto.data_type]
+    size = dtype.itemsize * math.prod(shape)
     if proto.data_type in (*INTEGER_RANGE, *FLOATS, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.BOOL) and (
-        dtype.itemsize * int(np.prod(shape)) == int(entries.get("length", dtype.itemsize * int(np.prod(shape))))
+        size == (byte_size(proto) if length is None else length)
     ):
         if 0 in shape:
             return torch.empty(shape, dtype=dtype)
-        size = dtype.itemsize * int(np.prod(shape))
-        bits = np.memmap(path, np.uint8, "c", offset=int(entries.get("offset", 0)), shape=(size,))
+        bits = np.memmap(path, np.uint8, "c", offset=offset, shape=(size,))
         return torch.from_numpy(bits).view(dtype).reshape(shape)
-    loaded = TensorProto()
-    loaded.CopyFrom(proto)
-    from onnx.external_data_helper import load_external_data_for_tensor
-
-    load_external_data_for_tensor(loaded, str(base_dir))
-    return array_to_torch(numpy_helper.to_array(loaded), proto.data_type)
+    return array_to_torch(numpy_helper.to_array(inlined(proto, base_dir)), proto.data_type)
 
 
 def attribute_value(attribute: AttributeProto) -> object:

@@ -28,10 +28,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import MAX_PREVIOUS, SiteSpec
+from ..errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     import onnx
@@ -174,14 +176,60 @@ def read_metadata(model: onnx.ModelProto, key: str) -> str | None:
     return next((prop.value for prop in model.metadata_props if prop.key == key), None)
 
 
+def read_json(model: onnx.ModelProto, key: str) -> Any:
+    """Returns the model's metadata property *key* read as JSON, or ``None`` if there is none.
+
+    Raises:
+        ModelError: it is no JSON.
+    """
+    text = read_metadata(model, key)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damaged(key, str(error)) from None
+
+
+def damaged(key: str, why: str) -> ModelError:
+    """Returns the error that says that a metadata property of ours was changed by hand or cut off."""
+    return ModelError(
+        f"the metadata {key!r} of the model is damaged: {why.rstrip('.')}; take the file as laurel-graph wrote it."
+    )
+
+
 def read_specs(model: onnx.ModelProto) -> dict[str, SiteSpec]:
     """Returns site name to spec for a transformed model; empty for any other model.
 
     Raises:
-        ConfigError: the metadata was written by a newer version or is damaged.
+        ModelError: the metadata was written by a newer version, is damaged, or does not fit the tensors of the model.
     """
-    text = read_metadata(model, METADATA_SITES)
-    return {spec.site: spec for spec in map(SiteSpec.from_dict, json.loads(text))} if text else {}
+    rows = read_json(model, METADATA_SITES)
+    if rows is None:
+        return {}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise damaged(METADATA_SITES, "expected a list of sites")
+    specs: dict[str, SiteSpec] = {}
+    for row in rows:
+        try:
+            spec = SiteSpec.from_dict(row)
+        except ConfigError as error:
+            raise damaged(METADATA_SITES, str(error)) from None
+        if spec.site in specs:
+            raise damaged(METADATA_SITES, f"the site {spec.site!r} is there twice")
+        specs[spec.site] = spec
+    _check_shapes(model, specs)
+    return specs
+
+
+def _check_shapes(model: onnx.ModelProto, specs: Mapping[str, SiteSpec]) -> None:
+    """Raises ModelError where a site's tensor has another shape than its spec says."""
+    held = {t.name: tuple(t.dims) for t in model.graph.initializer if t.name.startswith(f"{PREFIX}.")}
+    for site, spec in specs.items():
+        for name, shape in spec.tensor_shapes().items():
+            found = held.get(tensor_name(site, name), shape)
+            if found != shape:
+                raise damaged(METADATA_SITES, f"tensor {tensor_name(site, name)!r} has the shape {found}, not {shape}")
 
 
 def laurel_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

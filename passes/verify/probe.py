@@ -175,11 +175,8 @@ class Runner:
         if missing := sorted(set(self.inputs) - set(feeds)):
             raise ModelError(f"{self.path}: the sample lacks the input {missing[0]!r}; it has {sorted(feeds)}.")
         names = [name for name in self.outputs if outputs is None or name in outputs]
-        try:
-            results = self.session.run(names, {k: v for k, v in feeds.items() if k in self.accepted})
-        except Exception as error:  # ORT raises its own classes, all of them plain exceptions with a text
-            shapes = {name: np.shape(array) for name, array in feeds.items() if name in self.accepted}
-            raise ModelError(f"{self.path} does not run on the sample {shapes}: {error}") from error
+        given = {name: array for name, array in feeds.items() if name in self.accepted}
+        results = runtime.run(self.session, given, names, self.path)
         return {name: _as_array(value) for name, value in zip(names, results, strict=True)}
 
 

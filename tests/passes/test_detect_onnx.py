@@ -265,3 +265,13 @@ def test_ranks_are_known_when_sparse_weights_group_norms_and_operators_of_the_ru
     types, note = tensor_types(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
     assert {types[name] for name in "abc"} == {(("N", 4, 6, 6), "float32")}
     assert note == ""
+
+
+def test_detect_gives_a_verdict_when_a_join_states_that_it_is_a_single_number():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    number (float[N, 2] x) => (float y) <float[2, 2] w = {1, 2, 3, 4}> {
+      s = Mystery (x)  f = MatMul (s, w)  y = Add (s, f) }"""
+    model = parser.parse_model(text)
+    model.graph.output[0].type.tensor_type.shape.ClearField("dim")
+    found = detect(view_of(model))
+    assert len(found.residuals) + len(found.rejected) == 1

@@ -1,0 +1,45 @@
+"""The tensors of operators of ``ai.laurel`` have the shapes that the operator set states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx import GraphProto, NodeProto, TensorProto
+
+from ..errors import ModelError
+from ..onnx_graph import graphs_of
+from ..opset.schema import DOMAIN, Operator
+from .nodes import label
+
+_AXES = {
+    "A": ("D", "r"), "B": ("r", "D"), "gamma": ("k",), "previous_A": ("k", "D", "R"), "previous_B": ("k", "R", "D"),
+    "bias": ("D",), "scale": ("D",), "offset": ("D",),
+}  # fmt: skip
+"""Input to its axes; D, r and the others are one size each within a node. α and β are () or (D,)."""
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def check_laurel(graph: GraphProto) -> None:
+    """Raises ModelError if a stored tensor of an operator of ours has another shape or type than it must have."""
+    held = {tensor.name: tensor for inner in graphs_of(graph) for tensor in inner.initializer}
+    for inner in graphs_of(graph):
+        for node in inner.node:
+            operator = Operator.parse(node.op_type) if node.domain == DOMAIN else None
+            if operator is not None:
+                _check(node, operator, held)
+
+
+def _check(node: NodeProto, operator: Operator, held: Mapping[str, TensorProto]) -> None:
+    sizes = {"k": operator.previous} if operator.previous else {}
+    for name, given in zip(operator.inputs, node.input, strict=False):
+        tensor = held.get(given)
+        if tensor is None or not (name in _AXES or name in ("alpha", "beta")):
+            continue
+        shape = tuple(tensor.dims)
+        axes = _AXES.get(name, ("D",) if shape else ())
+        expected = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False))
+        if len(shape) != len(axes) or shape != expected or 0 in shape or tensor.data_type not in _FLOATS:
+            raise ModelError(
+                f"{label(node)}: its input {name} is the tensor {given!r} of shape {shape} and element type "
+                f"{tensor.data_type}; expected floats of shape ({', '.join(axes)}) as the other tensors of the node."
+            )

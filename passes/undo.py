@@ -1,0 +1,64 @@
+"""The record that an insertion leaves in a model's metadata: what the graph was before. It is read, not trusted."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, NodeProto
+
+from laurel_graph.opset.schema import METADATA_UNDO, PREFIX, damaged, read_json
+
+
+def read_undo(model: ModelProto) -> dict[str, Any] | None:
+    """Returns the record, or ``None`` if the model holds none.
+
+    Its keys: ``ir_version`` (a number or ``None``), ``domain`` (whether the import of ours came with it), ``metadata``
+    (pairs of texts), ``nodes`` (each ``new``, the values of what stands there now, and ``old``, the node that stood
+    there, in base64), ``tensors`` and ``inputs`` (names of ours).
+
+    Raises:
+        ModelError: the record is damaged.
+    """
+    undo = read_json(model, METADATA_UNDO)
+    if undo is None and not any(prop.key == METADATA_UNDO for prop in model.metadata_props):
+        return None
+    if not isinstance(undo, dict):
+        raise damaged(METADATA_UNDO, "expected one JSON object")
+    version = undo.get("ir_version")
+    if version is not None and (isinstance(version, bool) or not isinstance(version, int) or not 0 <= version < 100):
+        raise damaged(METADATA_UNDO, f"its ir_version is {version!r}")
+    if not isinstance(undo.get("domain"), bool):
+        raise damaged(METADATA_UNDO, "its domain is neither true nor false")
+    for key in ("tensors", "inputs"):
+        if not _are_texts(undo.get(key)) or not all(name.startswith(f"{PREFIX}.") for name in undo[key]):
+            raise damaged(METADATA_UNDO, f"its {key} are no names of ours")
+    pairs = undo.get("metadata")
+    if not isinstance(pairs, list) or not all(_are_texts(pair) and len(pair) == 2 for pair in pairs):
+        raise damaged(METADATA_UNDO, "its metadata are no pairs of texts")
+    if not isinstance(undo.get("nodes"), list):
+        raise damaged(METADATA_UNDO, "it holds no list of nodes")
+    for record in undo["nodes"]:
+        if not isinstance(record, dict) or not _are_texts(record.get("new")) or not record["new"]:
+            raise damaged(METADATA_UNDO, "a record of it does not say what stands in the node's place")
+        old_node(record)
+    return undo
+
+
+def old_node(record: dict[str, Any]) -> NodeProto:
+    """Returns the node that a record keeps.
+
+    Raises:
+        ModelError: it holds none.
+    """
+    node = NodeProto()
+    try:
+        node.ParseFromString(base64.b64decode(record["old"], validate=True))
+    except (KeyError, TypeError, ValueError, DecodeError):
+        raise damaged(METADATA_UNDO, "a record of it holds no node") from None
+    return node
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -1,0 +1,123 @@
+"""The metadata of ours is read, not trusted: damage is one sentence, and the input stays as it is."""
+
+import base64
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+
+import laurel_graph as lg
+from laurel_graph.errors import ModelError
+from laurel_graph.opset.schema import METADATA_SITES, METADATA_UNDO, read_specs
+
+MLP = """<ir_version: 8, opset_import: ["" : 17]>
+mlp (float[N, 8] x) => (float[N, 8] y) { h = MatMul (x, w)  r = Relu (h)  f = MatMul (r, w)  y = Add (x, f) }"""
+
+
+@pytest.fixture
+def base():
+    model = parser.parse_model(MLP)
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(8, dtype=np.float32), "w"))
+    return model
+
+
+@pytest.fixture
+def transformed(base):
+    return lg.transform(base, lg.LaurelConfig(rank=2)).model
+
+
+def change(model, key, edit):
+    prop = next(prop for prop in model.metadata_props if prop.key == key)
+    held = json.loads(prop.value)
+    result = edit(held)
+    prop.value = result if isinstance(result, str) else json.dumps(held if result is None else result)
+
+
+def with_node(undo, node):
+    undo["nodes"][0]["old"] = base64.b64encode(node.SerializeToString()).decode()
+
+
+UNDO = {
+    "no JSON": lambda undo: json.dumps(undo)[:-3],
+    "null": lambda undo: "null",
+    "a list": lambda undo: "[]",
+    "deep": lambda undo: "[" * 100_000,
+    "a number of 5000 digits": lambda undo: "9" * 5000,
+    "no nodes": lambda undo: undo.pop("nodes") and None,
+    "nodes of another kind": lambda undo: undo.update(nodes=[1]),
+    "no base64": lambda undo: undo["nodes"][0].update(old="%%%"),
+    "no node in it": lambda undo: undo["nodes"][0].update(old=base64.b64encode(b"\xff\xff").decode()),
+    "old is a number": lambda undo: undo["nodes"][0].update(old=3),
+    "new is empty": lambda undo: undo["nodes"][0].update(new=[]),
+    "NaN for a version": lambda undo: undo.update(ir_version=float("nan")),
+    "a vast version": lambda undo: undo.update(ir_version=2**70),
+    "domain is no truth value": lambda undo: undo.update(domain="yes"),
+    "tensors of the base": lambda undo: undo.update(tensors=["w"]),
+    "inputs of the base": lambda undo: undo.update(inputs=["x"]),
+    "metadata of another kind": lambda undo: undo.update(metadata=[["a"]]),
+    "a node that reads nothing known": lambda undo: with_node(undo, helper.make_node("Add", ["x", "q"], ["y"])),
+    "a node that reads itself": lambda undo: with_node(undo, helper.make_node("Add", ["x", "y"], ["y"])),
+    "a node without inputs": lambda undo: with_node(undo, helper.make_node("Add", [], ["y"])),
+    "a node of another value": lambda undo: with_node(undo, helper.make_node("Relu", ["x"], ["h"])),
+}
+
+
+@pytest.mark.parametrize("case", UNDO)
+def test_remove_refuses_the_record_when_it_is_damaged(case, transformed, tmp_path):
+    change(transformed, METADATA_UNDO, UNDO[case])
+    before = transformed.SerializeToString()
+    with pytest.raises(ModelError) as caught:
+        lg.remove(transformed)
+    assert "\n" not in str(caught.value)
+    assert transformed.SerializeToString() == before
+    (tmp_path / "t.onnx").write_bytes(before)
+    with pytest.raises(ModelError):
+        lg.remove(tmp_path / "t.onnx", output=tmp_path / "r.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.onnx"]
+    assert (tmp_path / "t.onnx").read_bytes() == before
+
+
+def test_deploy_refuses_the_record_when_it_is_damaged(transformed, tmp_path):
+    change(transformed, METADATA_UNDO, lambda undo: json.dumps(undo)[:-3])
+    onnx.save(transformed, tmp_path / "t.onnx")
+    with pytest.raises(ModelError, match=r"metadata 'laurel.undo' of the model is damaged"):
+        lg.deploy(tmp_path / "t.onnx", tmp_path / "d.onnx")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda sites: json.dumps(sites)[:-3],
+        lambda sites: "null" if sites is None else "3",
+        lambda sites: "[" * 100_000,
+        lambda sites: sites.append(sites[0]),
+        lambda sites: sites.append(3),
+        lambda sites: sites[0].pop("width") and None,
+        lambda sites: sites[0].update(width=float("nan")),
+        lambda sites: sites[0].update(width=10**12),
+        lambda sites: sites[0].update(width=[8]),
+        lambda sites: sites[0].update(rank=4),
+        lambda sites: sites[0].update(site=["res"]),
+        lambda sites: sites[0].update(site=""),
+        lambda sites: sites[0].update(axis=[1]),
+        lambda sites: sites[0].update(axis=True),
+        lambda sites: sites[0].update(ndim="2"),
+        lambda sites: sites[0].update(dtype="float31"),
+        lambda sites: sites[0].update(per_channel=1),
+        lambda sites: sites[0].update(seed=-1),
+        lambda sites: sites[0].update(variant={}),
+        lambda sites: sites[0].update(further=1),
+        lambda sites: sites[0].update(format=99),
+    ],
+)
+def test_sites_are_refused_when_their_metadata_is_damaged_or_does_not_fit(edit, transformed, tmp_path):
+    change(transformed, METADATA_SITES, edit)
+    for use in (read_specs, lg.import_onnx):
+        with pytest.raises(ModelError, match=r"metadata 'laurel.sites' of the model is damaged"):
+            use(transformed)
+
+
+def test_remove_gives_the_original_back_when_the_record_is_whole(base, transformed):
+    assert lg.remove(transformed).SerializeToString() == base.SerializeToString()
