@@ -70,7 +70,7 @@ def _where(call: Call) -> None:
 def concat(call: Call) -> None:
     """Follows lists of sizes that are put together."""
     found: list[Dim] = []
-    for i in range(len(call.node.input)):
+    for i in range(len(call.inputs)):
         shape, numbers = call.shape(i), call.numbers(i)
         if numbers is not None:
             found += numbers
@@ -78,7 +78,7 @@ def concat(call: Call) -> None:
             found += [None] * shape[0]
         else:
             return
-    if any(call.numbers(i) is not None for i in range(len(call.node.input))):
+    if any(call.numbers(i) is not None for i in range(len(call.inputs))):
         call.put_numbers(found)
 
 
@@ -103,7 +103,7 @@ def reduce(call: Call) -> None:
 
 
 def _constant(call: Call) -> None:
-    name = call.node.output[0]
+    name = call.outputs[0]
     for item in call.node.attribute:
         if item.name == "value":
             call.walk.put_constant(name, item.t)
@@ -156,7 +156,7 @@ def _squeeze(call: Call) -> None:
     if shape is None:
         return
     axes = call.ints(1, "axes")
-    if axes is None and len(call.node.input) > 1 and call.name(1):
+    if axes is None and len(call.inputs) > 1 and call.name(1):
         return
     gone = {a % len(shape) for a in axes} if axes else {i for i, d in enumerate(shape) if d == 1}
     for axis in gone:
@@ -257,7 +257,7 @@ def _tile(call: Call) -> None:
 
 
 def _pad(call: Call) -> None:
-    shape, pads = call.shape(), call.numbers(1) if len(call.node.input) > 1 else call.attribute("pads")
+    shape, pads = call.shape(), call.numbers(1) if len(call.inputs) > 1 else call.attribute("pads")
     if shape is None or pads is None:
         return
     axes = call.ints(3) if call.name(3) else list(range(len(shape)))
@@ -293,7 +293,7 @@ def _slice(call: Call) -> None:
 
 
 def _bounds(call: Call, index: int, attribute: str) -> Sequence[Dim] | None:
-    return call.numbers(index) if len(call.node.input) > 1 else call.attribute(attribute)
+    return call.numbers(index) if len(call.inputs) > 1 else call.attribute(attribute)
 
 
 _FAR = 1 << 30
@@ -332,7 +332,7 @@ def _range(call: Call) -> None:
         return
     call.put([plus(limit[0], start[0], -1)])
     if limit[0] is not None:
-        call.walk.tops[call.node.output[0]] = limit[0]
+        call.walk.tops[call.outputs[0]] = limit[0]
 
 
 def _constant_of_shape(call: Call) -> None:
@@ -354,7 +354,7 @@ def _cumulated(call: Call) -> None:
     shape = call.shape()
     axis = call.ints(1)
     if shape and call.name(0) in call.walk.flows and axis:
-        call.walk.tops[call.node.output[0]] = plus(shape[axis[0]], 1)
+        call.walk.tops[call.outputs[0]] = plus(shape[axis[0]], 1)
 
 
 def _scaled_numbers(call: Call) -> None:

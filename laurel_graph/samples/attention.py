@@ -16,7 +16,7 @@ _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 
 def concat(call: Call, axis: int) -> None:
     """Recognises a cache: an input that gets what is new put behind it."""
-    flows = [call.walk.flows.get(call.name(i), frozenset()) for i in range(len(call.node.input))]
+    flows = [call.walk.flows.get(call.name(i), frozenset()) for i in range(len(call.inputs))]
     if not flows[0] or all(flows):
         return
     for name, _ in flows[0]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from laurel_graph.errors import ModelError
 from laurel_graph.onnx_graph import subgraphs
@@ -23,6 +24,7 @@ SMALL = 64
 """Integer tensors of up to so many elements are followed by value."""
 
 _INTS = {TensorProto.INT64, TensorProto.INT32}
+_CONTROL = {"If", "Loop", "Scan", "SequenceMap"}
 
 
 @dataclass
@@ -135,7 +137,7 @@ class Walk:
         for info in graph.value_info:
             self._stated[info.name] = info.type.tensor_type
         for node in graph.node:
-            inner = list(subgraphs(node)) if any(a.type == AttributeProto.GRAPH for a in node.attribute) else []
+            inner = list(subgraphs(node)) if node.op_type in _CONTROL else []
             if inner and node.op_type == "If":
                 Call(self, node).use(0, "condition")
             for body in inner:
@@ -182,11 +184,14 @@ class Walk:
     def _read(tensor: TensorProto) -> Numbers | None:
         if tensor.data_location == TensorProto.EXTERNAL or math.prod(tensor.dims) > SMALL:
             return None
+        if tensor.data_type == TensorProto.INT64 and tensor.HasField("raw_data"):  # most of them: no detour
+            return tuple(np.frombuffer(tensor.raw_data, "<i8").tolist())
         if tensor.data_type not in (*_INTS, TensorProto.FLOAT, TensorProto.INT16, TensorProto.UINT8, TensorProto.INT8):
             return None
         values = numpy_helper.to_array(tensor).reshape(-1).tolist()
-        whole = all(float(value).is_integer() for value in values)
-        return tuple(int(value) for value in values) if whole else None
+        if tensor.data_type == TensorProto.FLOAT:
+            return tuple(map(int, values)) if all(value.is_integer() for value in values) else None
+        return tuple(values)
 
 
 class Call:
@@ -194,10 +199,11 @@ class Call:
 
     def __init__(self, walk: Walk, node: NodeProto) -> None:
         self.walk, self.node, self.sizes = walk, node, walk.sizes
+        self.inputs, self.outputs = tuple(node.input), tuple(node.output)
 
     def name(self, index: int) -> str:
         """Returns the name of an input, "" for one that is left out."""
-        return self.node.input[index] if index < len(self.node.input) else ""
+        return self.inputs[index] if index < len(self.inputs) else ""
 
     def shape(self, index: int = 0) -> Shape | None:
         """Returns the dims of an input."""
@@ -232,16 +238,16 @@ class Call:
 
     def put(self, shape: Sequence[Dim] | None, output: int = 0) -> None:
         """Says what shape an output has."""
-        if shape is not None and output < len(self.node.output) and self.node.output[output]:
-            self.walk.shapes[self.node.output[output]] = tuple(shape)
+        if shape is not None and output < len(self.outputs) and self.outputs[output]:
+            self.walk.shapes[self.outputs[output]] = tuple(shape)
 
     def put_numbers(self, numbers: Sequence[Dim]) -> None:
         """Says which integers the output holds."""
-        self.walk.set_numbers(self.node.output[0], numbers)
+        self.walk.set_numbers(self.outputs[0], numbers)
 
     def carry(self, *indices: int, added: int = 0) -> None:
         """Says that the output holds the integers of inputs, *added* to each."""
-        walk, output = self.walk, self.node.output[0]
+        walk, output = self.walk, self.outputs[0]
         flows = {(n, off + added) for i in indices for n, off in walk.flows.get(self.name(i), ())}
         if flows:
             walk.flows[output] = frozenset(flows)

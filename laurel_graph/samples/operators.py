@@ -34,7 +34,7 @@ def _same(call: Call) -> None:
 
 def _elementwise(count: int | None = None) -> Rule:
     def rule(call: Call) -> None:
-        shape = broadcast(call, [call.shape(i) for i in range(count or len(call.node.input))])
+        shape = broadcast(call, [call.shape(i) for i in range(count or len(call.inputs))])
         call.put(shape)
         arithmetic.elementwise(call)
 
@@ -166,7 +166,7 @@ def _global_pool(call: Call) -> None:
 
 
 def _resize(call: Call) -> None:
-    shape, last = call.shape(), len(call.node.input) - 1
+    shape, last = call.shape(), len(call.inputs) - 1
     scales = call.ints(1 if call.node.op_type == "Upsample" else 2, "scales")
     if shape is None:
         return
@@ -181,8 +181,8 @@ def _reduce(call: Call) -> None:
     shape = call.shape()
     if shape is None:
         return
-    axes = call.ints(1, "axes") if len(call.node.input) < 2 or call.numbers(1) is not None else None
-    if len(call.node.input) > 1 and axes is None:
+    axes = call.ints(1, "axes") if len(call.inputs) < 2 or call.numbers(1) is not None else None
+    if len(call.inputs) > 1 and axes is None:
         return
     if axes is None and call.attribute("noop_with_empty_axes", 0):
         call.put(shape)
@@ -210,7 +210,7 @@ def _transpose(call: Call) -> None:
 
 
 def _concat(call: Call) -> None:
-    count = len(call.node.input)
+    count = len(call.inputs)
     call.carry(*range(count))
     arithmetic.concat(call)
     shapes = [call.shape(i) for i in range(count)]
@@ -234,8 +234,8 @@ def _split(call: Call) -> None:
     shape = call.shape()
     if not shape:
         return
-    axis, parts = call.attribute("axis", 0) % len(shape), len(call.node.output)
-    given = call.numbers(1) if len(call.node.input) > 1 else call.attribute("split")
+    axis, parts = call.attribute("axis", 0) % len(shape), len(call.outputs)
+    given = call.numbers(1) if len(call.inputs) > 1 else call.attribute("split")
     if given is not None and len(given) == parts:
         sizes: list[Dim] = list(given)
         call.equal(shape[axis], total(sizes))
@@ -244,8 +244,8 @@ def _split(call: Call) -> None:
         sizes = [whole // parts if isinstance(whole, int) and whole % parts == 0 else None] * parts
     for i, size in enumerate(sizes):
         call.put((*shape[:axis], size, *shape[axis + 1 :]), i)
-        if call.name(0) in call.walk.flows and call.node.output[i]:
-            call.walk.flows[call.node.output[i]] = call.walk.flows[call.name(0)]
+        if call.name(0) in call.walk.flows and call.outputs[i]:
+            call.walk.flows[call.outputs[i]] = call.walk.flows[call.name(0)]
 
 
 def _gather(call: Call) -> None:
