@@ -217,7 +217,7 @@ def kinds(walk: Walk) -> list[str]:
         return ["plain"]
     if walk.rolling:  # anything less leaves part of the buffer as it was found in memory
         return ["prompt", "step"] if max(walk.rolling) <= _WINDOW else ["step"]
-    found = ["prompt", "step"]
+    found = ["prompt", "step"] if set(walk.sizes.free()) & new_symbols(walk) else ["step", "prompt"]
     if any(size <= _WINDOW for size in walk.windows):
         found.append("window")
     return found

@@ -198,7 +198,7 @@ class Check:
 
     def _opened_runner(self) -> tuple[Runner, dict[str, Array]]:
         model = self._prepared(self.first)
-        vectors = open_vectors(model)
+        vectors = open_vectors(model, self.first.path.parent)
         bring_out(model, [item.name for item in self.watched])
         return Runner(self.first.path, model, False), vectors
 
@@ -340,7 +340,7 @@ class Check:
                 _add_noise(comparisons, result, _towards(result, plain, 2 / MARGIN))
         model = copy_of(self.first.model)
         seed_draws(model)
-        vectors = open_vectors(model)
+        vectors = open_vectors(model, self.first.path.parent)
         moving = Runner(self.first.path, model, self.optimize[0])
         for sample, result, inside in zip(exercise.samples, expected, exercise.results, strict=True):
             nudges = [NUDGE] * self._draws(inside) + [_QUANTISED_NUDGE] * self.rounds

@@ -122,6 +122,22 @@ def drawn(
     return best
 
 
+def runnable(
+    model: ModelProto, run: Run, *, batch: int, seed: int, sizes: Mapping[str, int] | None
+) -> Mapping[str, Array]:
+    """Returns the first drawn sample on which a model runs.
+
+    Raises:
+        ModelError: there is none.
+    """
+    sampler, exercise = Sampler(model, sizes), Exercise(style="normal")
+    for at in sampler.situations((batch,)):
+        _try(exercise, sampler.draw(at, seed=seed), run, at)
+        if exercise.samples:
+            return exercise.samples[0]
+    raise _unfit(exercise.refused)
+
+
 def _has_floats(exercise: Exercise) -> bool:
     return any(is_float(array) for sample in exercise.samples for array in sample.values())
 
