@@ -19,7 +19,18 @@ from .contents import INDEX_BOUND, STYLES, filled
 from .graph import Walk
 from .situations import BATCH, IMAGE, SEQUENCE, SIGNAL, Situation, distinct, is_mask, kinds, situation, tie
 
-__all__ = ["BATCH", "IMAGE", "INDEX_BOUND", "SEQUENCE", "SIGNAL", "STYLES", "Situation", "Sampler", "has_masks", "sample_inputs"]
+__all__ = [
+    "BATCH",
+    "IMAGE",
+    "INDEX_BOUND",
+    "SEQUENCE",
+    "SIGNAL",
+    "STYLES",
+    "Sampler",
+    "Situation",
+    "has_masks",
+    "sample_inputs",
+]
 
 
 class Sampler:

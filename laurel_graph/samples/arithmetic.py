@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from onnx import TensorProto, helper
 
-from .graph import SMALL, Call
+from .graph import SMALL, Call, Rule
 from .sizes import Dim, exact_quotient, plus, scaled, symbols_of, total
 
 
@@ -62,7 +62,9 @@ def _where(call: Call) -> None:
     if a is None or b is None or len(a) != len(b):
         return
     if condition is not None and len(condition) == len(a):
-        call.put_numbers([(x if c else y) if isinstance(c, int) else None for c, x, y in zip(condition, a, b, strict=True)])
+        call.put_numbers(
+            [(x if c else y) if isinstance(c, int) else None for c, x, y in zip(condition, a, b, strict=True)]
+        )
     elif any(x == -1 for x in b):  # exporters put 1 for the -1 of a requested shape so
         call.put_numbers([y if y != -1 else None for y in b])
 
@@ -287,9 +289,9 @@ def _slice(call: Call) -> None:
         result[axis] = _cut(call, shape[axis], start, end, step, constant=call.walk.is_constant(call.name(0)))
     call.put(result)
     numbers = call.numbers(0)
-    if numbers is not None and starts and ends and len(starts) == 1 and isinstance(starts[0], int):
-        if isinstance(ends[0], int):
-            call.put_numbers(numbers[slice(starts[0], ends[0], steps[0] if steps else 1)])
+    first, last = (bounds[0] if bounds and len(bounds) == 1 else None for bounds in (starts, ends))
+    if numbers is not None and isinstance(first, int) and isinstance(last, int):
+        call.put_numbers(numbers[slice(first, last, steps[0] if steps else 1)])
 
 
 def _bounds(call: Call, index: int, attribute: str) -> Sequence[Dim] | None:
@@ -340,10 +342,9 @@ def _constant_of_shape(call: Call) -> None:
     if wanted is not None:
         call.put(wanted)
         value = call.attribute("value")
-        number = helper.get_attribute_value  # noqa: F841
         size = wanted[0] if len(wanted) == 1 else None
         if isinstance(size, int) and size <= SMALL and value is not None:
-            filled = call.walk._read(value)
+            filled = call.walk.read(value)
             if filled is not None:
                 call.put_numbers(filled * size)
 
@@ -364,7 +365,7 @@ def _scaled_numbers(call: Call) -> None:
         call.put_numbers([scaled(n, -1) for n in numbers])
 
 
-RULES: dict[str, Callable[[Call], None]] = {
+RULES: dict[str, Rule] = {
     "Constant": _constant,
     "Shape": _shape,
     "Size": _size,

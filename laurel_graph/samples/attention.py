@@ -1,13 +1,12 @@
-"""What attention demands: heads of one size, caches that grow by what is new, tables of positions that end somewhere."""
+"""What attention demands: heads of one size, caches that grow by what is new, tables that end."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from onnx import TensorProto
 
-from .graph import Call
+from .graph import Call, Rule
 from .sizes import Dim, exact_quotient, plus, symbols_of
 
 _CACHE = re.compile(r"past|cache|memory|\bkv\b|present|(^|[^a-z])(key|value)s?([^a-z]|$)", re.IGNORECASE)
@@ -60,11 +59,12 @@ def _group_query(call: Call) -> None:
     past = _cache(call, 3, 4, groups, head, batch)
     rolling = bool(call.attribute("sliding_window_cache", 0))
     whole = None if rolling else plus(past, new)
+    met = (call.numbers(6) or (None,))[0]
+    call.equal(met, whole)
     if rolling:  # a buffer of the window's size, however much has passed
         call.equal(past, call.attribute("local_window_size"))
         call.walk.rolling.add(call.attribute("local_window_size"))
-    elif lengths := call.numbers(6):
-        call.equal(lengths[0], whole)
+        call.walk.spans.append((met, new))
     call.equal(call.dim(5, 0), batch)
     call.use(5, "seqlens")
     call.use(9, "position")
@@ -148,7 +148,7 @@ def _standard(call: Call) -> None:
         return
     flat = len(query) == 3
     heads, groups = (call.attribute(n) for n in ("q_num_heads", "kv_num_heads")) if flat else (query[1], key[1])
-    if heads is None or groups is None:
+    if not isinstance(heads, int) or not isinstance(groups, int):
         return
     batch, new = query[0], query[1 if flat else 2]
     head = exact_quotient(call.sizes.now(query[2]), heads) if flat else query[3]
@@ -166,7 +166,7 @@ def _standard(call: Call) -> None:
     call.put((batch, groups, whole, last), 2)
 
 
-def _rotary(position: int, cos: int) -> Callable[[Call], None]:
+def _rotary(position: int, cos: int) -> Rule:
     def rule(call: Call) -> None:
         call.put(call.shape())
         call.use(position, "position")
@@ -179,7 +179,7 @@ def _rotary(position: int, cos: int) -> Callable[[Call], None]:
     return rule
 
 
-RULES: dict[str, Callable[[Call], None]] = {
+RULES: dict[str, Rule] = {
     "GroupQueryAttention": _group_query,
     "MultiHeadAttention": _multi_head,
     "com.microsoft.Attention": _fused,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .graph import Input, Walk
 from .situations import Situation, is_mask, is_position, new_symbols
-from .sizes import Dim, symbol
+from .sizes import symbol
 
 Array = NDArray[Any]
 
@@ -94,8 +94,3 @@ def _added(walk: Walk, at: Situation) -> int:
         if "past" not in value.uses and len(value.shape) == 2 and not is_mask(value):
             return at.shapes[value.name][1]
     return next((at.values[name] for name in new_symbols(walk) if name in at.values), 1)
-
-
-def bound_of(dims: list[Dim], at: Situation) -> int:
-    """Returns the smallest of the bounds that have a value."""
-    return min((size for size in map(at.sizes.value, dims) if size), default=INDEX_BOUND)

@@ -1,4 +1,4 @@
-"""Walks a model once and learns what its operators demand: shapes, sizes inside shape arithmetic, bounds of integers."""
+"""Walks a model once and learns what its operators demand: shapes, sizes in shape arithmetic, bounds of integers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from laurel_graph.errors import ModelError
 from laurel_graph.onnx_graph import subgraphs
+from laurel_graph.opset.schema import DOMAIN
 
 from .formula import parsed
 from .sizes import Dim, Sizes, plus, symbol
@@ -57,6 +58,7 @@ class Walk:
         tops: value to what all its integers are below.
         windows: sizes of sliding attention windows.
         rolling: those whose cache is a buffer of that size, in which places that nothing has come to hold anything.
+        spans: how many tokens such attention has met, and how many of them are new.
     """
 
     def __init__(self, model: onnx.ModelProto, known: dict[str, int]) -> None:
@@ -67,6 +69,7 @@ class Walk:
         self.inputs: dict[str, Input] = {}
         self.windows: set[int] = set()
         self.rolling: set[int] = set()
+        self.spans: list[tuple[Dim, Dim]] = []
         self._numbers: dict[str, Numbers | None] = {}
         self._tensors: dict[str, TensorProto] = {}
         self._stated: dict[str, onnx.TypeProto.Tensor] = {}
@@ -127,7 +130,7 @@ class Walk:
     # ---- walking ------------------------------------------------------------------------------------------------
 
     def _graph(self, graph: GraphProto) -> None:
-        from .operators import RULES
+        from .operators import RULES, laurel
 
         for tensor in graph.initializer:
             self._tensors[tensor.name] = tensor
@@ -142,7 +145,8 @@ class Walk:
                 Call(self, node).use(0, "condition")
             for body in inner:
                 self._graph(body)
-            rule = RULES.get(f"{node.domain}.{node.op_type}") or RULES.get(node.op_type)
+            rule = laurel if node.domain == DOMAIN else RULES.get(f"{node.domain}.{node.op_type}")
+            rule = rule or RULES.get(node.op_type)
             if rule is not None:
                 rule(Call(self, node))
             for i, name in enumerate(node.output):
@@ -163,7 +167,7 @@ class Walk:
         """Returns the integers that a small tensor holds, in order."""
         if name not in self._numbers:
             tensor = self._tensors.get(name)
-            self._numbers[name] = None if tensor is None else self._read(tensor)
+            self._numbers[name] = None if tensor is None else self.read(tensor)
         return self._numbers[name]
 
     def set_numbers(self, name: str, numbers: Sequence[Dim]) -> None:
@@ -181,7 +185,8 @@ class Walk:
         return name in self._tensors
 
     @staticmethod
-    def _read(tensor: TensorProto) -> Numbers | None:
+    def read(tensor: TensorProto) -> Numbers | None:
+        """Returns the whole numbers of a small tensor, ``None`` for others."""
         if tensor.data_location == TensorProto.EXTERNAL or math.prod(tensor.dims) > SMALL:
             return None
         if tensor.data_type == TensorProto.INT64 and tensor.HasField("raw_data"):  # most of them: no detour

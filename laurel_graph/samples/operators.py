@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from . import arithmetic, attention
 from .graph import Call, Rule, Shape
-from .sizes import Dim, plus, total
+from .sizes import Dim, plus, symbols_of, total
 
 
 def broadcast(call: Call, shapes: Sequence[Shape | None]) -> Shape | None:
@@ -32,13 +32,9 @@ def _same(call: Call) -> None:
     call.carry(0)
 
 
-def _elementwise(count: int | None = None) -> Rule:
-    def rule(call: Call) -> None:
-        shape = broadcast(call, [call.shape(i) for i in range(count or len(call.inputs))])
-        call.put(shape)
-        arithmetic.elementwise(call)
-
-    return rule
+def _elementwise(call: Call) -> None:
+    call.put(broadcast(call, [call.shape(i) for i in range(len(call.inputs))]))
+    arithmetic.elementwise(call)
 
 
 def _per_channel(axis: int) -> Rule:
@@ -297,27 +293,25 @@ def _one_hot(call: Call) -> None:
         call.put((*shape[:axis], depth[0] if depth else None, *shape[axis:]))
 
 
-def _recurrent(gates: int) -> Rule:
-    def rule(call: Call) -> None:
-        x, weight = call.shape(0), call.shape(1)
-        if x is None or len(x) != 3 or weight is None:
-            return
-        time, batch = (x[1], x[0]) if call.attribute("layout", 0) else (x[0], x[1])
-        call.equal(x[2], weight[2])
-        call.use(4, "lengths")
-        directions, hidden = weight[0], call.attribute("hidden_size") or call.dim(2, 2)
-        for i in (5, 6):
-            for at, dim in enumerate((directions, batch, hidden)):
-                call.equal(call.dim(i, at), dim)
-        if not call.attribute("layout", 0):
-            call.put((time, directions, batch, hidden))
-            call.put((directions, batch, hidden), 1)
-            call.put((directions, batch, hidden), 2)
-
-    return rule
+def _recurrent(call: Call) -> None:
+    x, weight = call.shape(0), call.shape(1)
+    if x is None or len(x) != 3 or weight is None:
+        return
+    time, batch = (x[1], x[0]) if call.attribute("layout", 0) else (x[0], x[1])
+    call.equal(x[2], weight[2])
+    call.use(4, "lengths")
+    call.sizes.batch.update(symbols_of(batch))
+    directions, hidden = weight[0], call.attribute("hidden_size") or call.dim(2, 2)
+    for i in (5, 6):
+        for at, dim in enumerate((directions, batch, hidden)):
+            call.equal(call.dim(i, at), dim)
+    if not call.attribute("layout", 0):
+        call.put((time, directions, batch, hidden))
+        call.put((directions, batch, hidden), 1)
+        call.put((directions, batch, hidden), 2)
 
 
-def _laurel(call: Call) -> None:
+def laurel(call: Call) -> None:
     """Our own operators: x and f have one shape, and so has what comes out."""
     shape = broadcast(call, [call.shape(0), call.shape(1)])
     call.put(shape)
@@ -346,39 +340,40 @@ def _embed(call: Call) -> None:
         call.put((*shape, rows[0][-1] if rows[0] else None))
 
 
-def is_laurel(node_domain: str) -> bool:
-    """Whether a domain is that of our operators."""
-    return node_domain == "ai.laurel"
+def _table(rule: Rule, names: str) -> dict[str, Rule]:
+    """One rule for several operators, their names with spaces between them."""
+    return dict.fromkeys(names.split(), rule)
 
 
-_UNARY = """
-    Relu LeakyRelu Elu Selu Celu ThresholdedRelu Sigmoid HardSigmoid HardSwish Tanh Softplus Softsign Erf Gelu Mish
-    QuickGelu FastGelu Sqrt Exp Log Neg Abs Sign Floor Ceil Round Reciprocal Sin Cos Tan Asin Acos Atan Sinh Cosh Not
-    IsNaN IsInf Dropout Softmax LogSoftmax Hardmax Clip LpNormalization MeanVarianceNormalization LRN Trilu
-    QuantizeLinear DequantizeLinear Identity QMoE MoE Swish BiasGelu
-""".split()
-_BROADCAST = """
-    Add Sub Mul Div Pow Min Max Sum Mean And Or Xor Equal Greater Less GreaterOrEqual LessOrEqual Mod PRelu BitShift
-    BitwiseAnd BitwiseOr BitwiseXor Where
-""".split()
-_REDUCE = "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp".split()
-
-RULES: dict[str, Callable[[Call], None]] = {
-    **dict.fromkeys(_UNARY, _same),
-    **dict.fromkeys(_BROADCAST, _elementwise()),
-    **dict.fromkeys(_REDUCE, _reduce),
-    **dict.fromkeys(("ArgMax", "ArgMin"), _arg),
-    **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), _per_channel(1)),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), _per_channel(-1)),
-    **dict.fromkeys(("GroupNormalization", "GroupNorm"), _same),
-    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _skip_norm),
-    **dict.fromkeys(("MatMul", "FusedMatMul", "MatMulInteger"), _matmul()),
-    **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
-    **dict.fromkeys(("MatMulNBits", "MatMulBnb4", "MatMulFpQ4"), _matmul_blocks),
-    **dict.fromkeys(("Conv", "FusedConv", "ConvInteger"), _conv()),
-    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _pool),
-    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), _global_pool),
-    **dict.fromkeys(("Resize", "Upsample"), _resize),
+RULES: dict[str, Rule] = {
+    **_table(
+        _same, "Relu LeakyRelu Elu Selu Celu ThresholdedRelu Sigmoid HardSigmoid HardSwish Tanh Softplus Softsign"
+    ),
+    **_table(
+        _same, "Erf Gelu Mish QuickGelu FastGelu BiasGelu Swish Sqrt Exp Log Abs Sign Floor Ceil Round Reciprocal"
+    ),
+    **_table(
+        _same, "Sin Cos Tan Asin Acos Atan Sinh Cosh Not IsNaN IsInf Dropout Softmax LogSoftmax Hardmax Clip Trilu"
+    ),
+    **_table(_same, "LpNormalization MeanVarianceNormalization LRN QuantizeLinear DequantizeLinear QMoE MoE"),
+    **_table(_same, "GroupNormalization GroupNorm"),
+    **_table(
+        _elementwise, "Add Sub Mul Div Pow Min Max Sum Mean And Or Xor Equal Greater Less GreaterOrEqual LessOrEqual"
+    ),
+    **_table(_elementwise, "Mod PRelu BitShift BitwiseAnd BitwiseOr BitwiseXor Where"),
+    **_table(_reduce, "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare"),
+    **_table(_reduce, "ReduceLogSumExp"),
+    **_table(_arg, "ArgMax ArgMin"),
+    **_table(_per_channel(1), "BatchNormalization InstanceNormalization"),
+    **_table(_per_channel(-1), "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
+    **_table(_skip_norm, "SkipLayerNormalization SkipSimplifiedLayerNormalization"),
+    **_table(_matmul(), "MatMul FusedMatMul MatMulInteger"),
+    **_table(_gemm, "Gemm FusedGemm"),
+    **_table(_matmul_blocks, "MatMulNBits MatMulBnb4 MatMulFpQ4"),
+    **_table(_conv(), "Conv FusedConv ConvInteger"),
+    **_table(_pool, "MaxPool AveragePool LpPool"),
+    **_table(_global_pool, "GlobalAveragePool GlobalMaxPool GlobalLpPool"),
+    **_table(_resize, "Resize Upsample"),
     "QLinearConv": _conv(0, 3),
     "QLinearMatMul": _matmul(3),
     "ConvTranspose": _conv_transpose,
@@ -388,12 +383,10 @@ RULES: dict[str, Callable[[Call], None]] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
-    **dict.fromkeys(("ScatterElements", "Scatter"), _scatter),
+    **_table(_scatter, "ScatterElements Scatter"),
     "ScatterND": _scatter_nd,
     "OneHot": _one_hot,
-    "LSTM": _recurrent(4),
-    "GRU": _recurrent(3),
-    "RNN": _recurrent(1),
+    **_table(_recurrent, "LSTM GRU RNN"),
     "EmbedLayerNormalization": _embed,
     "GatherBlockQuantized": _gather_blocks,
     **arithmetic.RULES,

@@ -43,8 +43,8 @@ class Situation:
     """One way to run a model.
 
     Attributes:
-        name: ``plain`` for a model without a cache; else ``prompt``, ``step``, or ``window`` (a step behind a cache that
-            is longer than the attention's window).
+        name: ``plain`` for a model without a cache; else ``prompt``, ``step``, or ``window`` (a step behind a cache
+            that is longer than the attention's window).
         batch: the batch size that was asked for.
         ragged: masks end in zeros.
         values: symbolic dim to its size; a dim without a name is ``input:axis``.
@@ -83,9 +83,8 @@ def roles(walk: Walk) -> dict[str, str]:
         for axis, stated in enumerate(value.shape):
             for name in symbols_of(stated):
                 found.setdefault(name, _role(walk, value, axis, name, alone=stated == symbol(name)))
-    for name in walk.sizes.past:
-        found[name] = "past"
-    return found
+    found |= dict.fromkeys(walk.sizes.batch & set(found), "batch")
+    return found | dict.fromkeys(walk.sizes.past, "past")
 
 
 def _role(walk: Walk, value: Input, axis: int, name: str, *, alone: bool) -> str:
@@ -127,6 +126,7 @@ def situation(
     sizes, steps = None, new_symbols(walk) if step else set()
     for new, held, side in _tries(found, 1 if step else length, past, step):
         chosen = walk.sizes.copy()
+        _wish_spans(walk, chosen, new, 0 if kind == "prompt" else held)
         for wanted in (("batch", batch), ("past", held), ("sequence", new), ("signal", SIGNAL), ("image", side)):
             for name in chosen.free(list(found)):
                 if found[name] == wanted[0]:
@@ -139,6 +139,14 @@ def situation(
     shapes = {value.name: tuple(_size(sizes, dim, value) for dim in value.shape) for value in walk.inputs.values()}
     values = {name: sizes.value(symbol(name)) for name in walk.sizes.order}
     return Situation(kind, batch, ragged, {n: v for n, v in values.items() if v is not None}, shapes, sizes)
+
+
+def _wish_spans(walk: Walk, chosen: Sizes, new: int, passed: int) -> None:
+    """Says how much attention has met whose cache does not show it."""
+    for met, fresh in walk.spans:
+        for name in symbols_of(chosen.now(fresh)):
+            chosen.wish(name, new)
+        chosen.equal(met, plus(fresh, passed))
 
 
 def _tries(found: Mapping[str, str], new: int, held: int, step: bool) -> Iterator[tuple[int, int, int]]:
@@ -177,7 +185,7 @@ def is_mask(value: Input) -> bool:
 
 
 def tie(walk: Walk) -> None:
-    """Adds what the inputs of a decoder mean by their names: a mask spans cache and tokens, positions end in a table."""
+    """Adds what inputs of a decoder mean by their names: a mask spans cache and tokens, positions end in a table."""
     past = sorted((name for name in walk.sizes.free() if name in walk.sizes.past), key=walk.sizes.order.__getitem__)
     held: Dim = symbol(past[0]) if past else 0
     new = new_symbols(walk)

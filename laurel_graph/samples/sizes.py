@@ -7,7 +7,7 @@ others is replaced by it, the rest is kept to be checked on a choice of values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import isqrt, prod
 
@@ -21,7 +21,6 @@ class Sum:
 
 
 Dim = int | Sum | None
-Values = Mapping[str, int]
 
 
 def symbol(name: str) -> Sum:
@@ -101,12 +100,14 @@ class Sizes:
     Attributes:
         order: the symbols that stand for a size of an input, in the order of the inputs.
         past: those that count what a cache holds.
+        batch: those that an operator takes for the rows of a batch.
         limits: sums that may not exceed a number, and the number.
     """
 
     def __init__(self) -> None:
         self.order: dict[str, int] = {}
         self.past: set[str] = set()
+        self.batch: set[str] = set()
         self.limits: dict[tuple[Sum, int], None] = {}
         self._equal: dict[str, int | Sum] = {}
         self._made: dict[str, Window | Product] = {}
@@ -118,7 +119,7 @@ class Sizes:
     def copy(self) -> Sizes:
         """Returns a copy that can be told more."""
         other = Sizes()
-        other.order, other.past, other.limits = self.order, self.past, self.limits
+        other.order, other.past, other.batch, other.limits = self.order, self.past, self.batch, self.limits
         other._made, other._names = self._made, self._names
         other._equal, other._checks = dict(self._equal), dict(self._checks)
         return other
@@ -169,14 +170,16 @@ class Sizes:
 
     def product(self, dims: Iterable[Dim]) -> Dim:
         """Returns the product of dims as a dim."""
-        number, rest = 1, []
+        number, rest = 1, list[Sum]()
         for dim in map(self.now, dims):
             if dim is None:
                 return None
             if isinstance(dim, int):
                 number *= dim
-            elif len(dim.terms) == 1 and isinstance(made := self._made.get(dim.terms[0][0]), Product) and (
-                dim == symbol(dim.terms[0][0])
+            elif (
+                len(dim.terms) == 1
+                and isinstance(made := self._made.get(dim.terms[0][0]), Product)
+                and (dim == symbol(dim.terms[0][0]))
             ):
                 rest += made.of
             else:
@@ -318,7 +321,7 @@ class Sizes:
                 result += factor * ((sizes[0] + made.margin) // made.stride + made.more)
         return result
 
-    def holds(self, within: Callable[[int], bool] = lambda _: True) -> bool:
+    def holds(self) -> bool:
         """Whether no value is below 0, none above its limit, every window fits and what must be equal is."""
         sums = [(self.value(dim), most) for dim, most in self.limits]
         if any(size is not None and size > most for size, most in sums):

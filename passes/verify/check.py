@@ -410,7 +410,9 @@ def _towards(result: Mapping[str, Array], plain: Mapping[str, Array], share: flo
     """
     moved = {name: array for name, array in result.items() if is_float(array) and array.shape == plain[name].shape}
     return {
-        name: array if name not in moved else array.astype(np.float32) + share * (plain[name] - array.astype(np.float32))
+        name: array
+        if name not in moved
+        else array.astype(np.float32) + share * (plain[name] - array.astype(np.float32))
         for name, array in result.items()
     }
 
