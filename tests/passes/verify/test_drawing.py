@@ -77,12 +77,15 @@ def test_noise_is_measured_when_all_weights_are_external(tmp_path):
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", 5])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     held = {"words": (20, 32), "scale": (32,), "w": (32, 8)}
-    tensors = [numpy_helper.from_array(SAMPLE.standard_normal(s).astype(np.float32), n) for n, s in held.items()]
-    graph = helper.make_graph(nodes, "g", [ids], [y], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path = tmp_path / "model.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
-    subject = Subject(path, onnx.load(path, load_external_data=False))
-    found = Check(subject, subject, tolerance=lambda dtype: 1e-5).on_drawn((1, 3), 0, None)
+    arrays = {name: SAMPLE.standard_normal(shape).astype(np.float32) for name, shape in held.items()}
+    subjects = []
+    for file in ("first", "second"):
+        graph = helper.make_graph(nodes, "g", [ids], [y], [numpy_helper.from_array(a, n) for n, a in arrays.items()])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        path = tmp_path / f"{file}.onnx"
+        onnx.save(model, path, save_as_external_data=True, location=f"{file}.data", size_threshold=0)
+        subjects.append(Subject(path, onnx.load(path, load_external_data=False)))
+        arrays["w"] = arrays["w"] * np.float32(1 + 1e-6)
+    found = Check(*subjects, tolerance=lambda dtype: 1e-5).on_drawn((1, 3), 0, None)
     assert found.algebra["y"].noise > 0
     assert found.outputs["y"].noise > 0
