@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from laurel_graph import onnx_file, runtime
 from laurel_graph.errors import ModelError
 from laurel_graph.passes.verify import read_samples
-from laurel_graph.samples import sample_inputs
+from laurel_graph.passes.verify.drawing import runnable
+from laurel_graph.passes.verify.probe import Runner
 
 _PROBE = """
 import sys, time, json, resource
@@ -113,15 +114,12 @@ def bench(
         fresh: fresh processes per model for load time and memory; 0 leaves both out.
 
     Raises:
-        ModelError: a file cannot be read, or *runs* or *threads* is below 1.
+        ModelError: a file cannot be read, the first one does not run on the inputs, or *runs* or *threads* is below 1.
     """
     if runs < 1 or threads < 1 or batch < 1:
         raise ModelError(f"threads, runs and batch must be at least 1, found {threads}, {runs} and {batch}.")
     paths = [Path(model) for model in ([against] if against is not None else []) + list(models)]
-    if data is not None:
-        feeds = dict(read_samples(data)[0])
-    else:
-        feeds = sample_inputs(onnx_file.read(paths[0]), batch=batch, seed=seed, sizes=sizes)
+    feeds = _feeds(paths[0], data, batch, seed, sizes)
     times = latencies(paths, feeds, threads=threads, runs=runs, cpu_time=cpu_time)
     probes = fresh_processes(paths, feeds, threads, fresh)
     rows = []
@@ -136,6 +134,18 @@ def bench(
                 changes |= {"load_ratio": load / probes[0][0], "memory_ratio": peak / probes[0][1]}
         rows.append(BenchRow(**{**asdict(row), **changes}))
     return rows
+
+
+def _feeds(
+    path: Path, data: str | Path | None, batch: int, seed: int, sizes: Mapping[str, int] | None
+) -> dict[str, NDArray[Any]]:
+    """Returns inputs on which the model of *path* was seen to run."""
+    runner = Runner(path, None, True)
+    if data is None:
+        return dict(runnable(onnx_file.read(path), runner.run, batch=batch, seed=seed, sizes=sizes))
+    feeds = dict(read_samples(data)[0])
+    runner.run(feeds)
+    return feeds
 
 
 def latencies(

@@ -125,7 +125,7 @@ def measure(
         name: one of :data:`NETWORK_NAMES` or an ONNX file.
         variants: the LAuReL variants.
         batches: the batch sizes.
-        tokens: the size of every symbolic dim but the first: tokens of a text.
+        tokens: how long a text is, or what a cache holds.
         threads: threads of every session.
         runs: counted runs of each file.
         fresh: fresh processes for load time and memory; 0 leaves both out.
@@ -140,13 +140,12 @@ def measure(
             plain, deployed, portable = (Path(folder) / f"{kind}.onnx" for kind in ("plain", "deployed", "portable"))
             transform(original, LaurelConfig(variant=variant), output=plain)
             draw_tensors(plain)
-            sizes = _sizes(original, tokens)
-            done = deploy_file(plain, deployed, sizes=sizes)
-            deploy_file(plain, portable, portable=True, sizes=sizes)
+            done = deploy_file(plain, deployed)
+            deploy_file(plain, portable, portable=True)
             difference = max(relative for _, relative in done.differences.values())
             files = [original, plain, deployed, portable]
             for batch in batches:
-                feeds = sample_inputs(onnx_file.read(original), batch=batch, sizes=sizes)
+                feeds = sample_inputs(onnx_file.read(original), batch=batch, length=tokens)
                 kernels = [True, False, True, True]
                 times = latencies(files, feeds, threads=threads, runs=runs, cpu_time=cpu_time, kernels=kernels)
                 ratios = [statistics.median(a / b for a, b in zip(t, times[0], strict=True)) for t in times[1:]]
@@ -172,17 +171,6 @@ def measure(
                 if report is not None:
                     report(row)
     return rows
-
-
-def _sizes(path: Path, tokens: int) -> dict[str, int]:
-    """Returns *tokens* for every symbolic dim of the inputs that is no first axis and no side of an image."""
-    sizes: dict[str, int] = {}
-    for value in onnx_file.read(path).graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if len(dims) == 4 and value.type.tensor_type.elem_type == 1:
-            continue
-        sizes |= {dim.dim_param: tokens for dim in list(dims)[1:] if dim.dim_param and "batch" not in dim.dim_param}
-    return sizes
 
 
 _COLUMNS = "model variant batch original plain deployed portable diff nodes nodes load memory".split()  # noqa: SIM905

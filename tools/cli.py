@@ -478,9 +478,9 @@ def _numbers(flag: str, text: str) -> list[int]:
 def _parse_sizes(sizes: list[str] | None) -> dict[str, int]:
     parsed = {}
     for text in sizes or ():
-        name, _, value = text.partition("=")
-        if not name or not value.isdigit() or int(value) == 0:
-            raise ConfigError(f"--size {text!r}: expected NAME=N with N at least 1.")
+        name, _, value = text.rpartition("=")
+        if not name or not value.isdigit():
+            raise ConfigError(f"--size {text!r}: expected NAME=N with N at least 0.")
         parsed[name] = int(value)
     return parsed
 

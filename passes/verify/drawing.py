@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from laurel_graph.errors import ModelError, VerificationError
-from laurel_graph.samples import STYLES, has_masks, sample_inputs
+from laurel_graph.samples import STYLES, Sampler, Situation
 
 from .compare import is_float
 
@@ -30,16 +30,19 @@ class Exercise:
         samples: the inputs.
         results: value name to array, one mapping per sample.
         style: how the floats were drawn, "" for data that was given.
+        refused: situations in which the model does not run, each with the reason; they are left out.
     """
 
     samples: list[Mapping[str, Array]] = field(default_factory=list)
     results: list[dict[str, Array]] = field(default_factory=list)
     style: str = ""
+    refused: dict[str, str] = field(default_factory=dict)
 
     def add(self, sample: Mapping[str, Array], run: Run) -> None:
         """Runs the reference on one more sample."""
+        result = run(sample)
         self.samples.append(sample)
-        self.results.append(run(sample))
+        self.results.append(result)
 
     def idle(self, names: Sequence[str], finite: float = 1.0) -> list[str]:
         """Returns which of *names* no sample exercises; *finite* is the share of its numbers that must be finite."""
@@ -92,12 +95,13 @@ def drawn(
     """
     if not batches or min(batches) < 1:
         raise ModelError(f"batch sizes must be at least 1, found {list(batches)}.")
-    best, fewest, failure = None, len(sites) + 1, None
+    sampler = Sampler(model, sizes)
+    situations = sampler.situations(batches)
+    best, fewest, refused = None, len(sites) + 1, None
     for style in STYLES:
-        try:
-            exercise = _draw(model, run, batches, seed, sizes, style)
-        except ModelError as error:
-            failure = failure or error
+        exercise = _draw(sampler, situations, run, seed, style)
+        if not exercise.samples:
+            refused = refused or exercise.refused
             continue
         idle = len(exercise.idle(sites))
         answers = len(exercise.idle(outputs)) < len(outputs) and not _has_nan(exercise, outputs)
@@ -108,14 +112,30 @@ def drawn(
         if not _has_floats(exercise):
             break
     if best is None or fewest == len(sites) > 0:
-        if failure is not None and best is None:
-            raise failure
+        if refused is not None and best is None:
+            raise _unfit(refused)
         raise VerificationError(
             "no drawn sample exercises the model: on each of "
             f"{', '.join(STYLES)} numbers its values are not finite, or the same everywhere. Give it data of its own "
             "(--data, an .npz with one array per input)."
         )
     return best
+
+
+def runnable(
+    model: ModelProto, run: Run, *, batch: int, seed: int, sizes: Mapping[str, int] | None
+) -> Mapping[str, Array]:
+    """Returns the first drawn sample on which a model runs.
+
+    Raises:
+        ModelError: there is none.
+    """
+    sampler, exercise = Sampler(model, sizes), Exercise(style="normal")
+    for at in sampler.situations((batch,)):
+        _try(exercise, sampler.draw(at, seed=seed), run, at)
+        if exercise.samples:
+            return exercise.samples[0]
+    raise _unfit(exercise.refused)
 
 
 def _has_floats(exercise: Exercise) -> bool:
@@ -127,39 +147,30 @@ def _has_nan(exercise: Exercise, outputs: Sequence[str]) -> bool:
     return any(bool(np.isnan(array.astype(np.float64)).any()) for array in arrays if is_float(array))
 
 
-def _draw(
-    model: ModelProto,
-    run: Run,
-    batches: Sequence[int],
-    seed: int,
-    sizes: Mapping[str, int] | None,
-    style: str,
-) -> Exercise:
+def _draw(sampler: Sampler, situations: Sequence[Situation], run: Run, seed: int, style: str) -> Exercise:
+    """Runs the reference in each situation; where the model fixes its rows, on others until there are :data:`ROWS`."""
     exercise = Exercise(style=style)
-    for sample in _samples(model, batches, seed, sizes, style):
-        exercise.add(sample, run)
-    if has_masks(model):
-        ragged = sample_inputs(model, batch=max(batches), seed=seed, sizes=sizes, style=style, ragged=True)
-        try:
-            result = run(ragged)
-        except ModelError:  # this model takes no such masks; the others exercise it
-            return exercise
-        exercise.samples.append(ragged)
-        exercise.results.append(result)
+    for at in situations:
+        _try(exercise, sampler.draw(at, seed=seed, style=style), run, at)
+    if len({at.shapes_key for at in situations}) == 1 and exercise.samples:
+        at = situations[0]
+        for extra in range(1, ROWS + 1 - at.rows):
+            _try(exercise, sampler.draw(at, seed=seed + 1000 * extra, style=style), run, at)
     return exercise
 
 
-def _samples(
-    model: ModelProto, batches: Sequence[int], seed: int, sizes: Mapping[str, int] | None, style: str
-) -> Iterator[dict[str, Array]]:
-    """One sample for each batch size; where the model fixes its batch, others of that size up to :data:`ROWS` rows."""
-    shapes: list[tuple[tuple[int, ...], ...]] = []
-    for batch in batches:
-        sample = sample_inputs(model, batch=batch, seed=seed, sizes=sizes, style=style)
-        shape = tuple(array.shape for array in sample.values())
-        if shape not in shapes:
-            shapes.append(shape)
-            yield sample
-    rows = sum(shape[0][0] if shape and shape[0] else 1 for shape in shapes)
-    for extra in range(1, ROWS + 1 - rows if len(shapes) == 1 else 1):
-        yield sample_inputs(model, batch=batches[0], seed=seed + 1000 * extra, sizes=sizes, style=style)
+def _try(exercise: Exercise, sample: Mapping[str, Array], run: Run, at: Situation) -> None:
+    """Adds a sample; one on which the model itself does not run is left out, with the reason."""
+    try:
+        exercise.add(sample, run)
+    except ModelError as error:
+        exercise.refused.setdefault(str(at), str(error.__cause__ or error).strip())
+
+
+def _unfit(refused: Mapping[str, str]) -> ModelError:
+    """The error for a model that runs on nothing that was drawn."""
+    tried = "".join(f"\n  {at}: {reason.splitlines()[0]}" for at, reason in refused.items())
+    return ModelError(
+        "the model runs on no drawn sample. Give the sizes that it wants (--size NAME=N, may be repeated), or data of "
+        f"its own (--data, an .npz with one array per input). Tried:{tried}"
+    )

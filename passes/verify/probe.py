@@ -97,8 +97,13 @@ def cut(model: ModelProto, fed: Mapping[str, Array]) -> None:
     bring_out(model, [name + COMPUTED for name in fed])
 
 
-def open_vectors(model: ModelProto) -> dict[str, Array]:
-    """Turns the biases and norm scales that the file holds into graph inputs, in place; returns their values."""
+def open_vectors(model: ModelProto, folder: Path) -> dict[str, Array]:
+    """Turns biases and norm scales into graph inputs, in place; returns their values.
+
+    Args:
+        model: the model.
+        folder: where its external weights lie.
+    """
     readers = {
         name
         for node in model.graph.node
@@ -112,11 +117,10 @@ def open_vectors(model: ModelProto) -> dict[str, Array]:
             tensor.name in readers
             and tensor.name not in inputs
             and tensor.data_type in _FLOATS
-            and tensor.data_location != TensorProto.EXTERNAL
             and len(tensor.dims) == 1
             and 1 < tensor.dims[0] <= _VECTOR_BYTES // 4
         ):
-            opened[tensor.name] = numpy_helper.to_array(tensor)
+            opened[tensor.name] = numpy_helper.to_array(tensor, str(folder))
             model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in opened]
     del model.graph.initializer[:]
