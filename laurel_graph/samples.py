@@ -73,6 +73,14 @@ def sample_inputs(
     return {value.name: _draw(value, model.graph, rng, batch, known, draw, ragged) for value in inputs}
 
 
+def open_dims(model: onnx.ModelProto) -> list[str]:
+    """Returns the symbolic dims of the inputs that are the size of no first axis: lengths, heights, widths."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in held]
+    first = {dim.dim_param for dims in shapes for dim in dims[:1]}
+    return list(dict.fromkeys(d.dim_param for dims in shapes for d in dims[1:] if d.dim_param and d.dim_param not in first))
+
+
 def has_masks(model: onnx.ModelProto) -> bool:
     """Whether :func:`sample_inputs` takes some input for a mask."""
     held = {tensor.name for tensor in model.graph.initializer}
@@ -127,7 +135,7 @@ def _draw(
 
 def _size(dim: onnx.TensorShapeProto.Dimension, unknown: int, known: dict[str, int]) -> int:
     """Returns the size of one dim; what a symbol was first given is remembered in *known*."""
-    if dim.HasField("dim_value") and dim.dim_value > 0:
+    if dim.HasField("dim_value") and dim.dim_value >= 0:  # 0 is a size too: an empty past; some write -1 for unknown
         return int(dim.dim_value)
     symbol = dim.dim_param
     if symbol in known:

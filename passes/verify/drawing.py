@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from laurel_graph.errors import ModelError, VerificationError
-from laurel_graph.samples import STYLES, has_masks, sample_inputs
+from laurel_graph.samples import STYLES, has_masks, open_dims, sample_inputs
 
 from .compare import is_float
 
@@ -20,6 +21,9 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 ROWS = 4
 """A model whose batch is fixed is run on as many samples as give this many rows."""
+
+SHORTER = (8, 4, 2, 1)
+"""Sizes of symbolic dims, tried in turn where a model runs at no usual size: its table of positions may be short."""
 
 
 @dataclass
@@ -92,6 +96,26 @@ def drawn(
     """
     if not batches or min(batches) < 1:
         raise ModelError(f"batch sizes must be at least 1, found {list(batches)}.")
+    try:
+        return _in_some_style(model, run, outputs, sites, batches, seed, sizes)
+    except ModelError:
+        for size in SHORTER if (names := open_dims(model)) else ():
+            with suppress(ModelError):
+                chosen = {**dict.fromkeys(names, size), **(sizes or {})}
+                return _in_some_style(model, run, outputs, sites, batches, seed, chosen)
+        raise
+
+
+def _in_some_style(
+    model: ModelProto,
+    run: Run,
+    outputs: Sequence[str],
+    sites: Sequence[str],
+    batches: Sequence[int],
+    seed: int,
+    sizes: Mapping[str, int] | None,
+) -> Exercise:
+    """See :func:`drawn`."""
     best, fewest, failure = None, len(sites) + 1, None
     for style in STYLES:
         try:
