@@ -78,7 +78,9 @@ def open_dims(model: onnx.ModelProto) -> list[str]:
     held = {tensor.name for tensor in model.graph.initializer}
     shapes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in held]
     first = {dim.dim_param for dims in shapes for dim in dims[:1]}
-    return list(dict.fromkeys(d.dim_param for dims in shapes for d in dims[1:] if d.dim_param and d.dim_param not in first))
+    return list(
+        dict.fromkeys(d.dim_param for dims in shapes for d in dims[1:] if d.dim_param and d.dim_param not in first)
+    )
 
 
 def has_masks(model: onnx.ModelProto) -> bool:

@@ -22,6 +22,12 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 ROWS = 4
 """A model whose batch is fixed is run on as many samples as give this many rows."""
 
+POSITIONS = 24
+"""A model that computes each feature at fewer places than this gets further rows.
+
+A hidden feature is silent behind a ReLU in half of all places; what is wrong in it must show in some.
+"""
+
 SHORTER = (8, 4, 2, 1)
 """Sizes of symbolic dims, tried in turn where a model runs at no usual size: its table of positions may be short."""
 
@@ -162,6 +168,7 @@ def _draw(
     exercise = Exercise(style=style)
     for sample in _samples(model, batches, seed, sizes, style):
         exercise.add(sample, run)
+    _add_rows(exercise, run, model, batches, seed, sizes, style)
     if has_masks(model):
         ragged = sample_inputs(model, batch=max(batches), seed=seed, sizes=sizes, style=style, ragged=True)
         try:
@@ -171,6 +178,42 @@ def _draw(
         exercise.samples.append(ragged)
         exercise.results.append(result)
     return exercise
+
+
+def _add_rows(
+    exercise: Exercise,
+    run: Run,
+    model: ModelProto,
+    batches: Sequence[int],
+    seed: int,
+    sizes: Mapping[str, int] | None,
+    style: str,
+) -> None:
+    """Adds rows until there are :data:`POSITIONS`: one larger batch, or more samples where the batch is fixed."""
+    places = sum(map(_positions, exercise.samples))
+    for extra in range(1, POSITIONS):
+        if places >= POSITIONS:
+            return
+        further = sample_inputs(
+            model, batch=max(POSITIONS, *batches), seed=seed + 2000 * extra, sizes=sizes, style=style
+        )
+        try:
+            exercise.add(further, run)
+        except ModelError:  # it says that its batch is free, and runs on none but those that were asked for
+            exercise.samples.pop()
+            return
+        places += _positions(further)
+
+
+def _positions(sample: Mapping[str, Array]) -> int:
+    """At how many places a sample has features: rows of a matrix, tokens, pixels; every id is one."""
+    found = 1
+    for array in sample.values():
+        if not is_float(array):
+            found = max(found, array.size)
+        elif array.ndim > 1 and array.size:
+            found = max(found, array.shape[0], array.size // max(array.shape[1:]))
+    return found
 
 
 def _samples(
