@@ -99,7 +99,7 @@ class Walk:
             self._numbers[value.name] = tuple(symbol(f"{value.name}[{i}]") for i in range(count))
 
     def _dim(self, dim: onnx.TensorShapeProto.Dimension, anonymous: str) -> Dim:
-        if dim.HasField("dim_value") and dim.dim_value > 0:
+        if dim.HasField("dim_value") and dim.dim_value >= 0:  # 0 is a size, of an empty past; some write -1 for unknown
             return int(dim.dim_value)
         return parsed(dim.dim_param, self.sizes.declare) if dim.dim_param else self.sizes.declare(anonymous)
 

@@ -177,7 +177,7 @@ class Check:
         algebra = {name: Comparison() for name in self.outputs}
         for sample, result in zip(exercise.samples, exercise.results, strict=True):
             for _ in range(self._draws(result)):
-                moved = runner.run(self._nudged({**vectors, **self._widened(sample)}))
+                moved = runner.run(self._nudged({**vectors, **self._widened(sample)}, whole=True))
                 _add_noise(algebra, result, moved)
                 for item, comparison in values.items():
                     comparison.add_noise(result[item.name], moved[item.name])
@@ -345,7 +345,7 @@ class Check:
         for sample, result, inside in zip(exercise.samples, expected, exercise.results, strict=True):
             nudges = [NUDGE] * self._draws(inside) + [_QUANTISED_NUDGE] * self.rounds
             for ulps in nudges:
-                _add_noise(comparisons, result, moving.run(self._nudged({**vectors, **sample}, ulps, True)))
+                _add_noise(comparisons, result, moving.run(self._nudged({**vectors, **sample}, ulps, whole=True)))
 
     def _server(self, subject: Subject, optimize: bool) -> Runner:
         """The file as a user opens it; a copy in memory only where random numbers need a seed."""
@@ -357,8 +357,9 @@ class Check:
     def _draws(self, result: Mapping[str, Array]) -> int:
         return _DRAWS if sum(array.size for array in result.values()) < _MANY else 2
 
-    def _nudged(self, feeds: Sample, ulps: float = NUDGE, served: bool = False) -> dict[str, Array]:
-        coarse = EPSILON[self.half] / (2 * ulps) if self.half and (served or not self.wide) else 0.0
+    def _nudged(self, feeds: Sample, ulps: float = NUDGE, *, whole: bool = False) -> dict[str, Array]:
+        """Moves what is fed. A *whole* 16-bit model adds up, site after site, that its weights are rounded."""
+        coarse = EPSILON[self.half] / (2 * ulps) if self.half and (whole or not self.wide) else 0.0
         return nudged(feeds, ulps, self.rng, coarse)
 
     def _verdict(self, comparison: Comparison, served: bool = False, part: bool = False) -> Verdict:

@@ -18,8 +18,12 @@ from .compare import is_float
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
-ROWS = 4
-"""A model whose batch is fixed is run on as many samples as give this many rows."""
+POSITIONS = 24
+"""At how many places (rows, tokens, pixels) a model is run at least: a hidden feature that is silent at a few of them,
+behind a ReLU for one, would otherwise hide what reads it."""
+
+SHORTER = (8, 4, 2, 1)
+"""Lengths that are tried where a model runs on none of the usual one: its table of positions may be short."""
 
 
 @dataclass
@@ -96,10 +100,10 @@ def drawn(
     if not batches or min(batches) < 1:
         raise ModelError(f"batch sizes must be at least 1, found {list(batches)}.")
     sampler = Sampler(model, sizes)
-    situations = sampler.situations(batches)
+    situations = _runnable_situations(sampler, run, batches, seed)
     best, fewest, refused = None, len(sites) + 1, None
     for style in STYLES:
-        exercise = _draw(sampler, situations, run, seed, style)
+        exercise = _draw(sampler, situations, run, batches, seed, style)
         if not exercise.samples:
             refused = refused or exercise.refused
             continue
@@ -147,16 +151,55 @@ def _has_nan(exercise: Exercise, outputs: Sequence[str]) -> bool:
     return any(bool(np.isnan(array.astype(np.float64)).any()) for array in arrays if is_float(array))
 
 
-def _draw(sampler: Sampler, situations: Sequence[Situation], run: Run, seed: int, style: str) -> Exercise:
-    """Runs the reference in each situation; where the model fixes its rows, on others until there are :data:`ROWS`."""
+def _runnable_situations(sampler: Sampler, run: Run, batches: Sequence[int], seed: int) -> list[Situation]:
+    """Every situation at the usual length, or at the longest shorter one at which the model runs in any."""
+    usual = sampler.situations(batches)
+    probe = Exercise()
+    for at in usual:
+        _try(probe, sampler.draw(at, seed=seed), run, at)
+        if probe.samples:
+            return usual
+    for length in SHORTER:
+        shorter = [sampler.situation(kind, batch, length=length) for kind in sampler.kinds for batch in batches]
+        for at in shorter:
+            _try(probe, sampler.draw(at, seed=seed), run, at)
+            if probe.samples:
+                return shorter
+    return usual
+
+
+def _draw(
+    sampler: Sampler, situations: Sequence[Situation], run: Run, batches: Sequence[int], seed: int, style: str
+) -> Exercise:
+    """Runs the reference in each situation, and on further rows until there are :data:`POSITIONS` places."""
     exercise = Exercise(style=style)
     for at in situations:
         _try(exercise, sampler.draw(at, seed=seed, style=style), run, at)
-    if len({at.shapes_key for at in situations}) == 1 and exercise.samples:
-        at = situations[0]
-        for extra in range(1, ROWS + 1 - at.rows):
-            _try(exercise, sampler.draw(at, seed=seed + 1000 * extra, style=style), run, at)
+    if not exercise.samples:
+        return exercise
+    places = sum(map(_positions, exercise.samples))
+    if places < POSITIONS:
+        larger = sampler.situation(sampler.kinds[0], max(POSITIONS, *batches))
+        for extra in range(1, POSITIONS):
+            before = len(exercise.samples)
+            _try(exercise, sampler.draw(larger, seed=seed + 2000 * extra, style=style), run, larger)
+            if len(exercise.samples) == before:  # it says that its batch is free, and runs on few sizes
+                break
+            places += _positions(exercise.samples[-1])
+            if places >= POSITIONS:
+                break
     return exercise
+
+
+def _positions(sample: Mapping[str, Array]) -> int:
+    """At how many places a sample has features: rows of a matrix, tokens, pixels; every id is one."""
+    found = 1
+    for array in sample.values():
+        if not is_float(array):
+            found = max(found, array.size)
+        elif array.ndim > 1 and array.size:
+            found = max(found, array.shape[0], array.size // max(array.shape[1:]))
+    return found
 
 
 def _try(exercise: Exercise, sample: Mapping[str, Array], run: Run, at: Situation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -40,20 +41,28 @@ def copy_of(model: ModelProto) -> ModelProto:
     return copy
 
 
+def random_nodes(model: ModelProto) -> list[NodeProto]:
+    """Returns the nodes that draw random numbers, those of subgraphs and functions too; a Dropout may, in training."""
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
+    nodes += [node for function in model.functions for node in function.node]
+    return [node for node in nodes if not node.domain and (node.op_type in RANDOM or _trains(node))]
+
+
+def _trains(node: NodeProto) -> bool:
+    return node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
+
+
 def seed_draws(model: ModelProto) -> bool:
     """Gives every draw of random numbers a seed of its own, made from the name of its output, in place.
 
     Returns:
-        Whether there was any.
+        Whether there is any.
     """
-    draws = [
-        node
-        for graph in graphs_of(model.graph)
-        for node in graph.node
-        if node.op_type in RANDOM and not node.domain and all(item.name != "seed" for item in node.attribute)
-    ]
+    draws = random_nodes(model)
     for node in draws:
-        node.attribute.append(helper.make_attribute("seed", float(crc32(node.output[0].encode()) % (1 << 20))))
+        if all(item.name != "seed" for item in node.attribute):
+            seed = crc32(node.output[0].encode()) % (1 << 20)
+            node.attribute.append(helper.make_attribute("seed", seed if _trains(node) else float(seed)))
     return bool(draws)
 
 
@@ -164,7 +173,9 @@ class Runner:
 
     def __init__(self, path: Path, model: ModelProto | None, optimize: bool) -> None:
         self.path = path
-        self.session = runtime.session(path, optimize=optimize, model=model)
+        self._open = partial(runtime.session, path, optimize=optimize, model=model)
+        self.session = self._open()
+        self._draws, self._used = model is not None and bool(random_nodes(model)), False
         self.inputs = [value.name for value in self.session.get_inputs()]
         initializers = {value.name for value in self.session.get_overridable_initializers()}
         self.accepted = set(self.inputs) | initializers
@@ -178,6 +189,9 @@ class Runner:
         """
         if missing := sorted(set(self.inputs) - set(feeds)):
             raise ModelError(f"{self.path}: the sample lacks the input {missing[0]!r}; it has {sorted(feeds)}.")
+        if self._draws and self._used:  # a session goes on in its row of random numbers; a new one starts it again
+            self.session = self._open()
+        self._used = True
         names = [name for name in self.outputs if outputs is None or name in outputs]
         given = {name: array for name, array in feeds.items() if name in self.accepted}
         results = runtime.run(self.session, given, names, self.path)
