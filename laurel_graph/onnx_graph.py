@@ -37,8 +37,9 @@ def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
     """Yields *graph* and every graph inside its nodes, outer before inner."""
     yield graph
     for node in graph.node:
-        for inner in subgraphs(node):
-            yield from graphs_of(inner)
+        if node.attribute:  # most nodes of large graphs have none
+            for inner in subgraphs(node):
+                yield from graphs_of(inner)
 
 
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:

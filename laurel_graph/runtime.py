@@ -193,9 +193,22 @@ def run(
         ModelError: ONNX Runtime cannot run the model on these arrays.
     """
     try:
-        return list(session.run(list(outputs), dict(feeds)))
+        return list(session.run(list(outputs), {name: _fed(array) for name, array in feeds.items()}))
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise refused(f"{name} does not run on inputs of {_shapes(feeds)}", error) from error
+
+
+def _fed(array: NDArray[Any]) -> Any:
+    """Returns what ONNX Runtime takes for an array: it knows none of bfloat16."""
+    if array.dtype.name != "bfloat16":
+        return array
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view("uint16"), _BFLOAT16)
+
+
+_BFLOAT16 = 16
+"""``TensorProto.BFLOAT16``; this module does without onnx."""
 
 
 def _shapes(feeds: Mapping[str, NDArray[Any]]) -> str:

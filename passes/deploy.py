@@ -262,7 +262,7 @@ def _verify(
     from laurel_graph.passes.verify.watching import check_coverage, site_values, with_scales
 
     first, second = (Subject(path, onnx_file.read(path)) for path in (source, deployed))
-    sites = site_values(first.model, second.model)
+    sites = site_values(first.model, second.model, report.fold.renamed)
     check_coverage(first.model, second.model, sites)
     altered = {name for form in report.forms for name in form.altered}
     check = Check(

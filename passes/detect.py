@@ -19,7 +19,8 @@ that nobody has seen is as good as any other. What the paths are and what they c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from laurel_graph.residual import Detection, Rejected
 from laurel_graph.view import GraphView, Role, Shape, Vertex
@@ -48,6 +49,9 @@ from .paths import (
     unscaled,
 )  # fmt: skip
 from .streams import residuals
+
+MOST_OPERANDS = 16
+"""Sums of more values than this are none of a skip and a branch."""
 
 Chains = dict[int, list[list[tuple[int, Chain]]]]
 """Add to the forks above each of its operands."""
@@ -86,6 +90,8 @@ def _at_sight(view: GraphView, vertex: Vertex) -> tuple[str, str] | None:
     """Returns the verdict on an add that is no join by its operands alone: biases, broadcasts, integers."""
     if len(vertex.inputs) < 2:
         return why.BIAS, "at most one operand depends on the input"
+    if len(vertex.inputs) > MOST_OPERANDS:
+        return why.NO_SKIP, f"it adds {len(vertex.inputs)} values; a skip is looked for among {MOST_OPERANDS} at most"
     if vertex.dtype is not None and vertex.dtype.startswith(("int", "uint", "bool")) and not vertex.quantised:
         return why.NOT_FLOAT, f"its elements are {vertex.dtype}"
     for u in vertex.inputs:
@@ -111,8 +117,7 @@ def on_chain(view: GraphView, vertex: Vertex, chain: Chain) -> Chain | None:
     role, inputs = vertex.role, vertex.inputs
     if role in _REARRANGES:
         return chain
-    data = view.vertices[inputs[0]].data if len(inputs) == 1 else sum(view.vertices[u].data for u in inputs) == 1
-    if not data:
+    if not (view.vertices[inputs[0]].data if len(inputs) == 1 else _one_depends(view, inputs)):
         return None
     if role is Role.MUL:
         return chain if vertex.scale == 1 else chain._replace(scaled=True)
@@ -125,6 +130,11 @@ def on_chain(view: GraphView, vertex: Vertex, chain: Chain) -> Chain | None:
     if role is Role.LINEAR and vertex.weighted and not chain.convs and not chain.linears:
         return chain._replace(linears=1, weight=vertex.weight)
     return None
+
+
+def _one_depends(view: GraphView, operands: Sequence[int]) -> bool:
+    """Whether exactly one of *operands* depends on the input."""
+    return len(list(islice((u for u in operands if view.vertices[u].data), 2))) == 1
 
 
 _REARRANGES = frozenset({Role.PASS, Role.RESHAPE, Role.SLICE, Role.CONCAT})

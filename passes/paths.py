@@ -2,8 +2,8 @@
 
 Upwards, a *chain* leads from an operand of an add through operators of one input to the values with several readers
 above it, the *forks*. Downwards, *facts* about the paths from each fork travel in one sweep in topological order, and
-only as long as the fork *lives*, that is until the last add that has it on a chain: O(edges · forks alive at a time),
-2 for transformers.
+only as long as the fork *lives*, that is until the last add that has it on a chain, and of the :data:`MOST_FORKS`
+nearest forks: O(edges · forks alive at a time), 2 for transformers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ LAYOUT = (Role.PASS, Role.RESHAPE)
 """What rearranges a value and computes nothing."""
 LONGEST_CHAIN = 64
 _LONGEST_CONCAT = 8
+MOST_FORKS = 32
+"""Of how many forks, the last ones, a value knows the paths from them."""
 
 # Upwards --------------------------------------------------------------------------------------------------------------
 
@@ -204,7 +206,7 @@ class Facts:
                     if not waiting[u]:
                         known[u] = None
             if index in last and last[index] > index:
-                merged = {**merged, index: WHOLE | LEVEL} if merged else {index: WHOLE | LEVEL}
+                merged = _nearest({**(merged or {}), index: WHOLE | LEVEL})
             known[index] = merged
 
     def _merged(self, index: int, vertex: Vertex) -> dict[int, int] | None:
@@ -221,6 +223,7 @@ class Facts:
             for facts in above[1:]:
                 for fork, fact in facts.items():
                     first[fork] = first[fork] | fact | both if fork in first else fact
+            first = _nearest(first)
         elif role in _CLEARS:
             first = self._cleared(vertex, first)
         elif not bits:
@@ -239,3 +242,10 @@ class Facts:
             return {fork: fact & ~LEVEL for fork, fact in facts.items()}
         top = self._view.up(vertex.inputs[0])
         return {**facts, top: facts[top] & ~WHOLE} if vertex.window is not None and top in facts else facts
+
+
+def _nearest(facts: dict[int, int]) -> dict[int, int]:
+    """Returns what is known of the last forks alone."""
+    if len(facts) <= MOST_FORKS:
+        return facts
+    return {fork: facts[fork] for fork in sorted(facts)[-MOST_FORKS:]}

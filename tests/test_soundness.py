@@ -296,6 +296,15 @@ def test_check_refuses_a_tensor_of_an_operator_of_ours_when_its_shape_is_another
         soundness.check(model)
 
 
+@pytest.mark.parametrize("value", ["<value_float = 1.0>", "<value_floats = [1.0, 2.0]>", "<value = float {1.0}>"])
+def test_check_refuses_a_tensor_of_an_operator_of_ours_when_a_constant_node_has_another_shape(value):
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "ai.laurel" : 1]>
+    g (float[N, 4] x, float[2, 4] B) => (float[N, 4] y) {{
+      A = Constant {value} ()  f = Relu (x)  y = ai.laurel.Laurel_LR (x, f, A, B) }}"""
+    with pytest.raises(ModelError, match="its input A is the tensor 'A' of shape"):
+        soundness.check(parser.parse_model(text))
+
+
 def test_check_refuses_an_operator_of_ours_when_a_function_of_its_name_hides_missing_inputs():
     model = lg.transform(mlp(), lg.LaurelConfig(rank=2)).model
     node = next(node for node in model.graph.node if node.domain == "ai.laurel")

@@ -132,7 +132,8 @@ def average_pool(x: Tensor, window: Window, include_pads: bool) -> Tensor:
 def _average_pool(node: Node) -> Value:
     window, include = _window(node), bool(node.attr("count_include_pad", 0))
     pads = _simple(window)
-    if pads is not None and set(window.dilations) == {1}:
+    refused = pads is not None and len(pads) == 3 and any(pads)  # torch wants the input alone as large as the window
+    if pads is not None and set(window.dilations) == {1} and not refused:
         fn = _AVERAGE[len(pads) - 1]
         return node.emit(fn, node[0], window.kernel, window.strides, pads, False, include)
     return node.emit(average_pool, node[0], window, include)

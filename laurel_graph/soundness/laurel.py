@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from onnx import GraphProto, NodeProto, TensorProto
 
@@ -21,7 +21,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorP
 
 def check_laurel(graph: GraphProto) -> None:
     """Raises ModelError if a stored tensor of an operator of ours has another shape or type than it must have."""
-    held = {tensor.name: tensor for inner in graphs_of(graph) for tensor in inner.initializer}
+    held = {name: (shape, kind) for inner in graphs_of(graph) for name, shape, kind in _stored(inner)}
     for inner in graphs_of(graph):
         for node in inner.node:
             operator = Operator.parse(node.op_type) if node.domain == DOMAIN else None
@@ -29,17 +29,37 @@ def check_laurel(graph: GraphProto) -> None:
                 _check(node, operator, held)
 
 
-def _check(node: NodeProto, operator: Operator, held: Mapping[str, TensorProto]) -> None:
+def _stored(graph: GraphProto) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Yields name, shape and element type of the initializers and Constant nodes of a graph."""
+    for tensor in graph.initializer:
+        yield tensor.name, tuple(tensor.dims), tensor.data_type
+    for node in graph.node:
+        if node.op_type != "Constant" or node.domain:
+            continue
+        for item in node.attribute:
+            if item.name == "value":
+                yield node.output[0], tuple(item.t.dims), item.t.data_type
+            elif item.name in _SCALARS:
+                yield node.output[0], (), _SCALARS[item.name]
+            elif item.name in _LISTS:
+                yield node.output[0], (len(item.floats) or len(item.ints),), _LISTS[item.name]
+
+
+_SCALARS = {"value_float": TensorProto.FLOAT, "value_int": TensorProto.INT64}
+_LISTS = {"value_floats": TensorProto.FLOAT, "value_ints": TensorProto.INT64}
+
+
+def _check(node: NodeProto, operator: Operator, held: Mapping[str, tuple[tuple[int, ...], int]]) -> None:
     sizes = {"k": operator.previous} if operator.previous else {}
     for name, given in zip(operator.inputs, node.input, strict=False):
-        tensor = held.get(given)
-        if tensor is None or not (name in _AXES or name in ("alpha", "beta")):
+        found = held.get(given)
+        if found is None or not (name in _AXES or name in ("alpha", "beta")):
             continue
-        shape = tuple(tensor.dims)
+        shape, kind = found
         axes = _AXES.get(name, ("D",) if shape else ())
         expected = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False))
-        if len(shape) != len(axes) or shape != expected or 0 in shape or tensor.data_type not in _FLOATS:
+        if len(shape) != len(axes) or shape != expected or 0 in shape or kind not in _FLOATS:
             raise ModelError(
                 f"{label(node)}: its input {name} is the tensor {given!r} of shape {shape} and element type "
-                f"{tensor.data_type}; expected floats of shape ({', '.join(axes)}) as the other tensors of the node."
+                f"{kind}; expected floats of shape ({', '.join(axes)}) as the other tensors of the node."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,21 +21,44 @@ if TYPE_CHECKING:
     from laurel_graph.passes.fold import FoldReport
 
 
-def site_values(first: ModelProto, second: ModelProto) -> list[Watched]:
-    """Returns what the ``ai.laurel`` nodes of either model make and both show, in the first one's order."""
-    shown = made_in(second)
+def site_values(first: ModelProto, second: ModelProto, renamed: Mapping[str, str] | None = None) -> list[Watched]:
+    """Returns what the ``ai.laurel`` nodes of either model make and both show, in the first one's order.
+
+    Args:
+        first: the trained model.
+        second: the other one.
+        renamed: value to what its stored form is called in the second model, where it has another scale there.
+    """
+    there = renamed or {}
+    original = {other: name for name, other in there.items()}
+    known, shown = made_in(first), made_in(second)
     ours: dict[str, tuple[str, tuple[int, ...]]] = {}
     for model in (first, second):
         for node in laurel_nodes(model.graph):
             op = Operator.parse(node.op_type)
-            if op is not None and len(node.input) >= len(op.inputs):
-                site = site_of(node, op)
-                ours |= {name: (site, (op.axis,)) for name in node.output if name and name not in ours}
+            if op is None or len(node.input) < len(op.inputs):
+                continue
+            for made in filter(None, node.output):
+                name, axes = original.get(made, made), (op.axis,)
+                if name not in known:
+                    name, axes = _transposed_back(made, model, known), (1, -1)
+                if name not in ours:
+                    ours[name] = site_of(node, op), axes
     return [
-        Watched(name, name, ours[name][0], axes=ours[name][1], is_site=True)
-        for name in made_in(first)
-        if name in ours and name in shown
+        Watched(name, other, ours[name][0], axes=ours[name][1], is_site=True)
+        for name in known
+        if name in ours
+        for other in dict.fromkeys((there.get(name, name), name))
+        if other in shown
     ]
+
+
+def _transposed_back(name: str, model: ModelProto, known: Collection[str]) -> str:
+    """Returns the known value that *name* becomes in another layout (kernels on bytes want channels last), or ""."""
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] == name and node.output[0] in known:
+            return node.output[0]
+    return ""
 
 
 def with_scales(

@@ -80,6 +80,12 @@ def one_layer(op="Relu", domain="", opset=17, initializers=None, **attributes):
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
+def test_import_equals_runtime_when_a_window_is_larger_than_the_volume_without_its_pads():
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4, 3, 3, 2] x) => (float[N, 4, 3, 3, C] y)
+    { y = AveragePool <kernel_shape = [3, 3, 3], pads = [1, 1, 1, 1, 1, 1]> (x) }"""
+    assert_same_as_runtime(onnx.parser.parse_model(text), {"x": floats(2, 4, 3, 3, 2)})
+
+
 def test_import_freezes_everything_when_nothing_is_trainable():
     module = import_onnx(one_layer())
     assert not list(module.parameters())

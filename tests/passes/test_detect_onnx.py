@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from laurel_graph.errors import LaurelError, ModelError
-from laurel_graph.passes.detect import detect
+from laurel_graph.passes.detect import MOST_OPERANDS, detect
 from laurel_graph.passes.onnx_frontend import view_of
 from laurel_graph.passes.onnx_shapes import tensor_types
+from laurel_graph.passes.paths import MOST_FORKS, Facts
 from laurel_graph.passes.reasons import REASONS
 from laurel_graph.tools.bench_detect import deep_model
 from laurel_graph.tools.zoo import without_shapes
@@ -275,3 +276,28 @@ def test_detect_gives_a_verdict_when_a_join_states_that_it_is_a_single_number():
     model.graph.output[0].type.tensor_type.shape.ClearField("dim")
     found = detect(view_of(model))
     assert len(found.residuals) + len(found.rejected) == 1
+
+
+def test_detect_says_that_a_sum_is_too_wide_when_it_adds_hundreds_of_values():
+    lines = "".join(f"v{i} = Relu (x)  " for i in range(MOST_OPERANDS))
+    names = ", ".join(f"v{i}" for i in range(MOST_OPERANDS))
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, 8] x) => (float[N, 8] y)
+    {{ {lines} y = Sum (x, {names}) }}"""
+    (rejected,) = detect(view_of(parser.parse_model(text))).rejected
+    assert (rejected.reason, rejected.detail.split(";")[0]) == ("no-skip", f"it adds {MOST_OPERANDS + 1} values")
+
+
+def test_facts_are_those_of_the_nearest_forks_when_very_many_are_alive():
+    count = 2 * MOST_FORKS
+    lines = "".join(f"v{i + 1} = Tanh (v{i})  " for i in range(count))
+    ends = "".join(f"y{i} = Add (v{i}, last)  " for i in range(count))
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, 8] x) => (float[N, 8] y0)
+    {{ v0 = Identity (x)  {lines}  w = Concat <axis = 0> (v{count}, v0)  last = Tanh (w)  {ends} }}"""
+    view = view_of(parser.parse_model(text))
+    index = {vertex.value: i for i, vertex in enumerate(view.vertices)}
+    for vertex in view.vertices:
+        vertex.live = True  # though no output needs most of them
+    facts = Facts(view, {index[f"v{i}"]: len(view.vertices) for i in range(count)})
+    facts.sweep([index[f"y{i}"] for i in range(count)], lambda add: False)
+    known = [i for i in range(count) if facts.between(index[f"v{i}"], index["last"]) is not None]
+    assert known == list(range(count - MOST_FORKS, count))

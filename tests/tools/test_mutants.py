@@ -13,7 +13,7 @@ from laurel_graph.tools import mutants
 from laurel_graph.tools.mutant_models import sound_models
 from laurel_graph.tools.mutations import mutate
 
-COUNT = 54
+COUNT = 36
 
 
 def test_no_mutant_leaves_an_entry_point_unhandled_when_a_fixed_sample_is_run(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from laurel_graph.errors import VerificationError
 from laurel_graph.passes import deploy as deploying
 from laurel_graph.tools.random_networks import check as checking
 from laurel_graph.tools.random_networks.__main__ import main
@@ -21,6 +22,30 @@ def test_deployment_is_right_when_networks_are_random():
     assert wrong == []
     counts = Counter(outcome.verdict for outcome in outcomes)
     assert counts["right"] + counts["kept"] >= 40
+
+
+@pytest.mark.parametrize("route", ["file", "import"])
+def test_files_are_right_when_networks_are_random(route):
+    verdicts = Counter(outcome.verdict for seed in range(1000, 1008) for outcome in check(seed, route=route))
+    assert set(verdicts) <= {"right", "kept", "refused", "skipped"}
+    assert verdicts["right"] + verdicts["kept"] >= 8
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [5059, 5274, 5146],
+    ids=["joins on bytes in one dimension", "a join stored at a scale", "bfloat16 weights as inputs"],
+)
+def test_verification_takes_the_deployed_file_when_it_is_right(seed):
+    assert {outcome.verdict for outcome in check(seed, route="file")} <= {"right", "kept"}
+
+
+def test_outcome_is_mistrusted_when_verification_refuses_a_right_file(monkeypatch):
+    def refuse(*arguments):
+        raise VerificationError("no.")
+
+    monkeypatch.setattr(checking, "deployed_file", refuse)
+    assert {outcome.verdict for outcome in check(5274, route="file")} == {"mistrusted"}
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS)))

@@ -1,29 +1,33 @@
-"""Transforms, trains and deploys one random network and compares every value with the oracle."""
+"""Transforms, trains and deploys (or imports) one random network and compares every value with the oracle."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from laurel_graph.errors import LaurelError
+from laurel_graph.errors import LaurelError, VerificationError
 from laurel_graph.passes.costs import CostModel
-from laurel_graph.passes.deploy import DeployReport, deploy
+from laurel_graph.passes.deploy import deploy
 from laurel_graph.passes.onnx_edit import captured_names
 from laurel_graph.passes.pipeline import transform
 
 from .distances import TOLERANCE, choice_distance, distance
+from .files import Imported, deployed_file
 from .generate import Case, draw
 from .oracle import values_of
 from .runner import Runner, rounded_anew
 from .trained import train
 
 Array = NDArray[Any]
+
+ROUTES = ("memory", "file", "import")
+"""``deploy`` of a model in memory, ``deploy_file`` with verification, ``import_onnx`` of the trained file."""
 
 FORMS = ("default", "operator", "widened", "chained", "absorbed")
 
@@ -35,8 +39,9 @@ class Outcome:
     Attributes:
         seed: the network.
         portable: whether the portable form was made.
-        verdict: ``right``, ``kept`` (right, with an α or β in plain form), ``refused`` (a LaurelError), ``wrong``,
-            ``crashed`` or ``skipped`` (the trained network does not run, or is not finite).
+        verdict: ``right``, ``kept`` (right, with an α or β in plain form), ``refused`` (a LaurelError), ``mistrusted``
+            (verification refused a file that is right), ``wrong``, ``crashed`` or ``skipped`` (the trained network
+            does not run, or is not finite).
         detail: what was refused, wrong or crashed.
         worst: the largest difference over what was allowed.
     """
@@ -48,8 +53,15 @@ class Outcome:
     worst: float = 0.0
 
 
-def check(seed: int, kind: str | None = None) -> list[Outcome]:
-    """Returns the outcomes of the network of *seed*: fused and portable."""
+def check(seed: int, kind: str | None = None, route: str = "memory") -> list[Outcome]:
+    """Returns the outcomes of the network of *seed*.
+
+    Args:
+        seed: any number.
+        kind: element type of the network, or ``quantised``; drawn by default.
+        route: one of :data:`ROUTES`. Deployment has two outcomes, fused and portable; import has two as well, with
+            the results of the sites as outputs and without.
+    """
     case = draw(seed, kind)
     try:
         trained = transform(case.model, case.config).model
@@ -72,7 +84,10 @@ def check(seed: int, kind: str | None = None) -> list[Outcome]:
         return [Outcome(seed, False, "skipped", f"ONNX Runtime and the oracle disagree on the trained network: {op}")]
     form = str(case.rng.choice(FORMS))
     costs = None if form == "default" else CostModel.only(form)
-    return [_deployed(case, trained, truths, runs, portable, costs) for portable in (False, True)]
+    network = Trained(case, trained, truths, runs)
+    if route == "import":
+        return [_imported(network, sites) for sites in (False, True)]
+    return [_deployed(network, portable, costs, route == "file") for portable in (False, True)]
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,28 @@ class Truth:
         return next(far, "")
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what it computes.
+
+    Attributes:
+        case: how it was drawn.
+        model: the network.
+        truths: what it computes on each of *runs*.
+        runs: samples.
+    """
+
+    case: Case
+    model: onnx.ModelProto
+    truths: Sequence[Truth]
+    runs: Sequence[Mapping[str, Array]]
+
+    @property
+    def external(self) -> bool:
+        """Whether its file keeps the weights in another file: every second one does."""
+        return self.case.seed % 2 == 1
+
+
 def _levels(case: Case) -> tuple[bool, ...]:
     """Without and with ONNX Runtime's optimisation, whose integer kernels saturate on some processors."""
     return (False,) if case.kind == "quantised" else (False, True)
@@ -116,47 +153,79 @@ def _truth(trained: onnx.ModelProto, feeds: Mapping[str, Array], runners: Sequen
     return Truth(exact, noise, finite)
 
 
-def _deployed(
-    case: Case,
-    trained: onnx.ModelProto,
-    truths: Sequence[Truth],
-    runs: Sequence[Mapping[str, Array]],
-    portable: bool,
-    costs: CostModel | None,
-) -> Outcome:
-    model = onnx.ModelProto()
-    model.CopyFrom(trained)
+def _deployed(network: Trained, portable: bool, costs: CostModel | None, through_file: bool) -> Outcome:
+    seed, kind = network.case.seed, network.case.kind
     try:
-        report = deploy(model, portable=portable, costs=costs)
+        if through_file:
+            model, report = deployed_file(network.model, portable, costs, network.external)
+        else:
+            model = onnx.ModelProto()
+            model.CopyFrom(network.model)
+            report = deploy(model, portable=portable, costs=costs)
+    except VerificationError as error:
+        right = _deployed(network, portable, costs, False).verdict in ("right", "kept")
+        return Outcome(seed, portable, "mistrusted" if right else "refused", _line(error))
     except LaurelError as error:
-        return Outcome(case.seed, portable, "refused", _line(error))
+        return Outcome(seed, portable, "refused", _line(error))
     except Exception as error:
-        return Outcome(case.seed, portable, "crashed", _where(error))
-    worst, detail = 0.0, ""
-    try:
-        runners = [Runner(model, optimize) for optimize in _levels(case)]
-        results = [(truth, run(feeds)) for truth, feeds in zip(truths, runs, strict=True) for run in runners]
-    except Exception as error:
-        return Outcome(case.seed, portable, "crashed", f"ONNX Runtime: {_line(error)}")
-    for truth, found in results:
-        if missing := [o.name for o in trained.graph.output if o.name not in found]:
-            return Outcome(case.seed, portable, "wrong", f"output {missing[0]!r} is gone")
-        far, name = _worst(trained.graph, report, truth, found, case.kind)
-        worst, detail = (far, name) if far > worst else (worst, detail)
-    if worst > 1:
-        return Outcome(case.seed, portable, "wrong", detail, worst)
+        return Outcome(seed, portable, "crashed", _where(error))
+    altered = {name for form in report.forms for name in form.altered}
+    outcome = _judged(network, portable, lambda: [Runner(model, level) for level in _levels(network.case)],
+                      report.fold.scales, altered, kind)  # fmt: skip
     kept = any("kept" in (site.alpha, site.beta) for site in report.fold.sites)
-    return Outcome(case.seed, portable, "kept" if kept else "right", detail, worst)
+    return replace(outcome, verdict="kept") if kept and outcome.verdict == "right" else outcome
+
+
+def _imported(network: Trained, sites: bool) -> Outcome:
+    """The trained file as a torch module. It takes no weights as inputs, and computes 16-bit files in float32."""
+    case = network.case
+    shown = replace(network, runs=network.runs[: len(case.feeds)])
+    try:
+        module = Imported(network.model, sites, network.external)
+    except LaurelError as error:
+        return Outcome(case.seed, False, "refused", _line(error))
+    except Exception as error:
+        return Outcome(case.seed, False, "crashed", _where(error))
+    return _judged(shown, False, lambda: [module], {}, set(), case.kind)
+
+
+def _judged(
+    network: Trained,
+    portable: bool,
+    runners: Callable[[], Sequence[Callable[[Mapping[str, Array]], Mapping[str, Array]]]],
+    scales: Mapping[str, Array],
+    altered: set[str],
+    kind: str,
+) -> Outcome:
+    """Runs what was made of the network on all samples and compares every value that both have."""
+    seed, graph = network.case.seed, network.model.graph
+    try:
+        runs = zip(network.truths, network.runs, strict=False)
+        made = runners()
+        results = [(truth, run(feeds)) for truth, feeds in runs for run in made]
+    except Exception as error:
+        return Outcome(seed, portable, "crashed", f"running it: {_line(error)}")
+    worst, detail = 0.0, ""
+    for truth, found in results:
+        if missing := [o.name for o in graph.output if o.name not in found]:
+            return Outcome(seed, portable, "wrong", f"output {missing[0]!r} is gone")
+        far, name = _worst(graph, scales, altered, truth, found, kind)
+        worst, detail = (far, name) if far > worst else (worst, detail)
+    return Outcome(seed, portable, "wrong" if worst > 1 else "right", detail, worst)
 
 
 def _worst(
-    graph: onnx.GraphProto, report: DeployReport, truth: Truth, found: Mapping[str, Array], kind: str
+    graph: onnx.GraphProto,
+    scales: Mapping[str, Array],
+    altered: set[str],
+    truth: Truth,
+    found: Mapping[str, Array],
+    kind: str,
 ) -> tuple[float, str]:
     """Returns the largest difference over what is allowed, and the value that has it.
 
     Where a comparison or an ArgMax falls the other way on a near tie, what hangs on it is not compared.
     """
-    altered = {name for form in report.forms for name in form.altered}
     loose: set[str] = set()
     worst, which = 0.0, ""
     for node in graph.node:
@@ -168,7 +237,7 @@ def _worst(
             if exact is None or value is None or name in altered:
                 continue
             if exact.dtype.kind == "f":
-                true = np.asarray(value, np.float64) * report.fold.scales.get(name, 1.0)
+                true = np.asarray(value, np.float64) * scales.get(name, 1.0)
                 far = distance(true, exact, truth.noise.get(name, np.zeros(1)), kind)
             elif value.shape == exact.shape and (value == exact).all():
                 continue

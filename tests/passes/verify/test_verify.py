@@ -8,7 +8,8 @@ from onnx import numpy_helper
 import laurel_graph as lg
 from laurel_graph.errors import ModelError, VerificationError
 from laurel_graph.passes import deploy as deploy_pass
-from laurel_graph.passes.deploy import deploy
+from laurel_graph.passes.costs import CostModel
+from laurel_graph.passes.deploy import deploy, deploy_file
 from laurel_graph.tools.bench_models import draw_tensors
 from laurel_graph.tools.changed_constants.__main__ import mutants_of
 from laurel_graph.tools.changed_constants.networks import FLOAT, TOKENS, D, Network, networks
@@ -36,6 +37,22 @@ def test_a_change_of_one_percent_is_caught_when_it_moves_a_site(name, tmp_path):
     found = mutants_of(name, "rw+lr", tmp_path, most=3)
     assert [mutant for mutant in found if mutant.missed] == []
     assert any(mutant.caught for mutant in found)
+
+
+def test_a_site_is_seen_when_it_is_stored_at_a_scale_and_fused_with_what_follows(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 8, 4, 4] x) => (float[N, 8, 4, 4] y) {
+        a = Conv (x, W0)  b = Relu (a)  f = Conv (b, W1)  s = Add (a, f)  y = Relu (s) }"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name in ("W0", "W1"):
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=(8, 8, 1, 1)).astype(np.float32), name))
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [8, 8, 1, 1]))
+    onnx.save(model, tmp_path / "base.onnx")
+    config = lg.LaurelConfig(variant="rw+lr", rank=2)
+    lg.transform(tmp_path / "base.onnx", config, output=tmp_path / "trained.onnx")
+    draw_tensors(tmp_path / "trained.onnx")
+    report = deploy_file(tmp_path / "trained.onnx", tmp_path / "served.onnx", costs=CostModel.only("operator"))
+    assert report.fold.renamed == {"y": "y_stored"}
+    assert "res_s" in {item.site for item in report.verification.sites}
 
 
 @pytest.mark.parametrize("name", ["log_front_end", "root_front_end", "log_image"])
