@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
-from laurel_graph.onnx_graph import graphs_of, tensors_of
+from laurel_graph.onnx_model.walk import graphs_of, tensors_of
 
 from .probe import copy_of
 

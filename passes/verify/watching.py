@@ -10,15 +10,15 @@ import numpy as np
 from onnx import ModelProto
 
 from laurel_graph.errors import VerificationError
+from laurel_graph.onnx_model.editor import captured_names
 from laurel_graph.opset.schema import DOMAIN, Operator, laurel_nodes
-from laurel_graph.passes.onnx_edit import captured_names
-from laurel_graph.passes.trained_joins import site_of
+from laurel_graph.passes.fold.joins import site_of
 
 from .check import Watched
 from .probe import made_in
 
 if TYPE_CHECKING:
-    from laurel_graph.passes.fold import FoldReport
+    from laurel_graph.passes.fold.fold import FoldReport
 
 
 def site_values(first: ModelProto, second: ModelProto) -> list[Watched]:
