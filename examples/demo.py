@@ -16,10 +16,10 @@ from digits import INPUT, Digits, package_file, training, validation
 from numpy.typing import NDArray
 
 import laurel_graph as lg
-from laurel_graph.passes.add_head import LOGITS, default_value
-from laurel_graph.tools.bench import bench
+from laurel_graph.passes.rewrite.head import LOGITS, default_value
+from laurel_graph.tools.benchmarks.latency import bench
 from laurel_graph.tools.console import note, print_table, say
-from laurel_graph.tools.finetune import FinetuneOptions, finetune
+from laurel_graph.tools.finetuning.finetune import FinetuneOptions, finetune
 
 RANK, EPOCHS, BATCH = 3, 6, 16
 
@@ -38,7 +38,7 @@ def frozen_accuracy(model: Path, folder: Path) -> float:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from laurel_graph.passes.add_head import with_output
+    from laurel_graph.passes.rewrite.head import with_output
 
     proto = onnx.load(model)
     features = default_value(proto)

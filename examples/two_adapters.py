@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.adapters import write_ort_adapter
-from laurel_graph.tools.finetune import FinetuneOptions, finetune
+from laurel_graph.tools.finetuning.finetune import FinetuneOptions, finetune
 
 
 def write_model(path: Path) -> None:

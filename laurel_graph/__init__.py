@@ -17,17 +17,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from laurel_graph.passes.deploy.deploy import deploy_file as deploy
+    from laurel_graph.passes.pipeline import inspect, remove, transform
+    from laurel_graph.passes.rewrite.export import export_onnx
+    from laurel_graph.passes.verify import verify
+
     from .adapters import apply_adapter, load_adapter, save_adapter
     from .config import LaurelConfig, SiteOverride, SiteSpec
+    from .detection import Detection, Rejected, Residual
     from .errors import LaurelError
     from .importer import import_onnx
-    from .module import LaurelResidual, parameter_groups, trainable_parameters
-    from .passes.deploy import deploy_file as deploy
-    from .passes.export import export_onnx
-    from .passes.pipeline import inspect, remove, transform
-    from .passes.verify import verify
-    from .residual import Detection, Rejected, Residual
     from .runtime import library_path, session, session_options
+    from .torch_residual.module import LaurelResidual, parameter_groups, trainable_parameters
 
     __version__: str
 
@@ -36,12 +37,12 @@ _HOMES = {
     "SiteOverride": "config",
     "SiteSpec": "config",
     "LaurelError": "errors",
-    "Detection": "residual",
-    "Rejected": "residual",
-    "Residual": "residual",
-    "LaurelResidual": "module",
-    "parameter_groups": "module",
-    "trainable_parameters": "module",
+    "Detection": "detection",
+    "Rejected": "detection",
+    "Residual": "detection",
+    "LaurelResidual": "torch_residual.module",
+    "parameter_groups": "torch_residual.module",
+    "trainable_parameters": "torch_residual.module",
     "apply_adapter": "adapters",
     "load_adapter": "adapters",
     "save_adapter": "adapters",
@@ -49,8 +50,8 @@ _HOMES = {
     "library_path": "runtime",
     "session": "runtime",
     "session_options": "runtime",
-    "deploy": "passes.deploy:deploy_file",
-    "export_onnx": "passes.export",
+    "deploy": "passes.deploy.deploy:deploy_file",
+    "export_onnx": "passes.rewrite.export",
     "inspect": "passes.pipeline",
     "remove": "passes.pipeline",
     "transform": "passes.pipeline",

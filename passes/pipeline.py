@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from laurel_graph.config import LaurelConfig
+from laurel_graph.detection import Detection, SitePlan
 from laurel_graph.errors import ModelError, OutputError
-from laurel_graph.residual import Detection, SitePlan
 
 if TYPE_CHECKING:
     import onnx
@@ -84,8 +84,8 @@ def inspect(
         ModelError: the model cannot be read or traced.
     """
     if _is_onnx(model):
-        from laurel_graph.passes.detect import detect
-        from laurel_graph.passes.onnx_frontend import view_of
+        from laurel_graph.passes.detect.rule import detect
+        from laurel_graph.passes.read_onnx.view import view_of
 
         proto, name = _read(model)
         return replace(detect(view_of(proto)), model=name)
@@ -125,15 +125,15 @@ def transform(
         ConfigError: a rank does not fit a site.
         OutputError: *output* cannot be written, or is the input.
     """
-    from laurel_graph.passes.select import select
+    from .select import select
 
     config = config or LaurelConfig()
     if _is_onnx(model):
-        from laurel_graph import onnx_tensors
+        from laurel_graph.onnx_model import tensors as onnx_tensors
         from laurel_graph.outputs.models import write_model
-        from laurel_graph.passes.detect import detect
-        from laurel_graph.passes.insert_onnx import insert
-        from laurel_graph.passes.onnx_frontend import view_of
+        from laurel_graph.passes.detect.rule import detect
+        from laurel_graph.passes.read_onnx.view import view_of
+        from laurel_graph.passes.rewrite.onnx import insert
 
         proto, name, source = _read_to_change(model, output)
         detection = replace(detect(view_of(proto)), model=name)
@@ -148,8 +148,8 @@ def transform(
         raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
     if adapter_inputs:
         raise ModelError("adapter_inputs= is for ONNX models; a torch module loads adapters with load_adapter.")
-    from laurel_graph.module import freeze_base
-    from laurel_graph.passes.insert_fx import insert as insert_fx
+    from laurel_graph.passes.rewrite.fx import insert as insert_fx
+    from laurel_graph.torch_residual.module import freeze_base
 
     captured, detection = _capture_and_detect(model, args, kwargs, dynamic_shapes)
     selection = select(detection, config)
@@ -175,12 +175,12 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
         OutputError: *output* cannot be written, or is the input.
     """
     if not _is_onnx(model):
-        from laurel_graph.passes.insert_fx import remove as remove_fx
+        from laurel_graph.passes.rewrite.fx import remove as remove_fx
 
         return remove_fx(cast("fx.GraphModule", model))
     from laurel_graph import soundness
     from laurel_graph.outputs.models import write_model
-    from laurel_graph.passes.insert_onnx import remove as remove_onnx
+    from laurel_graph.passes.rewrite.onnx import remove as remove_onnx
 
     proto, _, source = _read_to_change(model, output)
     remove_onnx(proto)
@@ -194,8 +194,8 @@ def _capture_and_detect(
     model: Any, args: Any, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
 ) -> tuple[fx.GraphModule, Detection]:
     """Returns the graph of a torch model and the verdict on every add of it."""
-    from laurel_graph.passes.detect import detect
-    from laurel_graph.passes.fx_frontend import capture
+    from laurel_graph.passes.detect.rule import detect
+    from laurel_graph.passes.read_fx.capture import capture
 
     captured = capture(model, _as_tuple(args), kwargs, dynamic_shapes)
     found = detect(captured.view)
@@ -216,7 +216,8 @@ def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto]:
 
 
 def _read(model: Any) -> tuple[onnx.ModelProto, str]:
-    from laurel_graph import onnx_file, soundness
+    from laurel_graph import soundness
+    from laurel_graph.onnx_model import file as onnx_file
 
     if isinstance(model, (str, Path)):
         return onnx_file.read(model), str(model)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from laurel_graph.config import LaurelConfig
+from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import NoResidualError, SelectorError, near
-from laurel_graph.residual import Detection, Residual, SitePlan
 
 NEAREST_MISSES = 5
 MAX_CHANNEL_NDIM = 5

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from laurel_graph.config import SiteSpec
-from laurel_graph.module import LaurelResidual, freeze_base
-from laurel_graph.tools.data import Data
-from laurel_graph.tools.losses import build_loss, build_metric
-from laurel_graph.tools.task import Task
-from laurel_graph.tools.train import train
-from laurel_graph.tools.train_options import TrainOptions
+from laurel_graph.tools.finetuning.data import Data
+from laurel_graph.tools.finetuning.losses import build_loss, build_metric
+from laurel_graph.tools.finetuning.task import Task
+from laurel_graph.tools.finetuning.train_options import TrainOptions
+from laurel_graph.tools.finetuning.training.loop import train
+from laurel_graph.torch_residual.module import LaurelResidual, freeze_base
 
 WIDTH, CLASSES = 12, 3
 

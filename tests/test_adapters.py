@@ -9,7 +9,6 @@ from models import token_net
 from tolerance import assert_close
 from torch_models import randomise, rewritten
 
-from laurel_graph.adapter_file import Adapter, to_bytes
 from laurel_graph.adapters import (
     adapter_of,
     apply_adapter,
@@ -18,21 +17,22 @@ from laurel_graph.adapters import (
     save_adapter,
     write_ort_adapter,
 )
+from laurel_graph.adapters.file import Adapter, to_bytes
 from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.errors import AdapterError, ModelError, OutputError
 from laurel_graph.fingerprint import Fingerprint
 from laurel_graph.fingerprint.digest import file_digests, module_digests
 from laurel_graph.formula import initial_parameters
 from laurel_graph.importer import import_onnx
-from laurel_graph.module import freeze_base, laurel_modules
-from laurel_graph.onnx_tensors import set_tensor, tensor_array
-from laurel_graph.passes.add_head import WEIGHT as HEAD
-from laurel_graph.passes.add_head import AddHead
-from laurel_graph.passes.detect import detect
-from laurel_graph.passes.export import export_onnx
-from laurel_graph.passes.insert_onnx import insert
-from laurel_graph.passes.onnx_frontend import view_of
+from laurel_graph.onnx_model.tensors import set_tensor, tensor_array
+from laurel_graph.passes.detect.rule import detect
+from laurel_graph.passes.read_onnx.view import view_of
+from laurel_graph.passes.rewrite.export import export_onnx
+from laurel_graph.passes.rewrite.head import WEIGHT as HEAD
+from laurel_graph.passes.rewrite.head import AddHead
+from laurel_graph.passes.rewrite.onnx import insert
 from laurel_graph.passes.select import select
+from laurel_graph.torch_residual.module import freeze_base, laurel_modules
 
 
 def parameters(module):
@@ -477,7 +477,7 @@ def test_damaged_header_is_refused_in_one_sentence_before_tensors_are_read(tmp_p
 
 @pytest.mark.parametrize("adapter_inputs", [False, True])
 def test_graph_is_looked_at_equally_often_when_there_are_more_sites(tmp_path, monkeypatch, adapter_inputs):
-    from laurel_graph import onnx_tensors
+    from laurel_graph.onnx_model import tensors as onnx_tensors
 
     looks = []
     real = onnx_tensors.graphs_of

@@ -139,9 +139,9 @@ def make(name, batch=2, seed=0):
 def rewritten(name, variant="rw+lr", batch=2, export=False, **options):
     """Returns (rewritten GraphModule, inputs, plans) of a small model; *export* is False, True or "dynamic"."""
     from laurel_graph.config import LaurelConfig
-    from laurel_graph.passes.detect import detect
-    from laurel_graph.passes.fx_frontend import capture
-    from laurel_graph.passes.insert_fx import insert
+    from laurel_graph.passes.detect.rule import detect
+    from laurel_graph.passes.read_fx.capture import capture
+    from laurel_graph.passes.rewrite.fx import insert
     from laurel_graph.passes.select import select
 
     model, inputs = make(name, batch)
@@ -156,7 +156,7 @@ def rewritten(name, variant="rw+lr", batch=2, export=False, **options):
 
 def randomise(module, seed=0, scale=0.3):
     """Draws every LAuReL parameter of *module* at random, and returns it."""
-    from laurel_graph.module import laurel_modules
+    from laurel_graph.torch_residual.module import laurel_modules
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

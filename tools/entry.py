@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Entry point of ``laurel``; see :func:`laurel_graph.tools.cli.main`."""
     try:
-        from laurel_graph.tools.cli import main as run
+        from .cli import main as run
 
         run()
     except KeyboardInterrupt:

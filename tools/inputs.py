@@ -12,7 +12,7 @@ from .callables import current_folder, is_reference
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from .finetune_options import FinetuneOptions
+    from laurel_graph.tools.finetuning.options import FinetuneOptions
 
 
 def source_files(text: str) -> tuple[Path, ...]:
@@ -27,8 +27,8 @@ def source_files(text: str) -> tuple[Path, ...]:
 
 
 def data_files(source: str) -> tuple[Path, ...]:
-    """Returns the files that :func:`laurel_graph.tools.data.read_data` reads for *source*."""
-    from .data import folder_files
+    """Returns the files that :func:`laurel_graph.tools.finetuning.data.read_data` reads for *source*."""
+    from laurel_graph.tools.finetuning.data import folder_files
 
     path = Path(source)
     if is_reference(source) or not path.is_dir():

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from laurel_graph import onnx_file, onnx_tensors
 from laurel_graph.config import SiteSpec
+from laurel_graph.detection import Detection, Residual
 from laurel_graph.errors import DependencyError, OutputError
 from laurel_graph.names import printable
+from laurel_graph.onnx_model import file as onnx_file
+from laurel_graph.onnx_model import tensors as onnx_tensors
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, write
 from laurel_graph.outputs.models import model_files
 from laurel_graph.passes.pipeline import inspect
-from laurel_graph.residual import Detection, Residual
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>LAuReL report: {{ model }}</title><style>

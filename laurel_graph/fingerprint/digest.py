@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..onnx_graph import graphs_of
-from ..onnx_tensors import sample_bytes
+from ..onnx_model.tensors import sample_bytes
+from ..onnx_model.walk import graphs_of
 from ..opset.schema import METADATA_BASE, PREFIX, read_metadata
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ..errors import ModelError
-from ..onnx_graph import graphs_of, subgraphs
-from ..onnx_tensors import array_of, external_reference
+from ..onnx_model.tensors import array_of, external_reference
+from ..onnx_model.walk import graphs_of, subgraphs
 from ..opset.schema import PREFIX
 from . import quantised
 from .depth import Step, depths

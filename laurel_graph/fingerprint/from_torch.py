@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..module import LaurelResidual
+from ..torch_residual.module import LaurelResidual
 from .depth import Step, depths
 from .sketch import DTYPES, Array, Fingerprint, Sketch, grid, sketch, squeezed
 

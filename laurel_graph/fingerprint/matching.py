@@ -212,7 +212,7 @@ def _rounded(values: Array, dtype: str) -> Array:
     if dtype == "float16":
         return np.where(np.abs(values) <= _FLUSHED, 0, np.clip(values, -_FLOAT16, _FLOAT16)).astype(np.float16)
     if dtype == "bfloat16":
-        from ..onnx_tensors import round_to_bfloat16
+        from ..onnx_model.tensors import round_to_bfloat16
 
         return round_to_bfloat16(values)
     return values

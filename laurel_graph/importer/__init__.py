@@ -84,7 +84,7 @@ def import_onnx(
     from .. import soundness
     from ..fingerprint.digest import file_digests
     from ..fingerprint.from_onnx import of_model
-    from ..onnx_file import read
+    from ..onnx_model.file import read
     from .convert import Converter
     from .laurel import LaurelSites
     from .registry import default_registry

@@ -17,8 +17,8 @@ import torch
 from torch import fx, nn
 
 from ..errors import UnsupportedOperatorError
-from ..module import ATTRIBUTES
 from ..names import LONGEST, VARIABLES, Namespace, identifier, path_parts, printable
+from ..torch_residual.module import ATTRIBUTES
 from .bounded import Bounded, TooLarge
 
 FOLD_LIMIT = 1 << 22

@@ -15,7 +15,7 @@ from torch import fx
 
 from .. import runtime
 from ..errors import ModelError, VerificationError
-from ..onnx_file import read
+from ..onnx_model.file import read
 from .record import META, ImportRecord
 
 if TYPE_CHECKING:

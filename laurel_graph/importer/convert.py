@@ -15,10 +15,10 @@ from torch import fx
 
 from ..errors import LaurelError, ModelError, UnsupportedOperatorError
 from .builder import Builder, Origin, Value, ValueName
+from .elements import FLOATS, HALF, STORAGE, attribute_value, tensor_to_torch, type_name
 from .fusion import fuse
 from .node import Node
 from .registry import NEWEST, Registry, since_version
-from .types import FLOATS, HALF, STORAGE, attribute_value, tensor_to_torch, type_name
 
 MAX_LISTED = 20
 """How many refused nodes one error message lists."""

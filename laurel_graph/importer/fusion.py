@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..module import LaurelResidual
-from .activation import softmax
-from .arithmetic import divide, square
+from ..torch_residual.module import LaurelResidual
+from .operators.activation import softmax
+from .operators.arithmetic import divide, square
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

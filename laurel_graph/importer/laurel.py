@@ -12,9 +12,9 @@ from onnx import ModelProto
 from ..config import SiteSpec
 from ..errors import ModelError
 from ..formula import resolve, unresolve
-from ..module import LaurelResidual
-from ..onnx_tensors import tensor_array
+from ..onnx_model.tensors import tensor_array
 from ..opset.schema import Operator, tensor_name
+from ..torch_residual.module import LaurelResidual
 from .builder import Value
 from .node import Node
 

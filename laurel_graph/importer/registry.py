@@ -84,5 +84,5 @@ def default_registry() -> Registry:
     """Returns the registry with every operator family."""
     registry = Registry()
     for family in FAMILIES:
-        import_module(f".{family}", __package__).register(registry)
+        import_module(f".operators.{family}", __package__).register(registry)
     return registry

@@ -9,12 +9,12 @@ import numpy as np
 
 from ..errors import AdapterError
 from ..formula import resolve
-from ..module import LaurelResidual
-from ..onnx_file import read
-from ..onnx_tensors import set_tensors
+from ..onnx_model.file import read
+from ..onnx_model.tensors import set_tensors
 from ..opset.schema import tensor_name
 from ..outputs import check_outputs
 from ..outputs.models import model_files, write_model
+from ..torch_residual.module import LaurelResidual
 from .record import META, ImportRecord
 
 if TYPE_CHECKING:

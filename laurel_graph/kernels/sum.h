@@ -11,7 +11,7 @@ constexpr int kMaxTerms = 16;  // of a Sum; and as many products
 // y = relu?(sum over terms of scale_i value_i + sum over products of (value_source A) U)
 //
 // Values, y and grad are (rows, width) when `inner` is 0, else (rows, width, inner) with the feature axis in the
-// middle, without gaps. U are the rows of `up` that belong to a product. laurel_graph/sums.py fills in the same struct.
+// middle, without gaps. U are the rows of `up` that belong to a product. laurel_graph/torch_residual/native_sum.py fills in the same struct.
 struct Sum {
   int64_t rows, width, inner;
   int64_t values, terms, products;  // the first `terms` values are terms

@@ -10,7 +10,7 @@ from __future__ import annotations
 from onnx import FunctionProto, ModelProto, TensorProto, helper
 
 from ..errors import ModelError
-from ..onnx_graph import default_opset, graphs_of
+from ..onnx_model.walk import default_opset, graphs_of
 from .nodes import ELEMENT_TYPES, NodeList
 from .schema import DOMAIN, VERSION, Operator
 

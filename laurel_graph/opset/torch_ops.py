@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RewriteError
-from ..module import LaurelResidual
+from ..torch_residual.module import LaurelResidual
 from .schema import DOMAIN, VERSION, Operator
 
 SITE = "site"

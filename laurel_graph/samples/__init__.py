@@ -13,8 +13,7 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from laurel_graph.errors import ModelError, near
-
+from ..errors import ModelError, near
 from .contents import INDEX_BOUND, STYLES, filled
 from .graph import Walk
 from .situations import BATCH, IMAGE, SEQUENCE, SIGNAL, Situation, distinct, is_mask, kinds, situation, tie

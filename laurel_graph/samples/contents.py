@@ -10,8 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from laurel_graph.errors import ModelError
-
+from ..errors import ModelError
 from .graph import Input, Walk
 from .situations import Situation, is_mask, is_position, new_symbols
 from .sizes import symbol

@@ -11,10 +11,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
-from laurel_graph.errors import ModelError
-from laurel_graph.onnx_graph import subgraphs
-from laurel_graph.opset.schema import DOMAIN
-
+from ..errors import ModelError
+from ..onnx_model.walk import subgraphs
+from ..opset.schema import DOMAIN
 from .formula import parsed
 from .sizes import Dim, Sizes, plus, symbol
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from laurel_graph.errors import ModelError
-
+from ..errors import ModelError
 from .graph import Input, Walk
 from .sizes import Dim, Sizes, Sum, plus, symbol, symbols_of
 

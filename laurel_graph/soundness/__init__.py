@@ -13,7 +13,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from ..errors import ModelError
-from ..onnx_graph import sparse_tensors_of, tensors_of
+from ..onnx_model.walk import sparse_tensors_of, tensors_of
 from .functions import check_calls, function_table, opsets_of
 from .laurel import check_laurel
 from .names import check_function, check_graph

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from onnx import FunctionProto, ModelProto, NodeProto, OperatorSetIdProto
 
 from ..errors import ModelError
-from ..onnx_graph import subgraphs
+from ..onnx_model.walk import subgraphs
 
 Key: TypeAlias = tuple[str, str, str]
 Functions: TypeAlias = Mapping[Key, FunctionProto]

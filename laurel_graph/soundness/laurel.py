@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from onnx import GraphProto, NodeProto, TensorProto
 
 from ..errors import ModelError
-from ..onnx_graph import graphs_of
+from ..onnx_model.walk import graphs_of
 from ..opset.schema import DOMAIN, Operator
 from .nodes import label
 

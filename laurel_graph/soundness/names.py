@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onnx import FunctionProto, GraphProto, NodeProto
 
 from ..errors import ModelError
-from ..onnx_graph import subgraphs
+from ..onnx_model.walk import subgraphs
 from .functions import Functions, opsets_of
 from .nodes import check_node, label
 

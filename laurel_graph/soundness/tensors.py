@@ -9,8 +9,8 @@ from pathlib import Path, PurePath, PureWindowsPath
 from onnx import GraphProto, SparseTensorProto, TensorProto, TypeProto
 
 from ..errors import ModelError
-from ..onnx_graph import graphs_of
-from ..onnx_tensors import BITS, byte_size, external_reference, stored_values
+from ..onnx_model.tensors import BITS, byte_size, external_reference, stored_values
+from ..onnx_model.walk import graphs_of
 
 MAX_ELEMENTS = 2**40
 """No tensor of more elements fits into a machine."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError
+from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 
 from .check import Check, Findings, Subject, Watched
@@ -206,7 +206,7 @@ def _watched(first: Subject, second: Subject) -> list[Watched]:
     sites = site_values(first.model, second.model)
     deployed = [read_metadata(subject.model, METADATA_DEPLOYED) is not None for subject in (first, second)]
     if deployed == [False, True]:
-        from laurel_graph.passes.fold import fold
+        from laurel_graph.passes.fold.fold import fold
 
         from .probe import copy_of
 

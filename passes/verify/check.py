@@ -202,11 +202,14 @@ class Check:
         bring_out(model, [item.name for item in self.watched])
         return Runner(self.first.path, model, False), vectors
 
-    def _prepared(self, subject: Subject) -> ModelProto:
-        """A copy that computes the algebra: float32 at least, no rounding to integers, the same random numbers."""
+    def _prepared(self, subject: Subject, rounded: bool = False) -> ModelProto:
+        """A copy that computes the algebra: float32 at least, no rounding to integers, the same random numbers.
+
+        *rounded* moves its 16-bit weights as rounding them once more does.
+        """
         model = unrounded(subject.model) if self.rounds else copy_of(subject.model)
         if self.wide:
-            wide = in_float32(model, subject.path.parent)
+            wide = in_float32(model, subject.path.parent, self.rng if rounded else None)
             self.wide, model = wide is not None, wide or model
         seed_draws(model)
         return model
@@ -281,6 +284,14 @@ class Check:
                 "one array per input)."
             )
         del reference
+        if self.wide:  # folding stores products of 16-bit weights in 16 bits again
+            first = {item.name: item for item in cuts}
+            rounded = self._cut_runner(self.first, first, fed[0], scaled=False, rounded=True)
+            for sample, values, result in zip(exercise.samples, fed, expected, strict=True):
+                moved = _restored(rounded.run({**self._widened(sample), **values}))
+                for item, comparison in comparisons.items():
+                    comparison.add_noise(result[item.name], moved[item.name])
+            del rounded
         other = self._cut_runner(self.second, {item.other: item for item in cuts}, fed[0], scaled=True)
         for sample, values, result in zip(exercise.samples, fed, expected, strict=True):
             stored = {item.other: _stored(values[item.name], item) for item in cuts}
@@ -299,9 +310,15 @@ class Check:
         return fed
 
     def _cut_runner(
-        self, subject: Subject, cuts: Mapping[str, Watched], fed: Mapping[str, Array], *, scaled: bool
+        self,
+        subject: Subject,
+        cuts: Mapping[str, Watched],
+        fed: Mapping[str, Array],
+        *,
+        scaled: bool,
+        rounded: bool = False,
     ) -> Runner:
-        model = self._prepared(subject)
+        model = self._prepared(subject, rounded)
         cut(model, {name: fed[item.name] for name, item in cuts.items()})
         names = [item.other if scaled else item.name for item in self.watched]
         bring_out(model, [name for name in names if name not in cuts])

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
-from laurel_graph.onnx_graph import graphs_of, tensors_of
+from laurel_graph.onnx_model.walk import graphs_of, tensors_of
 
+from .compare import EPSILON
 from .probe import copy_of
 
 _HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
@@ -25,20 +26,24 @@ def half_type(model: ModelProto) -> str:
     return next((_HALF[kind] for kind in (TensorProto.BFLOAT16, TensorProto.FLOAT16) if kind in found), "")
 
 
-def in_float32(model: ModelProto, folder: Path) -> ModelProto | None:
+def in_float32(model: ModelProto, folder: Path, rng: np.random.Generator | None = None) -> ModelProto | None:
     """Returns a copy of a 16-bit model that computes in float32, ``None`` where it would be too large.
 
     Args:
         model: the model.
         folder: where its external weights lie; those of 16 bits become part of the copy.
+        rng: moves each 16-bit weight by up to half a unit in its last place, as storing a folded one in 16 bits does.
     """
     if sum(2 * math.prod(t.dims) for t in tensors_of(model) if t.data_type in _HALF) > _MOST:
         return None
     copy = copy_of(model)
     for tensor in tensors_of(copy):
         if tensor.data_type in _HALF:
-            value = numpy_helper.to_array(tensor, str(folder))
-            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
+            value = numpy_helper.to_array(tensor, str(folder)).astype(np.float32)
+            if rng is not None:
+                half = EPSILON[_HALF[tensor.data_type]] / 2
+                value *= 1 + half * rng.uniform(-1, 1, value.shape).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     for node in _nodes(copy):
         for item in _type_attributes(node):
             item.i = TensorProto.FLOAT

@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 from laurel_graph import runtime
 from laurel_graph.errors import ModelError
-from laurel_graph.onnx_graph import RANDOM, graphs_of
+from laurel_graph.onnx_model.walk import RANDOM, graphs_of
 from laurel_graph.opset.schema import DOMAIN, Operator
 
 from .compare import EPSILON

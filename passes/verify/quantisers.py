@@ -14,7 +14,7 @@ from collections import defaultdict
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from laurel_graph.onnx_graph import graphs_of
+from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.opset.schema import DOMAIN, Operator
 
 _MOVE = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Tile")

@@ -10,15 +10,15 @@ import numpy as np
 from onnx import ModelProto
 
 from laurel_graph.errors import VerificationError
+from laurel_graph.onnx_model.editor import captured_names
 from laurel_graph.opset.schema import DOMAIN, Operator, laurel_nodes
-from laurel_graph.passes.onnx_edit import captured_names
-from laurel_graph.passes.trained_joins import site_of
+from laurel_graph.passes.fold.joins import site_of
 
 from .check import Watched
 from .probe import made_in
 
 if TYPE_CHECKING:
-    from laurel_graph.passes.fold import FoldReport
+    from laurel_graph.passes.fold.fold import FoldReport
 
 
 def site_values(first: ModelProto, second: ModelProto, renamed: Mapping[str, str] | None = None) -> list[Watched]:
@@ -39,7 +39,8 @@ def site_values(first: ModelProto, second: ModelProto, renamed: Mapping[str, str
             if op is None or len(node.input) < len(op.inputs):
                 continue
             for made in filter(None, node.output):
-                name, axes = original.get(made, made), (op.axis,)
+                name: str = original.get(made, made)
+                axes: tuple[int, ...] = (op.axis,)
                 if name not in known:
                     name, axes = _transposed_back(made, model, known), (1, -1)
                 if name not in ours:
@@ -57,7 +58,7 @@ def _transposed_back(name: str, model: ModelProto, known: Collection[str]) -> st
     """Returns the known value that *name* becomes in another layout (kernels on bytes want channels last), or ""."""
     for node in model.graph.node:
         if node.op_type == "Transpose" and node.input[0] == name and node.output[0] in known:
-            return node.output[0]
+            return str(node.output[0])
     return ""
 
 

@@ -7,7 +7,7 @@ from onnx import parser
 
 import laurel_graph as lg
 from laurel_graph.importer.bounded import SMALL, Bounded, TooLarge
-from laurel_graph.tools.mutants import DONE, _in_child
+from laurel_graph.tools.robustness.mutants import DONE, _in_child
 
 CASES = {
     "zeros": "s = Constant <value_ints = [30000, 30000]> ()  c = ConstantOfShape (s)",

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from laurel_graph.tools.conformance import PASSED, REFUSED, WRONG, case_operator, node_cases, run_case, summary
+from laurel_graph.tools.conformance.cases import PASSED, REFUSED, WRONG, case_operator, node_cases, run_case, summary
 
 REFUSED_OPERATORS = {
     "ImageDecoder", "OptionalGetElement", "QLinearConv", "QLinearMatMul", "RegexFullMatch", "StringConcat",

@@ -20,7 +20,7 @@ from tolerance import assert_close
 from laurel_graph import LaurelConfig, LaurelError, export_onnx, import_onnx, trainable_parameters, transform
 from laurel_graph.importer import META
 from laurel_graph.importer.writing import patch
-from laurel_graph.onnx_tensors import tensor_array
+from laurel_graph.onnx_model.tensors import tensor_array
 
 FLOAT, WIDTH = TensorProto.FLOAT, 4
 RNG = np.random.default_rng(0)

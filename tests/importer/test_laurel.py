@@ -15,9 +15,9 @@ from laurel_graph.config import SiteSpec
 from laurel_graph.errors import OutputError, VerificationError
 from laurel_graph.formula import initial_parameters, resolve
 from laurel_graph.importer import check, write_back
-from laurel_graph.module import laurel_modules
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.schema import DOMAIN, METADATA_SITES, Operator, tensor_name
+from laurel_graph.torch_residual.module import laurel_modules
 
 SPECS = {
     "tokens": SiteSpec(site="block.0.res1", variant="rw+lr", axis=-1, width=8, ndim=3, rank=2),

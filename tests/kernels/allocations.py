@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from laurel_graph import runtime
-from laurel_graph.tools.kernel_points import Point, model_of
+from laurel_graph.tools.benchmarks.kernels.points import Point, model_of
 
 RUNS = 8
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from tolerance import assert_close
 
-from laurel_graph import autograd, runtime, sums
-from laurel_graph.autograd import Form, laurel_sum
+from laurel_graph import runtime
+from laurel_graph.torch_residual import native_sum as sums
+from laurel_graph.torch_residual import sum as autograd
+from laurel_graph.torch_residual.sum import Form, laurel_sum
 
 pytestmark = pytest.mark.skipif(runtime.library_path() is None, reason="the library of kernels is not built")
 each_isa = pytest.mark.parametrize("isa", runtime.available_isas())

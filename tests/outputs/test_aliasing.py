@@ -11,11 +11,11 @@ from output_models import contents, trained_folder
 from laurel_graph.adapters import apply_adapter, save_adapter, write_ort_adapter
 from laurel_graph.errors import LaurelError, OutputError
 from laurel_graph.outputs import check_outputs
-from laurel_graph.passes.deploy import deploy_file
+from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.passes.pipeline import remove, transform
 from laurel_graph.tools.cli import transform as transform_command
-from laurel_graph.tools.finetune import finetune
-from laurel_graph.tools.finetune_options import FinetuneOptions
+from laurel_graph.tools.finetuning.finetune import finetune
+from laurel_graph.tools.finetuning.options import FinetuneOptions
 from laurel_graph.tools.report import write_report
 
 
@@ -177,7 +177,7 @@ def test_imported_module_is_not_exported_or_saved_over_its_own_file(files):
 
     from laurel_graph.importer import import_onnx
     from laurel_graph.importer.writing import write_back
-    from laurel_graph.passes.export import export_onnx
+    from laurel_graph.passes.rewrite.export import export_onnx
 
     before = contents(files["folder"])
     module = import_onnx(files["model"])

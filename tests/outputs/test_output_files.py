@@ -112,8 +112,8 @@ import laurel_graph.outputs
 from laurel_graph.errors import OutputError
 from laurel_graph.adapters import apply_adapter, save_adapter, write_ort_adapter
 from laurel_graph.passes.pipeline import remove, transform
-from laurel_graph.passes.deploy import deploy_file
-from laurel_graph.tools.checkpoint import write_checkpoint
+from laurel_graph.passes.deploy.deploy import deploy_file
+from laurel_graph.tools.finetuning.training.checkpoint import write_checkpoint
 from laurel_graph.tools.report import write_report
 import matplotlib.figure, jinja2, torch
 model, adapter = sys.argv[1:]
@@ -201,6 +201,6 @@ def test_results_are_refused_when_the_file_is_something_else(tmp_path):
 
 def test_transform_is_refused_before_any_work_when_the_output_is_impossible(tmp_path, monkeypatch):
     model = trained_folder(tmp_path)["plain"]
-    monkeypatch.setattr("laurel_graph.passes.detect.detect", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("laurel_graph.passes.detect.rule.detect", lambda *_: pytest.fail("worked"))
     with pytest.raises(OutputError, match="does not exist"):
         transform(model, output=tmp_path / "none" / "a.onnx")

@@ -12,13 +12,13 @@ import onnx
 import pytest
 from output_models import contents, locations, plain_model, trained_models, value_of
 
-from laurel_graph import onnx_file
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ModelError, OutputError, VerificationError
+from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.outputs import models, staged, workspace
 from laurel_graph.outputs.models import stage_model, write_model
-from laurel_graph.passes import deploy as deploy_pass
-from laurel_graph.passes.deploy import deploy_file
+from laurel_graph.passes.deploy.deploy import deploy as deploy_pass
+from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.passes.pipeline import remove, transform
 
 DIGEST = re.compile(r"\.([0-9a-f]{12})\.")
@@ -227,7 +227,7 @@ def test_foreign_journal_reaches_nothing_outside_its_folder(tmp_path):
 
 PARALLEL = """
 import sys
-from laurel_graph.passes.deploy import deploy_file
+from laurel_graph.passes.deploy.deploy import deploy_file
 print("ready", flush=True)
 sys.stdin.readline()
 deploy_file(*sys.argv[1:])

@@ -18,14 +18,14 @@ from laurel_graph import LaurelConfig, LaurelError
 from laurel_graph.adapters import adapter_of, read_adapter
 from laurel_graph.config import SiteSpec
 from laurel_graph.errors import ConfigError, ModelError
-from laurel_graph.module import ATTRIBUTES, freeze_base, laurel_modules
 from laurel_graph.names import is_safe_in_code
 from laurel_graph.opset.schema import read_specs
-from laurel_graph.passes.detect import detect
-from laurel_graph.passes.fx_frontend import capture
-from laurel_graph.passes.insert_fx import insert, remove
+from laurel_graph.passes.detect.rule import detect
 from laurel_graph.passes.pipeline import transform
+from laurel_graph.passes.read_fx.capture import capture
+from laurel_graph.passes.rewrite.fx import insert, remove
 from laurel_graph.passes.select import select
+from laurel_graph.torch_residual.module import ATTRIBUTES, freeze_base, laurel_modules
 
 WIDTH = 8
 

@@ -13,15 +13,15 @@ from onnx import helper, numpy_helper
 
 import laurel_graph as lg
 from laurel_graph import LaurelConfig
-from laurel_graph.onnx_graph import tensors_of
+from laurel_graph.onnx_model.walk import tensors_of
 from laurel_graph.opset.schema import read_specs
 from laurel_graph.tools import console
-from laurel_graph.tools.bench import fresh_processes
+from laurel_graph.tools.benchmarks.latency import fresh_processes
 from laurel_graph.tools.callables import is_reference
 from laurel_graph.tools.cli import app
-from laurel_graph.tools.data import read_data
-from laurel_graph.tools.finetune import finetune
-from laurel_graph.tools.finetune_options import FinetuneOptions
+from laurel_graph.tools.finetuning.data import read_data
+from laurel_graph.tools.finetuning.finetune import finetune
+from laurel_graph.tools.finetuning.options import FinetuneOptions
 from laurel_graph.tools.report import write_report
 
 WIDTH = 8

@@ -25,11 +25,11 @@ from torch import Tensor, fx, nn
 
 import laurel_graph as lg
 from laurel_graph.tools.console import print_table
-from laurel_graph.tools.data import Data
-from laurel_graph.tools.losses import build_loss, build_metric
-from laurel_graph.tools.task import Task
-from laurel_graph.tools.train import train
-from laurel_graph.tools.train_options import TrainOptions
+from laurel_graph.tools.finetuning.data import Data
+from laurel_graph.tools.finetuning.losses import build_loss, build_metric
+from laurel_graph.tools.finetuning.task import Task
+from laurel_graph.tools.finetuning.train_options import TrainOptions
+from laurel_graph.tools.finetuning.training.loop import train
 
 from .files import mnist, nsfw_model
 from .overhead import module_of

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import laurel_graph as lg
-from laurel_graph.passes.add_head import with_output
+from laurel_graph.passes.rewrite.head import with_output
 from laurel_graph.tools.console import note, print_table
 
 from .files import minilm_model, nsfw_model

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import laurel_graph as lg
-from laurel_graph.module import parameter_groups
 from laurel_graph.tools.console import print_table
+from laurel_graph.torch_residual.module import parameter_groups
 
 from .files import package_file
 from .results import Results, Run, add_flags, chosen, column, mean_and_spread, spread

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import laurel_graph as lg
-from laurel_graph.module import parameter_groups
 from laurel_graph.tools.console import print_table
+from laurel_graph.torch_residual.module import parameter_groups
 
 from .files import Tokenizer, documents, minilm_model, polarity
 from .overhead import module_of

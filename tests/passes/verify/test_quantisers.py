@@ -8,8 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.passes.verify.quantisers import rounds_activations, unrounded
-from laurel_graph.tools.bench_models import draw_tensors
-from laurel_graph.tools.changed_constants.networks import networks
+from laurel_graph.tools.benchmarks.models import draw_tensors
+from laurel_graph.tools.robustness.changed_constants.networks import networks
 
 RNG = np.random.default_rng(0)
 

@@ -9,8 +9,8 @@ from onnx import TensorProto
 
 import laurel_graph as lg
 from laurel_graph.passes.verify.drawing import drawn
-from laurel_graph.tools.bench_models import draw_tensors
-from laurel_graph.tools.changed_constants.networks import FLOAT, TOKENS, D, Network
+from laurel_graph.tools.benchmarks.models import draw_tensors
+from laurel_graph.tools.robustness.changed_constants.networks import FLOAT, TOKENS, D, Network
 
 
 def deployed(folder, model, variant="rw+lr"):

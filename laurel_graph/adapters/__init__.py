@@ -1,0 +1,326 @@
+"""Saves, loads and applies adapters: the trained LAuReL tensors of a model, by themselves.
+
+Torch modules, imported modules and ONNX files share one file format (:mod:`.file`); ONNX files hold resolved α and β.
+An adapter remembers which base it was trained on (:mod:`laurel_graph.fingerprint`) and is never put into another one
+unasked. Values that are not finite are neither written nor taken.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import SiteSpec
+from ..errors import AdapterError, ModelError
+from ..fingerprint import Fingerprint, compare
+from ..formula import unresolve
+from ..opset.schema import METADATA_CONFIG, read_metadata, read_specs, tensor_name
+from .file import Adapter, Array, check_finite, check_names, listed, read_adapter, rounded, shapes_of, to_bytes
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+__all__ = [
+    "Adapter",
+    "adapter_of",
+    "apply_adapter",
+    "load_adapter",
+    "read_adapter",
+    "save_adapter",
+    "write_ort_adapter",
+]
+
+WEIGHTS = "weights"
+"""The kind of fingerprint in :attr:`Adapter.base` that torch and ONNX share; older files have digests instead."""
+ADVICE = "use the model it was trained on, or pass --no-check-base (in Python check_base=False) if it belongs here"
+
+
+def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
+    """Writes the LAuReL tensors of *model* to *path* (safetensors), aside and renamed; returns the path.
+
+    Args:
+        model: a rewritten or imported module (or any module that holds one), or a transformed ``.onnx`` file.
+        path: the file to write.
+
+    Raises:
+        AdapterError: the model has no LAuReL residuals, or a value is not finite.
+        ModelError: the ONNX file cannot be read.
+        OutputError: *path* cannot be written.
+    """
+    from .. import outputs
+
+    read = files_of(model)
+    outputs.check_outputs(path, inputs=read)
+    return outputs.write(path, to_bytes(adapter_of(model)), read)
+
+
+def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True) -> None:
+    """Puts the tensors of an adapter file into *module*, in place; nothing changes when they do not fit.
+
+    Args:
+        module: a rewritten or imported module, or any module that holds one.
+        path: the adapter file.
+        check_base: refuse an adapter that was trained on another base, or where that cannot be told.
+
+    Raises:
+        AdapterError: not an adapter; tensors missing, extra, of another shape or not finite; sites of another variant;
+            another base.
+    """
+    import torch
+
+    from ..torch_residual.module import laurel_modules
+
+    adapter = read_adapter(path)
+    modules = laurel_modules(module)
+    if not modules:
+        raise AdapterError(f"{type(module).__name__} has no LAuReL residuals: transform it first.")
+    _check_fit(path, adapter, {site: m.spec for site, m in modules.items()})
+    if check_base:
+        from ..fingerprint.digest import module_digests
+
+        _check_base(path, adapter.base, lambda: _module_base(module), lambda: module_digests(module))
+    values: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for site, laurel in modules.items():
+        for name, value in adapter.parameters(site).items():
+            parameter: torch.Tensor = laurel.get_parameter(name)
+            new = torch.from_numpy(np.array(value)).to(parameter.dtype)
+            if not bool(new.isfinite().all()):
+                dtype = str(parameter.dtype).removeprefix("torch.")
+                raise AdapterError(f"adapter {path}: {site}.{name} overflows in the model's {dtype}.")
+            values.append((parameter, new))
+    with torch.no_grad():
+        for parameter, new in values:
+            parameter.copy_(new)
+
+
+def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *, check_base: bool = True) -> Path:
+    """Writes a copy of a transformed ONNX file with the tensors of an adapter; returns the path written.
+
+    Only the ``laurel.*`` initializers differ; external weight files stay as they are.
+
+    Args:
+        model: a transformed or exported ``.onnx`` file.
+        adapter: the adapter file.
+        output: the file to write.
+        check_base: refuse an adapter that was trained on another base, or where that cannot be told.
+
+    Raises:
+        AdapterError: as for :func:`load_adapter`; the model has no LAuReL residuals, or they were deployed (folded).
+        ModelError: the model cannot be read.
+        OutputError: the output cannot be written, or is the input.
+    """
+    from .. import outputs
+    from ..onnx_model import file as onnx_file
+    from ..onnx_model.tensors import array_of, set_tensors
+    from ..outputs.models import model_files, write_model
+
+    proto, folder = onnx_file.read(model), Path(model).parent
+    outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto)))
+    found = read_adapter(adapter)
+    specs, held = _specs_of(proto, model)
+    _check_fit(adapter, found, specs)
+    if check_base:
+        from ..fingerprint.digest import file_digests
+        from ..fingerprint.from_onnx import of_model
+
+        _check_base(adapter, found.base, lambda: of_model(proto, folder), lambda: file_digests(proto, folder))
+    values = found.resolved()
+    set_tensors(proto, values)
+    check_finite(f"adapter {adapter} in {model}", {name: array_of(held[name]) for name in values})
+    return write_model(proto, output, model, inputs=(adapter,))
+
+
+def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
+    """Writes the resolved tensors in ONNX Runtime's own adapter format, for ``RunOptions.add_active_adapter``.
+
+    The session's model must have them as overridable inputs (``laurel transform --adapter-inputs``).
+
+    Args:
+        source: an adapter file, a transformed ``.onnx`` file or a rewritten module.
+        path: the ``.onnx_adapter`` file to write.
+
+    Raises:
+        AdapterError: *source* has no LAuReL tensors, they are of a type that the format does not hold (bfloat16), or a
+            value is not finite.
+        OutputError: *path* cannot be written.
+    """
+    import onnxruntime
+
+    from .. import outputs
+
+    is_file = isinstance(source, (str, Path)) and Path(source).suffix != ".onnx"
+    read = (Path(source),) if is_file and isinstance(source, (str, Path)) else files_of(source)
+    outputs.check_outputs(path, inputs=read)
+    adapter = read_adapter(source) if is_file and isinstance(source, (str, Path)) else adapter_of(source)
+    values = {}
+    dtypes = {tensor_name(site, n): spec.dtype for site, spec in adapter.specs.items() for n in spec.tensor_shapes()}
+    for name, value in adapter.resolved().items():
+        if dtypes[name] == "bfloat16":
+            raise AdapterError(f"{name} is bfloat16, which ONNX Runtime's adapter format cannot hold; use float32.")
+        array = rounded(value, dtypes[name])
+        check_finite("the adapter", {name: array})
+        values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    native = onnxruntime.AdapterFormat()
+    native.set_adapter_version(1)
+    native.set_model_version(1)
+    native.set_parameters(values)
+
+    def export(aside: Path) -> None:
+        try:
+            native.export_adapter(str(aside))
+        except RuntimeError:  # what it raises for a full disk
+            raise OSError("ONNX Runtime failed to write it") from None
+
+    return outputs.write(path, export, read)
+
+
+def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
+    """Returns the ONNX file *model*, or those that modules in it were imported from, with their weight files."""
+    from ..outputs.models import model_files
+
+    if isinstance(model, (str, Path)):
+        return model_files(model)
+    from ..importer import META
+
+    files: list[Path] = []
+    for module in model.modules():
+        record = getattr(module, "meta", {}).get(META)
+        if record is not None and record.source:
+            try:
+                files += model_files(record.source)
+            except ModelError:  # it has moved, or something else lies there now
+                files.append(record.source)
+    return tuple(files)
+
+
+def adapter_of(model: nn.Module | str | Path) -> Adapter:
+    """Returns the adapter that *model* holds now; see :func:`save_adapter`."""
+    if isinstance(model, (str, Path)):
+        return _of_file(Path(model))
+    from ..torch_residual.module import CONFIG, laurel_modules
+
+    modules = laurel_modules(model)
+    if not modules:
+        raise AdapterError(f"{type(model).__name__} has no LAuReL residuals: transform it first.")
+    specs: dict[str, SiteSpec] = {}
+    tensors: dict[str, Array] = {}
+    for site, laurel in modules.items():
+        dtypes = {p.dtype for p in laurel.parameters()}
+        specs[site] = laurel.spec.with_dtype(str(dtypes.pop()).removeprefix("torch."))
+        for name in specs[site].parameter_shapes():
+            value = laurel.get_parameter(name).detach().cpu()
+            tensors[f"{site}.{name}"] = (value.float() if specs[site].dtype == "bfloat16" else value).numpy()
+    metas: list[Any] = [getattr(m, "meta", {}) for m in model.modules()]
+    config = next((str(meta[CONFIG]) for meta in metas if CONFIG in meta), "")
+    return Adapter(specs, tensors, {WEIGHTS: _module_base(model).to_text()}, config)
+
+
+def _of_file(path: Path) -> Adapter:
+    from ..fingerprint.from_onnx import of_model
+    from ..onnx_model import file as onnx_file
+    from ..onnx_model.tensors import array_of
+
+    proto = onnx_file.read(path)
+    specs, held = _specs_of(proto, path)
+    tensors: dict[str, Array] = {}
+    for site, spec in specs.items():
+        stored = {
+            name: np.asarray(array_of(held[tensor_name(site, name)], path.parent), np.float64)
+            for name in spec.tensor_shapes()
+        }
+        tensors.update((f"{site}.{name}", value) for name, value in unresolve(spec, stored).items())
+    config = read_metadata(proto, METADATA_CONFIG) or ""
+    return Adapter(specs, tensors, {WEIGHTS: of_model(proto, path.parent).to_text()}, config)
+
+
+def _specs_of(proto: onnx.ModelProto, path: str | Path) -> tuple[dict[str, SiteSpec], dict[str, onnx.TensorProto]]:
+    """The sites of a transformed file and its initializers by name, which hold all tensors of the sites."""
+    specs = read_specs(proto)
+    if not specs:
+        raise AdapterError(
+            f"{path} has no LAuReL residuals: expected a file that laurel transform or export_onnx wrote."
+        )
+    held = {tensor.name: tensor for tensor in proto.graph.initializer}
+    shapes = {
+        tensor_name(site, name): shape for site, spec in specs.items() for name, shape in spec.tensor_shapes().items()
+    }
+    gone = [name for name in shapes if name not in held]
+    if gone:
+        raise AdapterError(f"{path} does not hold {listed(gone)} any more: it was deployed; use the file from before.")
+    check_names(f"{path} and its own metadata", shapes, {name: tuple(held[name].dims) for name in shapes})
+    return specs, held
+
+
+def _module_base(module: nn.Module) -> Fingerprint:
+    """The fingerprint of a module's base: kept from the import, without what trains; of its weights otherwise."""
+    from ..fingerprint.from_torch import of_module
+    from ..importer.record import META
+
+    for part in module.modules():
+        record = getattr(part, "meta", {}).get(META)
+        if record is not None:
+            trained = {record.tensors.get(path) for path, p in part.named_parameters() if p.requires_grad}
+            base: Fingerprint = record.base
+            return base.without(trained)
+    return of_module(module)
+
+
+def _check_fit(path: str | Path, adapter: Adapter, specs: Mapping[str, SiteSpec]) -> None:
+    """Raises AdapterError when tensors are missing, extra or wrong-shaped, or sites are of another kind."""
+    check_names(f"adapter {path} and the model", shapes_of(specs), {n: v.shape for n, v in adapter.tensors.items()})
+    fields = ("variant", "axis", "weights", "previous_map")
+    other = [
+        f"{site} ({field}: {getattr(adapter.specs[site], field)!r}, the model has {getattr(spec, field)!r})"
+        for site, spec in specs.items()
+        for field in fields
+        if getattr(adapter.specs[site], field) != getattr(spec, field)
+    ]
+    if other:
+        raise AdapterError(f"adapter {path} is of another kind than the model at {listed(other)}.")
+
+
+def _check_base(
+    path: str | Path,
+    expected: Mapping[str, str],
+    weights: Callable[[], Fingerprint],
+    digests: Callable[[], Mapping[str, str]],
+) -> None:
+    """Raises AdapterError unless the adapter was trained on this base; warns where an older file cannot tell.
+
+    Args:
+        path: the adapter.
+        expected: what it says about its base.
+        weights: gives the fingerprint of the model's base.
+        digests: gives the model's fingerprints of the older kinds.
+    """
+    if WEIGHTS in expected:
+        try:
+            trained_on = Fingerprint.from_text(expected[WEIGHTS])
+        except ValueError as error:
+            raise AdapterError(f"the base of adapter {path} cannot be read: {error}; {ADVICE}.") from None
+        verdict = compare(trained_on, weights())
+        if verdict.answer == "other":
+            raise AdapterError(f"adapter {path} was trained on another base: {verdict.reason}; {ADVICE}.")
+        if verdict.answer == "unknown":
+            raise AdapterError(
+                f"whether adapter {path} was trained on this base cannot be told: {verdict.reason}; {ADVICE}."
+            )
+        return
+    found = digests()
+    kinds = [kind for kind in expected if kind in found]
+    if not kinds:
+        warnings.warn(
+            f"the base of adapter {path} could not be checked: an older version wrote it, for "
+            f"{' and '.join(expected) or 'no'} graphs; save it again from the model it was trained on.",
+            stacklevel=3,
+        )
+    elif not any(expected[kind] == found[kind] for kind in kinds):
+        raise AdapterError(
+            f"adapter {path} was trained on another base: expected the {kinds[0]} graph with fingerprint "
+            f"{expected[kinds[0]][:16]}, found {found[kinds[0]][:16]}; {ADVICE}."
+        )

@@ -1,0 +1,146 @@
+"""What detection says: residual connections, rejected joins, and the plan for one site.
+
+Values and nodes go by the graph's own names. In a torch.fx graph a node and its value share one name. In ONNX a node
+goes by its *key*, the name of its first non-empty output, because node names may be absent or repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .config import SiteSpec
+
+
+@dataclass(frozen=True)
+class Residual:
+    """One residual connection ``join = add(skip, branch)``.
+
+    Attributes:
+        site: stable name, a dotted path of Python identifiers and digits, unique in the model.
+        kind: ``identity``, ``projection`` (the skip passes a norm, pool or convolution on its way) or ``laurel``
+            (a LAuReL residual is already here).
+        skip: name of the value x that enters the join, of the join's shape.
+        branches: names of the values f that enter, in the order in which they are added (several for n-ary joins).
+        join: name of the (outermost) add as a viewer shows it: the node's name, or its key if it has none.
+        joins: keys of the adds from the innermost (which takes *skip*) to the outermost; one for a binary join.
+        axis: feature axis, -1 or 1.
+        width: D, or ``None`` if unknown.
+        shape: the join's shape; an int, a symbol's name or ``None`` per axis; ``None`` if not even the rank is known.
+        dtype: ``float32``, ``float16``, ``bfloat16``, ``float64`` or ``None`` if unknown.
+        stream: number of the skip path it lies on.
+        index: its place on that stream, from 0.
+        previous: sites before it on the stream whose skip has the same shape, nearest first: what PA may link.
+        fork: name of the value both sides come from (equals *skip* for plain identity joins).
+        source: ``file.py:line`` or the module path it was written at, where the graph knows.
+        shared: name of the module or weights that several sites have in common, or "".
+        blocked: why it cannot be rewritten although it was found, or "".
+        rank: the rank of an existing LAuReL block (``kind == "laurel"``), else 0.
+    """
+
+    site: str
+    kind: str
+    skip: str
+    branches: tuple[str, ...]
+    join: str
+    joins: tuple[str, ...]
+    axis: int
+    width: int | None
+    shape: tuple[int | str | None, ...] | None
+    dtype: str | None
+    stream: int = 0
+    index: int = 0
+    previous: tuple[str, ...] = ()
+    fork: str = ""
+    source: str = ""
+    shared: str = ""
+    blocked: str = ""
+    rank: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form of ``laurel inspect --json``; ``branch`` is the first branch."""
+        data: dict[str, Any] = {
+            "site": self.site,
+            "kind": self.kind,
+            "skip": self.skip,
+            "branch": self.branches[0],
+            "join": self.join,
+            "axis": self.axis,
+            "width": self.width,
+            "dtype": self.dtype,
+            "stream": self.stream,
+            "index": self.index,
+            "shape": list(self.shape) if self.shape is not None else None,
+            "fork": self.fork,
+        }
+        if len(self.branches) > 1:
+            data["branches"] = list(self.branches)
+        for name in ("source", "shared", "blocked", "rank"):
+            if value := getattr(self, name):
+                data[name] = value
+        return data
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An add that is no residual connection.
+
+    Attributes:
+        join: name of the add as a viewer shows it.
+        reason: one of :data:`laurel_graph.passes.detect.reasons.REASONS`, a short stable name such as
+            ``no-weighted-op``.
+        detail: one sentence with the names involved.
+        near: how near a miss it is, from 0 (not at all) to 1; orders the list a user sees when nothing is found.
+    """
+
+    join: str
+    reason: str
+    detail: str
+    near: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form of ``laurel inspect --json``."""
+        return {"join": self.join, "reason": self.reason, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The verdict on every add of one model.
+
+    Attributes:
+        model: the file or class that was looked at.
+        residuals: residual connections in topological order.
+        rejected: every other add, each with its reason.
+        nodes: number of nodes looked at.
+        notes: sentences for the user (a front end that was fallen back to, shapes that are unknown, ...).
+    """
+
+    model: str
+    residuals: tuple[Residual, ...]
+    rejected: tuple[Rejected, ...]
+    nodes: int = 0
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form of ``laurel inspect --json``."""
+        return {
+            "model": self.model,
+            "residuals": [r.to_dict() for r in self.residuals],
+            "rejected": [r.to_dict() for r in self.rejected],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What insertion does at one site.
+
+    Attributes:
+        residual: the residual connection.
+        spec: its operator and tensors.
+        previous: names of the values that enter as earlier activations, nearest first; ``spec.previous`` of them.
+    """
+
+    residual: Residual
+    spec: SiteSpec
+    previous: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""One ground for ONNX files: read, walk, tensors, types and shapes, order, editing, weight files."""

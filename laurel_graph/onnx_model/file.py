@@ -1,0 +1,126 @@
+"""ONNX files: read with clear errors, tell their graphs apart. They are written by :mod:`laurel_graph.outputs.models`.
+
+Models are read without their external data: a tensor that lies in another file stays a reference, that file is never
+rewritten, and models of many gigabytes cost no memory.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto
+
+from .. import soundness
+from ..errors import ModelError
+from ..opset.schema import PREFIX
+from .tensors import make_tensor, set_tensor, tensor_array
+from .walk import tensors_of
+
+__all__ = [
+    "count_parameters",
+    "make_tensor",
+    "read",
+    "set_tensor",
+    "tensor_array",
+]
+
+
+def read(path: str | Path) -> ModelProto:
+    """Reads an ONNX file; tensors in external files stay references, which are checked to exist.
+
+    Raises:
+        ModelError: no such file, a directory, empty, not ONNX, truncated, not structurally sound (see
+            :mod:`laurel_graph.soundness`), or external data missing, too short or outside the model's folder.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"no such file: {path}; expected an ONNX model.") from None
+    except IsADirectoryError:
+        raise ModelError(f"{path} is a directory; expected an ONNX file.{_near_files(path)}") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
+    model = _parse(data, path)
+    soundness.check(model, path)
+    return model
+
+
+def _near_files(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.glob("*.onnx"))[:5]
+    return f" It holds {', '.join(names)}." if names else ""
+
+
+def _parse(data: bytes, path: Path) -> ModelProto:
+    if not data:
+        raise ModelError(f"{path} is empty (0 bytes); expected an ONNX file.")
+    missing = _missing_bytes(data)
+    if missing is None:
+        raise ModelError(f"{path} is not an ONNX file: {len(data)} bytes that are no ModelProto.")
+    if missing:
+        raise ModelError(
+            f"{path} is truncated: at least {missing} bytes are missing after {len(data)}. Fetch it again."
+        )
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(f"{path} is damaged: it is no valid ONNX ModelProto. Fetch or export it again.") from None
+    return model
+
+
+def _missing_bytes(data: bytes) -> int | None:
+    """Walks the top-level protobuf fields of a ModelProto.
+
+    Returns 0 when they end with the data, the number of bytes that the last one lacks, or ``None`` when the data is
+    something else.
+    """
+    wires = {field.number: 0 if field.cpp_type <= 4 else 2 for field in ModelProto.DESCRIPTOR.fields}
+    position, known = 0, 0
+    while position < len(data):
+        tag, after = _varint(data, position)
+        if after < 0 or after > len(data):
+            return 1 if known and after > 0 else None
+        number, wire = tag >> 3, tag & 7
+        if (
+            wires.get(number, wire) != wire
+            or wire not in (0, 1, 2, 5)
+            or number == 0
+            or (number not in wires and not known)
+        ):
+            return None
+        known += number in wires
+        value, position = _varint(data, after) if wire in (0, 2) else (0, after + (8 if wire == 1 else 4))
+        if position < 0:
+            return None
+        position += value if wire == 2 else 0
+    return position - len(data) if known else None
+
+
+_LONGEST_VARINT = 10
+"""Bytes of the longest varint that protobuf knows."""
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Returns the number at *position* and the position after it: beyond the data if cut off, -1 if it is none."""
+    value = shift = 0
+    found = data[position : position + _LONGEST_VARINT]
+    for byte in found:
+        position += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, position
+    return value, position + 1 if len(found) < _LONGEST_VARINT else -1
+
+
+def count_parameters(model: ModelProto) -> int:
+    """Returns the number of elements of all floating-point tensors of *model*, ours not counted."""
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    return sum(
+        math.prod(tensor.dims)
+        for tensor in tensors_of(model)
+        if tensor.data_type in floats and not tensor.name.startswith(f"{PREFIX}.")
+    )

@@ -1,0 +1,52 @@
+"""Puts the nodes of an ONNX graph in an order in which producers come first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx
+
+from ..errors import ModelError
+from .shapes import bodies
+
+
+def in_order(nodes: Sequence[onnx.NodeProto], model: str) -> Iterator[onnx.NodeProto]:
+    """Yields the nodes so that producers come first.
+
+    Raises:
+        ModelError: a cycle of names.
+    """
+    made: set[str] = set()
+    makers: dict[str, int] = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    reads = [[name for name in _reads(node) if name in makers] for node in nodes]
+    for node, needs in zip(nodes, reads, strict=True):
+        if not made.issuperset(needs):
+            break
+        made.update(node.output)
+    else:
+        yield from nodes
+        return
+    import networkx as nx
+
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(nodes)))
+    graph.add_edges_from((makers[name], i) for i, needs in enumerate(reads) for name in needs)
+    try:
+        order = list(nx.lexicographical_topological_sort(graph))
+    except nx.NetworkXUnfeasible:
+        cycle = [nodes[i].output[0] for i, _ in nx.find_cycle(graph)]
+        raise ModelError(
+            f"{model} has a cycle of names: {' -> '.join([*cycle[:6], cycle[0]])}. "
+            "A value must not depend on itself; check the names of these nodes."
+        ) from None
+    for i in order:
+        yield nodes[i]
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    yield from (name for name in node.input if name)
+    for body in bodies(node):
+        inside = {name for inner in body.node for name in inner.output} | {value.name for value in body.input}
+        for inner in body.node:
+            yield from (name for name in _reads(inner) if name not in inside)
+        yield from (value.name for value in body.output if value.name not in inside)

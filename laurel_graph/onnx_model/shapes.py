@@ -1,0 +1,224 @@
+"""Shapes and element types of every value of an ONNX model, as far as they can be known; never fails.
+
+ONNX's own inference runs on a light copy without large weights, in which operators of ONNX Runtime that it does not
+know are replaced by standard ones of the same output shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+
+import onnx
+from onnx import numpy_helper, shape_inference
+
+from ..graph_view import Shape
+from .walk import graphs_of
+
+PROPAGATED = 1 << 20
+"""Values that inference may write out for one node."""
+LARGE = 1024
+"""Constants with more elements than this enter inference as shapes, not as values."""
+
+_DTYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.DOUBLE: "float64",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.BOOL: "bool",
+}
+
+_STAND_INS = {
+    "GroupNormalization": ("Identity", 1),
+    "FusedConv": ("Conv", 3),
+    "FusedGemm": ("Gemm", 3),
+    "QuickGelu": ("Identity", 1),
+    "FastGelu": ("Identity", 1),
+    "Gelu": ("Identity", 1),
+    "BiasGelu": ("Identity", 1),
+    "SkipLayerNormalization": ("Identity", 1),
+    "SkipSimplifiedLayerNormalization": ("Identity", 1),
+    "SimplifiedLayerNormalization": ("Identity", 1),
+    "RotaryEmbedding": ("Identity", 1),
+    "MultiHeadAttention": ("Identity", 1),
+    "GroupQueryAttention": ("Identity", 1),
+    "QLinearAdd": ("Identity", 1),
+}
+"""Operator: (standard operator of the same output shape, how many inputs it takes over).
+
+They are ONNX Runtime's own, which may stand in the default domain, too, and one at which ONNX's inference stops.
+"""
+
+
+def dtype_name(element: int) -> str | None:
+    """Returns the name of an ONNX element type (``float32`` ...), ``None`` for one that plays no part here."""
+    return _DTYPES.get(element)
+
+
+def shape_of(value: onnx.TypeProto.Tensor) -> Shape | None:
+    """Returns the shape a tensor type states: ints, symbol names, ``None``; ``None`` if it states no rank."""
+    if not value.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value
+        if dim.HasField("dim_value")
+        else None
+        if dim.dim_param.startswith("unk__")
+        else dim.dim_param or None
+        for dim in value.shape.dim
+    )
+
+
+def tensor_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[Shape | None, str | None]], str]:
+    """Returns value name to (shape, dtype), subgraphs included, and a note for the user ("" if all went well)."""
+    note = ""
+    light = _light(model)
+    for data_prop in (False,) if _makes_much(light) else (True, False):
+        try:
+            inferred = shape_inference.infer_shapes(light, data_prop=data_prop)
+            break
+        except Exception as error:  # any failure of inference means: go on with what the file states
+            note = f"shape inference stopped ({str(error).strip().splitlines()[0][:160]}); unknown sizes fit anything."
+    else:
+        inferred = light
+    types: dict[str, tuple[Shape | None, str | None]] = {}
+    _collect(inferred.graph, types)
+    return types, note
+
+
+def _makes_much(model: onnx.ModelProto) -> bool:
+    """Whether the values of a Range or ConstantOfShape, which inference would write out, are far too many."""
+    scopes = [(graph.node, graph.initializer) for graph in graphs_of(model.graph)]
+    scopes += [(function.node, ()) for function in model.functions]
+    for nodes, initializers in scopes:
+        makers = [node for node in nodes if node.op_type in ("Range", "ConstantOfShape")]
+        if makers:
+            constants = {tensor.name: tensor for tensor in initializers}
+            found = ((node.output[0], constant_tensor(node)) for node in nodes if node.op_type == "Constant")
+            constants.update((name, tensor) for name, tensor in found if tensor is not None)
+            if any(_count(node, constants) > PROPAGATED for node in makers):
+                return True
+    return False
+
+
+_COUNTS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.INT16, onnx.TensorProto.FLOAT)
+
+
+def _count(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> float:
+    """How many values a Range or ConstantOfShape of known inputs makes; 0 where they are not known."""
+    given = [tensor for name in node.input if (tensor := constants.get(name)) is not None]
+    known = [t for t in given if t.data_type in _COUNTS and not t.data_location and prod(t.dims) <= LARGE]
+    numbers = [numpy_helper.to_array(tensor).reshape(-1).tolist() for tensor in known]
+    if len(numbers) != len(node.input):
+        return 0
+    if node.op_type == "ConstantOfShape":
+        return float(prod(numbers[0]))
+    if any(len(number) != 1 for number in numbers) or not numbers[2][0]:
+        return 0
+    (start,), (limit,), (delta,) = numbers
+    return float((limit - start) / delta)
+
+
+def _collect(graph: onnx.GraphProto, types: dict[str, tuple[Shape | None, str | None]]) -> None:
+    for info in (*graph.value_info, *graph.input, *graph.output):
+        if info.type.HasField("tensor_type"):
+            tensor = info.type.tensor_type
+            shape = shape_of(tensor)
+            if shape is not None or info.name not in types:
+                types[info.name] = (shape, dtype_name(tensor.elem_type))
+    for tensor in graph.initializer:
+        types[tensor.name] = (tuple(tensor.dims), dtype_name(tensor.data_type))
+    for node in graph.node:
+        for body in bodies(node):
+            _collect(body, types)
+
+
+_GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Returns the subgraphs of a node (If, Loop, Scan ...)."""
+    found: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        kind = attribute.type
+        if kind == _GRAPH:
+            found.append(attribute.g)
+        elif kind == _GRAPHS:
+            found.extend(attribute.graphs)
+    return found
+
+
+def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Returns the tensor of a Constant node (scalars and lists as tensors), ``None`` for strings and sparse tensors."""
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            value: onnx.TensorProto = attribute.t
+            return value
+        if attribute.name in ("value_int", "value_ints"):
+            ints = [attribute.i] if attribute.name == "value_int" else list(attribute.ints)
+            dims = [] if attribute.name == "value_int" else [len(ints)]
+            return onnx.helper.make_tensor("", onnx.TensorProto.INT64, dims, ints)
+        if attribute.name in ("value_float", "value_floats"):
+            floats = [attribute.f] if attribute.name == "value_float" else list(attribute.floats)
+            dims = [] if attribute.name == "value_float" else [len(floats)]
+            return onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, dims, floats)
+    return None
+
+
+def _light(model: onnx.ModelProto) -> onnx.ModelProto:
+    light = onnx.ModelProto(ir_version=max(model.ir_version, 8))
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph, source = light.graph, model.graph
+    graph.name = source.name or "graph"
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    graph.value_info.extend(source.value_info)
+    declared = {info.name for info in source.input}
+    for tensor in source.initializer:
+        _put_constant(graph, tensor, tensor.name, declared)
+    for sparse in source.sparse_initializer:
+        values = sparse.values
+        graph.input.append(onnx.helper.make_tensor_value_info(values.name, values.data_type, list(sparse.dims)))
+    for node in source.node:
+        tensor = constant_tensor(node) if node.op_type == "Constant" else None
+        if tensor is not None and prod(tensor.dims) > LARGE:
+            _put_constant(graph, tensor, node.output[0], declared)
+        elif _has_stand_in(node):
+            op, count = _STAND_INS[node.op_type]
+            graph.node.add(
+                op_type=op,
+                input=node.input[:count],
+                output=[name for name in node.output if name][:1],
+                attribute=() if op == "Identity" else _without(node.attribute, ("activation", "activation_params")),
+            )
+            for name in [name for name in node.output if name][1:]:
+                if "Skip" in node.op_type:
+                    graph.node.add(op_type="Identity", input=node.input[:1], output=[name])
+        else:
+            graph.node.append(node)
+    return light
+
+
+def _has_stand_in(node: onnx.NodeProto) -> bool:
+    if node.op_type not in _STAND_INS or not any(node.output):
+        return False
+    ours = node.op_type == "GroupNormalization" or not onnx.defs.has(node.op_type)
+    return node.domain == "com.microsoft" or (node.domain in ("", "ai.onnx") and ours)
+
+
+def _without(attributes: Iterable[onnx.AttributeProto], names: tuple[str, ...]) -> list[onnx.AttributeProto]:
+    return [attribute for attribute in attributes if attribute.name not in names]
+
+
+def _put_constant(graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str, declared: set[str]) -> None:
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    if not external and prod(tensor.dims) <= LARGE:
+        graph.initializer.append(tensor)
+        graph.initializer[-1].name = name
+    elif name not in declared:
+        graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))

@@ -1,0 +1,83 @@
+"""Walking ONNX models: graphs inside graphs, every tensor, the opset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+
+from ..errors import ModelError
+
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+"""Operators of the default domain that draw random numbers, by their attribute ``seed`` if they have it."""
+
+
+def default_opset(model: ModelProto) -> int:
+    """Returns the model's version of the default domain.
+
+    Raises:
+        ModelError: the model imports no version of it.
+    """
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    raise ModelError("the model imports no opset of the default domain (ai.onnx); expected one opset_import entry.")
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """Yields the graphs that *node* holds as attributes (bodies of If, Loop, Scan)."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yields *graph* and every graph inside its nodes, outer before inner."""
+    yield graph
+    for node in graph.node:
+        if node.attribute:  # most nodes of large graphs have none
+            for inner in subgraphs(node):
+                yield from graphs_of(inner)
+
+
+def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    """Yields every tensor of *model*: initializers, tensors in attributes, in subgraphs and in functions."""
+    for graph in _all_graphs(model):
+        yield from graph.initializer
+    for attribute in _attributes(model):
+        if attribute.type == AttributeProto.TENSOR:
+            yield attribute.t
+        yield from attribute.tensors
+    for sparse in sparse_tensors_of(model):
+        yield from (sparse.values, sparse.indices)
+
+
+def sparse_tensors_of(model: ModelProto) -> Iterator[SparseTensorProto]:
+    """Yields every sparse tensor of *model*, wherever it stands."""
+    for graph in _all_graphs(model):
+        yield from graph.sparse_initializer
+    for attribute in _attributes(model):
+        if attribute.type == AttributeProto.SPARSE_TENSOR:
+            yield attribute.sparse_tensor
+        yield from attribute.sparse_tensors
+
+
+def _all_graphs(model: ModelProto) -> Iterator[GraphProto]:
+    """Yields the main graph, those inside it, and those inside the nodes of functions."""
+    yield from graphs_of(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            for graph in subgraphs(node):
+                yield from graphs_of(graph)
+
+
+def _attributes(model: ModelProto) -> Iterator[AttributeProto]:
+    for function in model.functions:
+        yield from function.attribute_proto
+        for node in function.node:
+            yield from node.attribute
+    for graph in _all_graphs(model):
+        for node in graph.node:
+            yield from node.attribute

@@ -1,0 +1,1 @@
+"""LAuReL residuals in torch: the module, its sum with hand-written gradients, and the native kernels behind it."""

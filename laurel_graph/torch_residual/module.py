@@ -1,0 +1,276 @@
+"""The torch module of one residual connection, and which parameters of a rewritten model train.
+
+    x' = α·Σf + β·(x + (xA)B + Σ_{j<k} γ_j·h_j(x_{i-1-j}))
+
+The mathematics is that of :mod:`laurel_graph.formula`; at the start the module returns the same bits as the adds it
+stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..config import SiteSpec
+from ..formula import initial_parameters
+from ..importer.record import META, ImportRecord
+from .sum import Form, laurel_sum, memory_order
+
+FROZEN = "laurel_frozen"
+"""Key of ``GraphModule.meta``: the parameters that :func:`freeze_base` froze."""
+
+CONFIG = "laurel_config"
+"""Key of ``GraphModule.meta``: the JSON form of the config that the module was rewritten with."""
+
+
+ATTRIBUTES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+"""What every module that holds a graph has already: no tensor or module inside it may take its place."""
+
+
+class LaurelResidual(nn.Module):
+    """The LAuReL residual of one site in the place of ``x + f``.
+
+    Its parameters are those of :meth:`SiteSpec.parameter_shapes` under their own names: ``w`` or ``alpha`` and
+    ``beta``, ``A``, ``B``, ``gamma``, ``previous_A``, ``previous_B``.
+
+    Attributes:
+        spec: what the site gets.
+        joins: what the pass that put the module into a graph needs to take it out again.
+
+    Args:
+        spec: what the site gets.
+        device: where the parameters live.
+        dtype: their element type; ``None`` takes :attr:`SiteSpec.dtype`.
+    """
+
+    w: Tensor
+    alpha: Tensor
+    beta: Tensor
+    A: Tensor
+    B: Tensor
+    gamma: Tensor
+    previous_A: Tensor
+    previous_B: Tensor
+
+    def __init__(
+        self, spec: SiteSpec, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.joins: tuple[Any, ...] = ()
+        dtype = dtype or getattr(torch, spec.dtype)
+        for name, array in initial_parameters(spec).items():
+            self.register_parameter(name, nn.Parameter(torch.from_numpy(array).to(device=device, dtype=dtype)))
+
+    def forward(
+        self,
+        x: Tensor,
+        *values: Tensor,
+        outer: bool = False,
+        skip_scale: float = 1.0,
+        branch_scale: float = 1.0,
+        relu: bool = False,
+    ) -> Tensor:
+        """Returns x' in the shape and (promoted) element type of the join.
+
+        16-bit inputs are accumulated in float32 and rounded once per add.
+
+        Args:
+            x: the skip, ``(..., D)`` or ``(N, D, *spatial)`` after :attr:`SiteSpec.axis`.
+            values: the branches, inner to outer, then the :attr:`SiteSpec.previous` earlier activations, nearest
+                first; all of x's shape.
+            outer: the call stands for an outer add of an n-ary join: x + α·f, with the site's α and nothing else.
+            skip_scale: factor of x and of the earlier activations (a join ``torch.add(f, x, alpha=...)``).
+            branch_scale: factor of the branches (a join ``torch.add(x, f, alpha=...)``).
+            relu: the call stands for the ReLU behind the join, too.
+
+        Raises:
+            ValueError: too few values.
+        """
+        if isinstance(x, fx.Proxy):  # symbolic tracing keeps the module whole
+            kwargs: dict[str, Any] = {"outer": True} if outer else {}
+            kwargs |= {"skip_scale": skip_scale} if skip_scale != 1.0 else {}
+            kwargs |= {"branch_scale": branch_scale} if branch_scale != 1.0 else {}
+            kwargs |= {"relu": True} if relu else {}
+            path = x.tracer.path_of_module(self)
+            proxy: Any = x.tracer.create_proxy("call_module", path, (x, *values), kwargs)
+            return proxy
+        links = 0 if outer else self.spec.previous
+        branches, previous = values[: len(values) - links], values[len(values) - links :]
+        if not branches:
+            raise ValueError(
+                f"site {self.spec.site!r}: expected a branch and {links} earlier activations, "
+                f"found {len(values)} tensors"
+            )
+        order, dtype = memory_order(x, branches[0]), x.dtype
+        scaled = skip_scale != 1.0 or branch_scale != 1.0
+        for j, f in enumerate(branches):
+            dtype = torch.promote_types(dtype, f.dtype)
+            work = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+            last = j == len(branches) - 1
+            form = Form(2, (), self.spec.axis % x.ndim, order, dtype, work, relu=relu and last and not scaled)
+            if j == 0 and not outer:
+                x = self._join(form, x, f, previous, skip_scale, branch_scale)
+            else:
+                skip_scale = skip_scale if j == 0 else 1.0
+                x = self._add(form, (None, x), (self._weights(form)[0], f), skip_scale, branch_scale)
+        return x.relu() if relu and scaled else x
+
+    def _join(
+        self, form: Form, x: Tensor, f: Tensor, previous: Sequence[Tensor], skip_scale: float, branch_scale: float
+    ) -> Tensor:
+        """Returns α·f + β·(x + (xA)B + Σ γ_j·h_j(x_j)) for one branch."""
+        spec, work = self.spec, form.work
+        alpha, beta = self._weights(form)
+        terms: list[tuple[Tensor | None, Tensor]] = [(beta, x)]
+        extra: list[Tensor] = []
+        lows, downs, ups = [], [], []
+        if spec.has_lr:
+            lows, downs, ups = [0], [self.A.to(work)], [self.B.to(work)]
+        gammas = self.gamma.to(work).unbind() if spec.has_pa else ()
+        if spec.has_low_rank_pa:
+            extra = list(previous)
+            downs += self.previous_A.to(work).unbind()
+            ups += [gamma * b for gamma, b in zip(gammas, self.previous_B.to(work).unbind(), strict=True)]
+        else:
+            terms += [
+                (gamma.view(1) if beta is None else gamma * beta, p) for gamma, p in zip(gammas, previous, strict=True)
+            ]
+        scaled = skip_scale != 1.0 or branch_scale != 1.0
+        if not scaled:
+            terms.insert(1, (alpha, f))
+        lows += range(len(terms), len(terms) + len(extra))
+        up = None
+        if ups:
+            up = ups[0] if len(ups) == 1 else torch.cat(ups)
+            if beta is not None:
+                up = up * beta.flatten()
+        skip = replace(form, terms=len(terms), lows=tuple(lows), dtype=work if scaled else form.dtype)
+        y = laurel_sum(skip, [s for s, _ in terms], [*(t for _, t in terms), *extra], downs, up)
+        return self._add(form, (None, y), (alpha, f), skip_scale, branch_scale) if scaled else y
+
+    @staticmethod
+    def _add(
+        form: Form,
+        skip: tuple[Tensor | None, Tensor],
+        branch: tuple[Tensor | None, Tensor],
+        skip_scale: float,
+        branch_scale: float,
+    ) -> Tensor:
+        """Returns the sum of two terms, with the factors and the bits of ``torch.add(..., alpha=...)``."""
+        if skip_scale == branch_scale == 1.0:
+            return laurel_sum(form, [skip[0], branch[0]], [skip[1], branch[1]], [], None)
+        x, f = ((t if s is None else t * s).to(form.dtype) for s, t in (skip, branch))
+        if branch_scale == 1.0:
+            return torch.add(f, x, alpha=skip_scale)
+        return torch.add(x if skip_scale == 1.0 else x * skip_scale, f, alpha=branch_scale)
+
+    def _weights(self, form: Form) -> tuple[Tensor | None, Tensor | None]:
+        """Returns α and β in a shape that broadcasts against x, or ``None`` for a variant without RW."""
+        if not self.spec.has_rw:
+            return None, None
+        tail = (-1, *[1] * (len(form.order) - 1 - form.axis)) if self.spec.per_channel else (-1,)
+        alpha, beta = self._resolved_weights()
+        return alpha.to(form.work).view(tail), beta.to(form.work).view(tail)
+
+    def _resolved_weights(self) -> tuple[Tensor, Tensor]:
+        """Returns α and β, ``()`` or ``(D,)``, rounded to the element type of the parameters."""
+        if self.spec.weights == "free":
+            return self.alpha, self.beta
+        w = self.w if self.w.dtype == torch.float64 else self.w.float()
+        pair = 2 * (w.sigmoid() if self.spec.weights == "sigmoid" else w.softmax(0))
+        alpha, beta = pair.to(self.w.dtype).unbind()
+        return alpha, beta
+
+    def resolved(self) -> dict[str, Tensor]:
+        """Returns the tensors that the operator of this site takes (:meth:`SiteSpec.tensor_shapes`), with gradients."""
+        tensors: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
+        if self.spec.has_rw:
+            tensors["alpha"], tensors["beta"] = self._resolved_weights()
+        return {name: tensors[name] for name in self.spec.tensor_shapes()}
+
+    def extra_repr(self) -> str:
+        """The variant and sizes, as ``print(model)`` shows them."""
+        spec = self.spec
+        parts = [spec.variant, f"D={spec.width}", f"axis={spec.axis}"]
+        parts += [f"r={spec.rank}"] * bool(spec.rank)
+        if spec.has_rw:
+            parts.append(f"weights={spec.weights}" + " per channel" * spec.per_channel)
+        if spec.has_pa:
+            parts.append(f"k={spec.previous} {spec.previous_map}")
+        return ", ".join(parts)
+
+
+def laurel_modules(module: nn.Module) -> dict[str, LaurelResidual]:
+    """Returns site to module for every LAuReL residual inside *module*, in registration order."""
+    return {m.spec.site: m for m in module.modules() if isinstance(m, LaurelResidual)}
+
+
+def freeze_base(module: nn.Module) -> None:
+    """Freezes every parameter of *module* except those of its LAuReL residuals, which are set to train.
+
+    The frozen weights are the caller's own where the module shares them with another one.
+    """
+    if isinstance(module, fx.GraphModule) and FROZEN not in module.meta:
+        laurel_names = {id(p) for m in laurel_modules(module).values() for p in m.parameters()}
+        base = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in laurel_names]
+        module.meta[FROZEN] = tuple(base)
+    module.requires_grad_(False)
+    for laurel in laurel_modules(module).values():
+        laurel.requires_grad_(True)
+
+
+class TrainableParameters(dict[str, nn.Parameter]):
+    """The parameters of a model that train, by name: for a module imported from ONNX, the names in the file.
+
+    Attributes:
+        total: number of elements of all parameters of the model, frozen ones included.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        record: ImportRecord | None = getattr(module, "meta", {}).get(META)
+        names = record.tensors if record is not None else {}
+        super().__init__()
+        for path, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                name = names.get(path, path)  # two branches of an If may each have a tensor of one name
+                self[path if name in self else name] = parameter
+        self.total = sum(p.numel() for p in module.parameters())
+
+    @property
+    def count(self) -> int:
+        """Number of elements that train."""
+        return sum(p.numel() for p in self.values())
+
+    @property
+    def summary(self) -> str:
+        """One line: tensors, elements and their share of the whole."""
+        share = 100 * self.count / self.total if self.total else math.nan
+        return f"{self.count:,} of {self.total:,} parameters train ({share:.3g} %), in {len(self)} tensors"
+
+    def __str__(self) -> str:
+        return self.summary
+
+
+def trainable_parameters(module: nn.Module) -> TrainableParameters:
+    """Returns the parameters of *module* that require gradients, by name; ``.summary`` is one line about them."""
+    return TrainableParameters(module)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Returns the optimizer's groups: LAuReL parameters without weight decay, others that train (a head) with it.
+
+    Decay would pull w, γ, A and B back to the start, where the model is the original.
+    """
+    laurel = {id(p) for m in laurel_modules(module).values() for p in m.parameters()}
+    ours: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for p in trainable_parameters(module).values():
+        (ours if id(p) in laurel else others).append(p)
+    groups = [{"params": ours, "weight_decay": 0.0}, {"params": others, "weight_decay": weight_decay}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,285 @@
+"""Deploys a trained LAuReL model: folds α and β away, gives each site its cheapest exact form, checks the result."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from numpy.typing import NDArray
+
+from laurel_graph.config import FORMAT_VERSION
+from laurel_graph.errors import RewriteError, VerificationError
+from laurel_graph.onnx_model import file as onnx_file
+from laurel_graph.onnx_model.walk import graphs_of
+from laurel_graph.onnx_model.weight_file import has_external_weights
+from laurel_graph.opset import functions
+from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes, read_metadata
+from laurel_graph.outputs import check_outputs, staged
+from laurel_graph.outputs.models import model_files, stage_model
+from laurel_graph.passes.fold.fold import FoldReport, fold
+from laurel_graph.passes.rewrite.undo import read_undo
+
+from .choose import FusedSite, fuse
+from .costs import CostModel, default_costs
+
+if TYPE_CHECKING:
+    from laurel_graph.passes.verify import OutputDifference, VerifyReport
+
+
+TARGETS = ("cpu",)
+TOLERANCE = {"float32": 2e-5, "float64": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
+"""How far a deployed value may be from the trained one, over the scale of its channel, by element type."""
+
+
+@dataclass(frozen=True)
+class DeployReport:
+    """What deployment did.
+
+    Attributes:
+        fold: what became of α and β.
+        forms: which form each site that keeps a low-rank or PA part has.
+        portable: whether only ``ai.onnx`` operators were allowed.
+        target: what the file was made for.
+        nodes: how many nodes of each type the main graph has.
+        verification: how the file compares with the trained one; ``None`` before it was verified.
+    """
+
+    fold: FoldReport
+    forms: tuple[FusedSite, ...]
+    portable: bool
+    target: str
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    verification: VerifyReport | None = None
+
+    @property
+    def differences(self) -> dict[str, tuple[float, float]]:
+        """Output to (max abs, max rel) difference to the trained model; empty before verification."""
+        return {item.output: (item.max_abs, item.max_rel) for item in self._outputs}
+
+    @property
+    def allowed(self) -> dict[str, float]:
+        """Output to the largest max rel that was accepted."""
+        return {item.output: item.tolerance for item in self._outputs}
+
+    @property
+    def samples(self) -> int:
+        """On how many samples the file was compared."""
+        return self.verification.samples if self.verification is not None else 0
+
+    @property
+    def _outputs(self) -> tuple[OutputDifference, ...]:
+        return self.verification.outputs if self.verification is not None else ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form: one object per site, then what holds for the whole file."""
+        forms = {form.node: form for form in self.forms}
+        compared = {item.site: item for item in self.verification.sites} if self.verification is not None else {}
+        sites = []
+        for site in self.fold.sites:
+            form = forms.get(self.fold.renamed.get(site.node, site.node))
+            entry: dict[str, Any] = asdict(site)
+            del entry["result"]
+            if form and form.reason:
+                entry["reason"] = "; ".join(filter(None, (site.reason, form.reason)))
+            sites.append(
+                {
+                    **entry,
+                    "form": form.form if form else "add",
+                    "deployed": form.operator if form else "Add",
+                    "costs_us": {k: round(v, 2) for k, v in form.costs.items()} if form else {},
+                    **({"max_rel": compared[site.site].max_rel} if site.site in compared else {}),
+                }
+            )
+        outputs = [
+            {"output": o.output, "max_abs": o.max_abs, "max_rel": o.max_rel, "allowed": o.tolerance, "noise": o.noise}
+            for o in self._outputs
+        ]
+        return {
+            "target": self.target,
+            "portable": self.portable,
+            "sites": sites,
+            "rescaled": list(self.fold.rescaled),
+            "multiplied": list(self.fold.multiplied),
+            "nodes": dict(self.nodes),
+            "samples": self.samples,
+            "outputs": outputs,
+        }
+
+
+def deploy(
+    model: onnx.ModelProto,
+    *,
+    portable: bool = False,
+    target: str = "cpu",
+    base: Path | None = None,
+    costs: CostModel | None = None,
+) -> DeployReport:
+    """Deploys a trained model in place; see :func:`deploy_file` for files.
+
+    Args:
+        model: a transformed model.
+        portable: leave only operators of ``ai.onnx``: no function, no domain of our own.
+        target: what it is to run on; ``cpu``.
+        base: the folder of its external weights.
+        costs: the cost model; the one of the package by default.
+
+    Raises:
+        RewriteError: no LAuReL in the model, deployed already, or an unknown target.
+    """
+    if target not in TARGETS:
+        raise RewriteError(f"target {target!r} is not known: expected one of {', '.join(TARGETS)}.")
+    if read_metadata(model, METADATA_DEPLOYED) is not None:
+        raise RewriteError("the model is deployed already; deploy the trained file it was made from.")
+    if not any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
+        raise RewriteError("the model holds no LAuReL residual; transform (and train) it before deploying it.")
+    _close_inputs(model)
+    folded = fold(model, base)
+    forms = fuse(model, costs or default_costs(), portable=portable, base=base)
+    _settle_functions(model, portable)
+    folded = replace(folded, scales=_scales_left(model, folded, forms))
+    _mark(model, portable, target)
+    nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+    return DeployReport(folded, forms, portable, target, dict(sorted(nodes.items())))
+
+
+def _scales_left(model: onnx.ModelProto, folded: FoldReport, forms: Sequence[FusedSite]) -> dict[str, NDArray[Any]]:
+    """Returns the scales of the values that fusing left there and left what they were."""
+    made = {name for node in model.graph.node for name in node.output}
+    made.difference_update(name for form in forms for name in form.altered)
+    return {name: scale for name, scale in folded.scales.items() if name in made}
+
+
+def _settle_functions(model: onnx.ModelProto, portable: bool) -> None:
+    """Leaves exactly the functions that are needed; *portable* inlines the ones in subgraphs too."""
+    functions.detach(model)
+    if any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
+        functions.attach(model)
+        if portable:
+            from onnx import inliner
+
+            model.CopyFrom(inliner.inline_selected_functions(model, [(f.domain, f.name) for f in model.functions]))
+            functions.detach(model)
+    if portable:
+        imports = [entry for entry in model.opset_import if entry.domain != DOMAIN]
+        del model.opset_import[:]
+        model.opset_import.extend(imports)
+
+
+def _close_inputs(model: onnx.ModelProto) -> None:
+    """Makes weights that are inputs too plain constants, so that runtimes fold and pack them.
+
+    LAuReL tensors are meant that could be overridden per request (others are computed from them), and all weights of
+    files of an IR version below 4, where every weight had to be listed as an input and none could be overridden. Other
+    weights that are inputs stay what they are: a run may be given others.
+    """
+    undo = read_undo(model) or {}
+    old = (undo.get("ir_version") or 4) < 4
+    held = {tensor.name for tensor in model.graph.initializer if old or tensor.name.startswith(PREFIX + ".")}
+    kept = [value for value in model.graph.input if value.name not in held]
+    if len(kept) != len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(kept)
+
+
+def _mark(model: onnx.ModelProto, portable: bool, target: str) -> None:
+    """Takes out what belongs to a model that can still be trained and says that this one is deployed."""
+    kept = [prop for prop in model.metadata_props if not prop.key.startswith(PREFIX + ".")]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    value = {"format": FORMAT_VERSION, "target": target, "portable": portable}
+    model.metadata_props.add(key=METADATA_DEPLOYED, value=json.dumps(value))
+
+
+def deploy_file(
+    path: str | Path,
+    output: str | Path,
+    *,
+    portable: bool = False,
+    target: str = "cpu",
+    data: str | Path | Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    costs: CostModel | None = None,
+) -> DeployReport:
+    """Deploys the trained file *path* to *output*, which is written only if it computes what *path* computes.
+
+    Where *path* keeps weights in other files, those that change go to ``<output>.<digest of the content>.data``, the
+    others stay. The file that is compared is the one that stays, beside the weight files that it keeps; it becomes
+    visible by one rename.
+
+    Args:
+        path: the trained ONNX file; it stays as it is.
+        output: the file to write.
+        portable: leave only operators of ``ai.onnx``.
+        target: what it is to run on; ``cpu``.
+        data: an ``.npz`` file, or samples in memory, to compare on in place of drawn inputs.
+        tolerance: largest difference over the scale of a channel, at every site and output; by default
+            :data:`TOLERANCE` by element type, or eight times the trained file's own noise where that is more.
+        seed: seed of the drawn inputs.
+        sizes: sizes of symbolic dims of drawn inputs.
+        costs: the cost model; the one of the package by default.
+
+    Raises:
+        RewriteError: see :func:`deploy`.
+        VerificationError: the deployed model is further from the trained one than the tolerance, or no sample
+            exercises the model; nothing is written.
+        OutputError: *output* is a file that is read here, or cannot be written.
+    """
+    source = Path(path)
+    model = onnx_file.read(source)
+    read = (*model_files(source, model), Path(data) if isinstance(data, (str, Path)) else None)
+    check_outputs(output, inputs=read)
+    spill = has_external_weights(model)
+    report = deploy(model, portable=portable, target=target, base=source.parent, costs=costs)
+    with staged(output, read) as aside:
+        stage_model(aside, model, source, spill)
+        checked = _verify(report, source, aside.path, data, tolerance, seed, sizes)
+        aside.publish()
+    return checked
+
+
+def _verify(
+    report: DeployReport,
+    source: Path,
+    deployed: Path,
+    data: str | Path | Sequence[Mapping[str, NDArray[Any]]] | None,
+    tolerance: float | None,
+    seed: int,
+    sizes: Mapping[str, int] | None,
+) -> DeployReport:
+    """Compares both files at every site and every output; returns the report with what was found.
+
+    Raises:
+        VerificationError: they differ somewhere, or no sample exercises the model.
+    """
+    from laurel_graph.passes.verify import SiteDifference, read_samples, report_of
+    from laurel_graph.passes.verify.check import Check, Subject
+    from laurel_graph.passes.verify.watching import check_coverage, site_values, with_scales
+
+    first, second = (Subject(path, onnx_file.read(path)) for path in (source, deployed))
+    sites = site_values(first.model, second.model, report.fold.renamed)
+    check_coverage(first.model, second.model, sites)
+    altered = {name for form in report.forms for name in form.altered}
+    check = Check(
+        first,
+        second,
+        with_scales(sites, report.fold, first.model, second.model, altered),
+        tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
+        exact=tolerance is not None,
+    )
+    samples = read_samples(data) if isinstance(data, (str, Path)) else data
+    findings = check.on_drawn((1, 3), seed, sizes) if samples is None else check.on_data(samples)
+    found = report_of((str(source), str(deployed)), findings)
+    if (worst := found.first_difference) is not None:
+        where = f"site {worst.site!r}: the value" if isinstance(worst, SiteDifference) and worst.site else "the value"
+        raise VerificationError(
+            f"the deployed model differs from {source}, first at {where} {worst.output!r} by {worst.max_abs:.3g} "
+            f"({worst.max_rel:.3g} of its scale, allowed {worst.tolerance:.3g}). Nothing was written."
+        )
+    return replace(report, verification=found)

@@ -1,0 +1,295 @@
+"""Gives each residual connection that was found its name, feature axis, and place on a stream."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from laurel_graph.config import MAX_PREVIOUS
+from laurel_graph.detection import Residual
+from laurel_graph.graph_view import GraphView, Role, Shape, Vertex
+from laurel_graph.names import path_parts
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A residual connection in terms of the view's vertices.
+
+    Attributes:
+        kind: ``identity``, ``projection`` or ``laurel``.
+        fork: where skip and branches come from.
+        skip: the operand that is the skip.
+        branches: the operands that are branches, inner to outer.
+        adds: the adds, inner to outer.
+        rank: of a LAuReL block that is already there.
+        note: why it cannot be rewritten, or "".
+    """
+
+    kind: str
+    fork: int
+    skip: int
+    branches: tuple[int, ...]
+    adds: tuple[int, ...]
+    rank: int = 0
+    note: str = ""
+
+
+_ON_STREAM = (Role.PASS, Role.RESHAPE, Role.NORM, Role.ACTIVATION, Role.SLICE, Role.POOL, Role.CONCAT)
+_SAME_ELEMENTS = (Role.PASS, Role.NORM, Role.ACTIVATION, Role.POOL, Role.SOFTMAX, Role.MATH)
+_LONGEST_WALK = 32
+
+
+def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
+    """Returns the residual connections in topological order, named and placed on their streams."""
+    names = _names(view, found)
+    streams, segments = _streams(view, found)
+    axes = _feature_axes(view, found, streams)
+    shared = _shared(view, found)
+    made: list[Residual] = []
+    length: Counter[int] = Counter()
+    alike: dict[tuple[int, Shape | None, int], list[str]] = defaultdict(list)
+    for place, item in enumerate(found):
+        join, outer = view.vertices[item.adds[0]], view.vertices[item.adds[-1]]
+        axis, width = axes[place]
+        shape = join.shape
+        # Unknown sizes are the same where nothing between two sites changes a shape.
+        group = (streams[place], shape, segments[place] if shape is not None and None in shape else -1)
+        previous = alike[group][: -MAX_PREVIOUS - 1 : -1] if shape is not None and item.kind != "laurel" else []
+        blocked = next((view.vertices[add].blocked for add in item.adds if view.vertices[add].blocked), item.note)
+        made.append(
+            Residual(
+                site=names[place],
+                kind=item.kind,
+                skip=view.vertices[item.skip].value,
+                branches=tuple(view.vertices[b].value for b in item.branches),
+                join=outer.name or outer.key,
+                joins=tuple(view.vertices[add].key for add in item.adds),
+                axis=axis if axis in (-1, 1) else -1,
+                width=width,
+                shape=shape,
+                dtype=join.dtype if join.dtype in _FLOATS else None,
+                stream=streams[place],
+                index=length[streams[place]],
+                previous=tuple(previous),
+                fork=view.vertices[item.fork].value,
+                source=join.source or (join.scope or ""),
+                shared=shared[place],
+                blocked=blocked or _blocked(axis, width, join),
+                rank=item.rank,
+            )
+        )
+        length[streams[place]] += 1
+        if item.kind != "laurel":
+            alike[group].append(names[place])
+    return tuple(made)
+
+
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
+
+
+def _blocked(axis: int, width: int | None, join: Vertex) -> str:
+    if axis not in (-1, 1):
+        return f"its feature axis is {axis} of {join.shape}; only the last axis and axis 1 are supported"
+    if width is None:
+        return "the size of its feature axis is unknown; give example inputs or a file with shapes"
+    if join.dtype is not None and join.dtype not in _FLOATS:
+        return f"its elements are {join.dtype}"
+    return ""
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+def _names(view: GraphView, found: Sequence[Found]) -> list[str]:
+    """Module path and a number; without a path the join's own name."""
+    count: Counter[str] = Counter()
+    used: set[str] = {view.vertices[item.adds[0]].site for item in found} - {""}
+    names: list[str] = []
+    for item in found:
+        join = view.vertices[item.adds[-1]]
+        if site := view.vertices[item.adds[0]].site:
+            names.append(site)
+            continue
+        if join.scope is None:
+            name = unique = "res_" + _identifier(join.name or join.key).replace(".", "_")
+            number = 1
+        else:
+            path = _identifier(join.scope) if join.scope else ""
+            count[path] += 1
+            number = count[path]
+            name = f"{path}.res" if path else "res"
+            unique = f"{name}{number}"
+        while unique in used:
+            number += 1
+            unique = f"{name}{number}" if join.scope is not None else f"{name}_{number}"
+        used.add(unique)
+        names.append(unique)
+    return names
+
+
+def _identifier(name: str) -> str:
+    return ".".join(path_parts(name.strip(".")))
+
+
+# The feature axis -----------------------------------------------------------------------------------------------------
+
+
+def _feature_axes(view: GraphView, found: Sequence[Found], streams: Sequence[int]) -> list[tuple[int, int | None]]:
+    """Returns axis (-1, 1, or another where that is what it is) and width D, ``None`` if unknown, per residual.
+
+    One stream keeps its axis as long as it keeps its shape, so that a branch along another axis (token mixing) does not
+    turn it.
+    """
+    axes: list[tuple[int, int | None]] = []
+    before: dict[int, tuple[Shape, tuple[int, int | None]]] = {}
+    for item, stream in zip(found, streams, strict=True):
+        shape = view.vertices[item.adds[0]].shape
+        kept = before.get(stream)
+        axis = kept[1] if kept is not None and kept[0] == shape else _feature_axis(view, item)
+        if shape is not None:
+            before[stream] = shape, axis
+        axes.append(axis)
+    return axes
+
+
+def _feature_axis(view: GraphView, item: Found) -> tuple[int, int | None]:
+    join = view.vertices[item.adds[0]]
+    shape = join.shape
+    if join.role is Role.LAUREL:
+        shape = shape or view.vertices[item.skip].shape
+        size = shape[join.axis] if shape is not None and len(shape) > 1 else None
+        return join.axis, join.width or (size if isinstance(size, int) else None)
+    operands = (item.skip, *item.branches, *view.consumers[item.adds[-1]][:2])
+    answers = (_axis_above(view, operand, shape) for operand in operands)
+    axis, width = next(
+        (answer for answer in answers if answer is not None),
+        (1 if shape is not None and len(shape) == 4 else -1, None),
+    )
+    if not shape:  # unknown, or a single number
+        return axis, width
+    rank = len(shape)
+    axis = axis if -rank <= axis < rank else -1
+    axis = -1 if axis % rank == rank - 1 else axis % rank
+    size = shape[axis]
+    return axis, size if isinstance(size, int) else width
+
+
+def _axis_above(view: GraphView, index: int, shape: Shape | None) -> tuple[int, int | None] | None:
+    """Walks up from an operand to the operator that made its features; follows the axis through transposes."""
+    back: list[tuple[int, ...]] = []
+    for _ in range(_LONGEST_WALK):
+        vertex = view.vertices[index]
+        if vertex.role in (Role.CONV, Role.LINEAR, Role.WEIGHTED) and vertex.weighted:
+            axis = vertex.axis if vertex.role is Role.CONV else -1
+            if axis == 1 and vertex.role is Role.CONV and vertex.shape is None and shape is None and back:
+                return None
+            return _moved(axis, vertex, back, shape)
+        if vertex.role is Role.RESHAPE:
+            if vertex.permutation is None:
+                width = _width_above(view, vertex.inputs[0]) if vertex.inputs else None
+                return _axis_of_size(shape, width)
+            back.append(vertex.permutation)
+        elif (
+            vertex.role not in (*_SAME_ELEMENTS, Role.MUL, Role.ADD, Role.SLICE, Role.SUB, Role.LAUREL)
+            or not vertex.inputs
+        ):
+            return None
+        index = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])
+    return None
+
+
+def _moved(
+    axis: int, vertex: Vertex, back: Sequence[tuple[int, ...]], shape: Shape | None
+) -> tuple[int, int | None] | None:
+    """Follows *axis* of *vertex* down through the transposes below it."""
+    rank = len(back[-1]) if back else len(shape) if shape is not None else 0
+    if back:
+        axis %= rank
+        for permutation in reversed(back):
+            if axis >= len(permutation):
+                return None
+            axis = permutation.index(axis)
+        axis = axis - rank if axis == rank - 1 else axis
+    return axis, vertex.width
+
+
+def _width_above(view: GraphView, index: int) -> int | None:
+    for _ in range(_LONGEST_WALK):
+        vertex = view.vertices[index]
+        if vertex.weighted:
+            return vertex.width
+        if not vertex.inputs or vertex.role not in (*_SAME_ELEMENTS, Role.RESHAPE, Role.ADD, Role.MUL, Role.SLICE):
+            return None
+        index = vertex.inputs[0]
+    return None
+
+
+def _axis_of_size(shape: Shape | None, width: int | None) -> tuple[int, int | None] | None:
+    if shape is None or width is None or not shape:
+        return None
+    if shape[-1] == width:
+        return -1, width
+    return (1, width) if len(shape) > 1 and shape[1] == width else None
+
+
+# Streams --------------------------------------------------------------------------------------------------------------
+
+
+def _streams(view: GraphView, found: Sequence[Found]) -> tuple[list[int], list[int]]:
+    """Numbers the streams: a residual connection goes on where the last join above its fork left off.
+
+    The second list numbers the segments: stretches of a stream in which no operator changes the shape.
+    """
+    at_join = {add: place for place, item in enumerate(found) for add in item.adds}
+    followed: set[int] = set()
+    streams: list[int] = []
+    segments: list[int] = []
+    count = 0
+    for place, item in enumerate(found):
+        before, intact = _join_above(view, item.fork, at_join)
+        segments.append(place)
+        if before is not None and before not in followed and before < place:
+            followed.add(before)
+            streams.append(streams[before])
+            if intact and item.kind == "identity":
+                segments[place] = segments[before]
+        else:
+            streams.append(count)
+            count += 1
+    return streams, segments
+
+
+def _join_above(view: GraphView, index: int, at_join: dict[int, int]) -> tuple[int | None, bool]:
+    """Walks up norms, activations, scales and reshapes to the join that the value comes from.
+
+    The second result tells whether the shape stayed the same on the way.
+    """
+    intact = True
+    for _ in range(_LONGEST_WALK):
+        if index in at_join:
+            return at_join[index], intact
+        vertex = view.vertices[index]
+        data = [u for u in vertex.inputs if view.vertices[u].data]
+        unary = vertex.role in _ON_STREAM or (vertex.role in (Role.ADD, Role.MUL) and len(data) == 1)
+        if not unary or not vertex.inputs:
+            break
+        intact &= vertex.role not in (Role.RESHAPE, Role.SLICE, Role.POOL, Role.CONCAT)
+        index = data[0] if data else vertex.inputs[0]
+    return None, False
+
+
+def _shared(view: GraphView, found: Sequence[Found]) -> list[str]:
+    """Names what several sites have in common: their weights, hence their module."""
+    weights = [_branch_weight(view, item.branches[0]) if item.branches else "" for item in found]
+    count = Counter(weight for weight in weights if weight)
+    return [weight if count[weight] > 1 else "" for weight in weights]
+
+
+def _branch_weight(view: GraphView, index: int) -> str:
+    for _ in range(_LONGEST_WALK):
+        vertex = view.vertices[index]
+        if vertex.weighted or not vertex.inputs:
+            return vertex.weight
+        index = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])
+    return ""

@@ -1,0 +1,1 @@
+"""From torch modules to the neutral graph view: capture, values, roles."""

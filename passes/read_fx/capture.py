@@ -1,0 +1,284 @@
+"""Gets a graph out of whatever the user has: nn.Module, GraphModule or ExportedProgram.
+
+An nn.Module goes through ``torch.fx.symbolic_trace`` when that works, because the traced module keeps its layers and
+so ``train()`` and ``eval()``; otherwise through ``torch.export`` (non-strict).
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from laurel_graph.errors import ModelError
+from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
+from laurel_graph.torch_residual.module import ATTRIBUTES
+
+from .roles import is_in_place, operator_name
+from .view import fx_view
+
+if TYPE_CHECKING:
+    from laurel_graph.graph_view import GraphView
+
+FROZEN_NOTE = (
+    "traced with torch.export: dropout and batch norm stay as they were at tracing time; train() and eval() do not "
+    "switch them."
+)
+FIXED_NOTE = "traced with torch.export for the sizes of the example inputs; give dynamic_shapes= to leave axes open."
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A traced model.
+
+    Attributes:
+        module: what is rewritten and trained; names in *view* are those of its nodes.
+        view: the neutral view of it.
+        notes: sentences for the user.
+    """
+
+    module: fx.GraphModule
+    view: GraphView
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+class LaurelTracer(fx.Tracer):
+    """A tracer that leaves LAuReL residuals whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Tells whether *m* stays one node."""
+        return type(m).__module__ == "laurel_graph.torch_residual.module" or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None,
+                    type_expr: Any | None = None) -> fx.Node:  # fmt: skip
+        """Names no node after a layer called ``self``: it would hide the module in the generated code."""
+        if name is None and isinstance(target, str) and target.strip("_").lower() == "self":
+            name = "self_"
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
+
+
+def capture(
+    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> Captured:
+    """Traces *model* and returns its graph and the view of it.
+
+    Args:
+        model: ``nn.Module``, ``fx.GraphModule`` or ``torch.export.ExportedProgram``.
+        args: example inputs, positional; needed wherever ``torch.export`` is, and for shapes.
+        kwargs: example inputs by name.
+        dynamic_shapes: as for ``torch.export.export``, for the route that goes through it: which axes the captured
+            graph leaves open; without it they keep the sizes of the example inputs.
+
+    Raises:
+        ModelError: no route works; names the line where each one failed and what to try next.
+    """
+    args, kwargs = tuple(args), dict(kwargs or {})
+    if isinstance(model, torch.export.ExportedProgram):
+        check_paths((*model.state_dict, *model.constants), "the ExportedProgram")
+        return _captured(_unlifted(model), "ExportedProgram", [FROZEN_NOTE])
+    if isinstance(model, fx.GraphModule):
+        check_paths((str(node.target) for node in model.graph.nodes if node.op in _HOLDING), type(model).__name__)
+        notes = _add_shapes(model, args, kwargs)
+        return _captured(model, type(model).__name__, notes)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"expected an nn.Module, a GraphModule or an ExportedProgram, found {type(model).__name__}. "
+            "For an ONNX file give its path."
+        )
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{name} is compiled to TorchScript, which neither torch.fx.symbolic_trace nor torch.export reads. Give "
+            "the nn.Module that it was made from, or export it with torch.onnx.export(dynamo=False) and give the file."
+        )
+    try:
+        traced = _symbolic(model)
+        notes = _add_shapes(traced, args, kwargs, strict=True)
+        return _captured(traced, name, notes)
+    except Exception as error:  # tracing runs the user's code: anything can come out of it
+        symbolic = _where(error, model)
+    if not args and not kwargs:
+        raise ModelError(
+            f"{name} cannot be traced by torch.fx.symbolic_trace ({symbolic}). Give example inputs, so that "
+            "torch.export can try."
+        )
+    check_paths(module_paths(model), name)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+        module = _unlifted(program)
+    except Exception as error:  # likewise
+        raise ModelError(
+            f"{name} could not be traced. torch.fx.symbolic_trace stopped at {symbolic}; torch.export stopped at "
+            f"{_where(error, model)}. Mend that line (no control flow on values, no items of tensors), or export the "
+            "model to ONNX and give the file."
+        ) from error
+    notes = [f"torch.fx.symbolic_trace stopped at {symbolic}.", FROZEN_NOTE]
+    return _captured(module, name, [*notes, *([] if dynamic_shapes else [FIXED_NOTE])])
+
+
+def _captured(module: fx.GraphModule, name: str, notes: Sequence[str]) -> Captured:
+    functional_adds(module)
+    view = fx_view(module, name)
+    view.notes.extend(notes)
+    return Captured(module, view, tuple(view.notes))
+
+
+def _symbolic(model: nn.Module) -> fx.GraphModule:
+    tracer = LaurelTracer()
+    tracer.record_stack_traces = True
+    graph = tracer.trace(model)
+    held = [node for node in graph.nodes if node.op in _HOLDING]
+    paths = safe_paths((str(node.target) for node in held), ATTRIBUTES)
+    if all(path == safe for path, safe in paths.items()):
+        return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    parts = {safe: _at(model, path) for path, safe in paths.items()}
+    for node in held:
+        node.target = paths[str(node.target)]
+    module = fx.GraphModule(parts, graph, type(model).__name__)
+    module.training = model.training
+    return module
+
+
+_HOLDING = ("call_module", "get_attr")
+"""The ops of nodes whose target is the path of something in the module."""
+
+
+def _at(model: nn.Module, path: str) -> Any:
+    for part in path.split("."):
+        model = getattr(model, part)
+    return model
+
+
+def check_paths(paths: Iterable[str], owner: str) -> None:
+    """Refuses names that torch would write into generated code unescaped.
+
+    Raises:
+        ModelError: naming the first one.
+    """
+    for path in paths:
+        if not is_safe_in_code(path):
+            raise ModelError(
+                f"{owner} has a part named {printable(path, LONGEST)!r}, which torch would paste into the code that it "
+                "generates: expected printable characters without quotes and backslashes, and no Python keyword. "
+                "Rename it."
+            )
+
+
+def module_paths(model: nn.Module) -> Iterator[str]:
+    """Returns the paths of everything that *model* holds under a name."""
+    for prefix, part in model.named_modules():
+        for name in (*part._parameters, *part._buffers, *part._modules):
+            yield f"{prefix}.{name}" if prefix else name
+
+
+def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    module = program.module()
+    if not isinstance(module, fx.GraphModule):
+        raise ModelError(f"expected the exported program to hold one graph, found {type(module).__name__}.")
+    for name in ("train", "eval"):  # torch.export makes them raise, but every trainer calls them
+        vars(module).pop(name, None)
+    return module
+
+
+def _add_shapes(
+    module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], strict: bool = False
+) -> list[str]:
+    """Runs the graph on fake tensors and notes every value's shape; without example inputs it only says so."""
+    if any("val" in node.meta for node in module.graph.nodes if node.op.startswith("call")):
+        return []
+    if not args and not kwargs:
+        return ["no example inputs: shapes are unknown."]
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    training = {name: layer.training for name, layer in module.named_modules()}
+    try:
+        values = _in_placeholder_order(module, args, kwargs)
+        module.eval()
+        with torch.no_grad():
+            FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*values)
+    except Exception as error:  # the traced code runs here
+        if strict:
+            raise
+        return [f"shapes are unknown: running the graph stopped at {_where(error, module)}."]
+    finally:
+        for name, layer in module.named_modules():
+            layer.training = training[name]
+    return []
+
+
+def _in_placeholder_order(module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    values: list[Any] = []
+    remaining = list(args)
+    left = dict(kwargs)
+    for node in module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        if remaining:
+            values.append(remaining.pop(0))
+        elif str(node.target) in left:
+            values.append(left.pop(str(node.target)))
+        elif node.args:
+            values.append(node.args[0])
+        else:
+            raise ModelError(f"no example input for {node.target!r}; given: {len(args)} positional, {sorted(kwargs)}.")
+    if remaining or left:
+        raise ModelError(f"the traced graph does not take {len(remaining)} positional inputs and {sorted(left)}.")
+    return values
+
+
+def functional_adds(module: fx.GraphModule) -> None:
+    """Writes ``aten.add_`` as ``aten.add`` where nothing but the sum is seen afterwards; values stay the same bits."""
+    order = {node: place for place, node in enumerate(module.graph.nodes)}
+    views = {
+        node
+        for node in order
+        if node.op in ("call_function", "call_method") and node.all_input_nodes and _shares_memory(node)
+    }
+    changed = False
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not torch.ops.aten.add_.Tensor:
+            continue
+        target = node.args[0]
+        if (
+            target.op not in ("call_function", "call_module")
+            or target in views
+            or any(u in views for u in target.users)
+        ):
+            continue
+        node.target = torch.ops.aten.add.Tensor
+        target.replace_all_uses_with(node, delete_user_cb=lambda user, at=node: order[user] > order[at])
+        changed = True
+    if changed:
+        module.recompile()
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Tells whether the result of *node* may be the memory of its operand."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return any(argument.alias_info is not None for argument in target._schema.arguments) or operator_name(
+            target
+        ) in ("reshape", "contiguous", "to", "flatten")
+    return not is_in_place(node)
+
+
+def _where(error: BaseException, model: nn.Module) -> str:
+    """Returns ``file.py:line (code): message`` of the innermost frame outside torch, else of the model's forward."""
+    inside = str(Path(torch.__file__).parent)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((inside, __file__))]
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if not frames:
+        code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+        place = f"{code.co_filename}:{code.co_firstlineno} (forward): " if code is not None else ""
+        return f"{place}{type(error).__name__}: {message}"
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line}): {message}"

@@ -1,0 +1,135 @@
+"""What the operators of ONNX and of ONNX Runtime mean to detection, and which of their inputs are operands."""
+
+from __future__ import annotations
+
+from laurel_graph.graph_view import Role
+
+_ROLES: dict[Role, str] = {
+    Role.META: (
+        "Shape Size ConstantOfShape NonZero Range Greater GreaterOrEqual Less LessOrEqual Equal Not And Or Xor "
+        "ArgMax ArgMin IsNaN IsInf EyeLike RandomNormalLike RandomUniformLike SequenceLength"
+    ),
+    Role.PASS: (
+        "Identity Dropout Cast CastLike QuantizeLinear DequantizeLinear DynamicQuantizeLinear MemcpyToHost "
+        "MemcpyFromHost Optional OptionalGetElement SequenceAt BitCast TrainableDropout"
+    ),
+    Role.RESHAPE: "Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile SpaceToDepth",
+    Role.UPSAMPLE: "Resize Upsample DepthToSpace ConvTranspose MaxUnpool GridSample",
+    Role.SCATTER: "ScatterND ScatterElements Scatter TensorScatter",
+    Role.SELECT: "Where",
+    Role.REDUCE: ("ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceLogSumExp ReduceSumSquare ReduceProd ReduceLogSum"),
+    Role.MATH: "Pow Sqrt Reciprocal Neg Abs Floor Ceil Round Sign Exp Log Sin Cos",
+    Role.ACTIVATION: (
+        "Relu LeakyRelu PRelu Elu Selu Celu Sigmoid Tanh Softplus Softsign HardSigmoid HardSwish Mish Gelu Clip Erf "
+        "ThresholdedRelu Swish QuickGelu FastGelu BiasGelu QLinearSigmoid QLinearLeakyRelu Max Min Hardmax Shrink "
+        "BiasSplitGelu"
+    ),
+    Role.SOFTMAX: "Softmax LogSoftmax QLinearSoftmax BiasSoftmax",
+    Role.NORM: (
+        "BatchNormalization LayerNormalization SimplifiedLayerNormalization RMSNormalization GroupNormalization "
+        "InstanceNormalization LpNormalization LRN MeanVarianceNormalization GroupNorm"
+    ),
+    Role.POOL: (
+        "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool QLinearAveragePool "
+        "QLinearGlobalAveragePool ReduceMax ReduceMin"
+    ),
+    Role.CONV: "Conv FusedConv QLinearConv ConvInteger NhwcConv NhwcFusedConv QLinearConvTranspose DeformConv",
+    Role.LINEAR: (
+        "MatMul Gemm Einsum FusedMatMul FusedGemm MatMulInteger QLinearMatMul QGemm MatMulNBits MatMulBnb4 MatMulFpQ4 "
+        "MatMulIntegerToFloat DynamicQuantizeMatMul GemmFloat8 FusedMatMulActivation TransposeMatMul"
+    ),
+    Role.WEIGHTED: (
+        "LSTM GRU RNN Attention QAttention PackedAttention DecoderAttention LongformerAttention DynamicQuantizeLSTM "
+        "MoE QMoE"
+    ),
+    Role.MIX: (
+        "DFT STFT Rfft Irfft MultiHeadAttention GroupQueryAttention PackedMultiHeadAttention SparseAttention "
+        "DecoderMaskedMultiHeadAttention PagedAttention LinearAttention FlexAttention"
+    ),
+    Role.CONCAT: "Concat",
+    Role.ADD: "Add Sum QLinearAdd BiasAdd",
+    Role.SUB: "Sub",
+    Role.MUL: "Mul Div QLinearMul",
+    Role.SLICE: "Slice Split Gather Pad GatherND GatherElements Compress TopK CenterCropPad SplitToSequence",
+}
+ROLE_OF = {op: role for role, ops in _ROLES.items() for op in ops.split()}
+"""Operator type to what it means."""
+
+OPERANDS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul"), (0, 3)),
+    **dict.fromkeys(
+        (
+            "Conv",
+            "FusedConv",
+            "ConvInteger",
+            "NhwcConv",
+            "NhwcFusedConv",
+            "ConvTranspose",
+            "MatMulInteger",
+            "MatMulNBits",
+            "MatMulBnb4",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+            "Gemm",
+            "FusedGemm",
+            "DeformConv",
+        ),
+        (0, 1),
+    ),
+    **dict.fromkeys(("ScatterND", "ScatterElements", "Scatter"), (0, 2)),
+    **dict.fromkeys(
+        (
+            "Reshape",
+            "Expand",
+            "Tile",
+            "Resize",
+            "Upsample",
+            "Slice",
+            "Split",
+            "Pad",
+            "Unsqueeze",
+            "Squeeze",
+            "Clip",
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "DynamicQuantizeLinear",
+            "Dropout",
+            "ReduceMean",
+            "ReduceSum",
+            "TopK",
+            "ReduceMax",
+            "ReduceMin",
+            "ReduceL2",
+            "QLinearSigmoid",
+            "QLinearLeakyRelu",
+            "QLinearGlobalAveragePool",
+            "QLinearAveragePool",
+            "QLinearSoftmax",
+            "CastLike",
+            "BatchNormalization",
+            "LayerNormalization",
+            "SimplifiedLayerNormalization",
+            "RMSNormalization",
+            "GroupNormalization",
+            "InstanceNormalization",
+            "GroupNorm",
+            "SequenceAt",
+            "Compress",
+            "CenterCropPad",
+            "Pow",
+            "PRelu",
+            "BiasGelu",
+            "FastGelu",
+            "DFT",
+            "TrainableDropout",
+        ),
+        (0,),
+    ),
+    "BiasAdd": (0, 2),
+    "Where": (1, 2),
+    "LSTM": (0, 5, 6),
+    "GRU": (0, 5),
+    "RNN": (0, 5),
+    "DynamicQuantizeLSTM": (0, 5, 6),
+}
+"""Which inputs are operands; the others (zero points, axes, sizes, running statistics) only shape the result."""

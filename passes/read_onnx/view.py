@@ -1,0 +1,449 @@
+"""Translates an ONNX model into the neutral :class:`~laurel_graph.graph_view.GraphView`.
+
+Covers opsets 9 and up, both PyTorch exporters, ONNX Runtime's fused and quantised operators, subgraphs of If, Loop and
+Scan, and model-local functions. Adds hidden in fused operators (Sum, SkipLayerNormalization, FusedConv, Gemm with a
+full-size C) come apart here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import onnx
+from onnx import numpy_helper
+
+from laurel_graph.errors import ModelError
+from laurel_graph.graph_view import GraphView, Role, Shape, Vertex, source_line
+from laurel_graph.onnx_model.order import in_order
+from laurel_graph.onnx_model.shapes import bodies, constant_tensor, dtype_name, tensor_types
+from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
+
+from .roles import OPERANDS, ROLE_OF
+
+NCHWC_DOMAIN = "com.microsoft.nchwc"
+SUPPORTED_OPSET = 9
+
+_SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm")
+_QUANTISED_ADVICE = (
+    "it adds quantised integers (QLinearAdd); rewrite the float model, or its QDQ form, and quantise the result"
+)
+_FUSED_ADVICE = "the add is fused into {op}; rewrite the file as it was before ONNX Runtime optimised it"
+
+
+def view_of(model: onnx.ModelProto, name: str = "") -> GraphView:
+    """Returns the finished view of *model*; *name* is what messages call it.
+
+    A missing producer becomes an input and a note. Shapes are inferred where possible and unknown otherwise.
+
+    Raises:
+        ModelError: a cycle of names, an opset below 9, or a file in ONNX Runtime's own NCHWc layout.
+    """
+    opset = next((imported.version for imported in model.opset_import if imported.domain in ("", "ai.onnx")), None)
+    if opset is not None and 0 < opset < SUPPORTED_OPSET:
+        raise ModelError(
+            f"{name or 'the model'} has opset {opset}; expected {SUPPORTED_OPSET} or newer. "
+            f"Convert it first: onnx.version_converter.convert_version(model, {SUPPORTED_OPSET})."
+        )
+    types, note = tensor_types(model)
+    builder = _Builder(GraphView(model=name or model.graph.name or "ONNX model"), types, model, opset or 0)
+    builder.notes([note] if note else [])
+    return builder.build()
+
+
+class _Builder:
+    def __init__(
+        self, view: GraphView, types: dict[str, tuple[Shape | None, str | None]], model: onnx.ModelProto, opset: int
+    ) -> None:
+        self.view, self.types, self.model, self.opset = view, types, model, opset
+        self.functions = {(f.domain, f.name): f for f in model.functions if f.domain != DOMAIN}
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.body = ""
+        self.prefix = ""
+        self.depth = 0
+
+    def notes(self, notes: Sequence[str]) -> None:
+        self.view.notes.extend(note for note in notes if note not in self.view.notes)
+
+    def build(self) -> GraphView:
+        names: MutableMapping[str, int] = {}
+        graph = self.model.graph
+        self.inputs(graph, names)
+        self.graph(graph.node, names)
+        for output in graph.output:
+            if output.name in names or output.name in self.constants:
+                self.view.outputs.append(self.lookup(output.name, names))
+            else:
+                self.notes([f"output {output.name!r} has no producer."])
+        return self.view.finish()
+
+    def inputs(self, graph: onnx.GraphProto, names: MutableMapping[str, int]) -> None:
+        self.constants.update((tensor.name, tensor) for tensor in graph.initializer)
+        self.constants.update((tensor.values.name, tensor.values) for tensor in graph.sparse_initializer)
+        held = {tensor.name for tensor in graph.initializer}
+        for value in graph.input:
+            if value.name not in held:
+                names[value.name] = self.put(Role.INPUT, "input", value.name, ())
+
+    def put(self, role: Role, op: str, value: str, inputs: Sequence[int], **more: Any) -> int:
+        shape, dtype = self.types.get(value, (None, None)) if not self.prefix else (None, None)
+        more.setdefault("shape", shape)
+        more.setdefault("dtype", dtype)
+        return self.view.add(
+            Vertex(more.pop("key", self.prefix + value), self.prefix + value, op, role, tuple(inputs), **more)
+        )
+
+    def lookup(self, name: str, names: MutableMapping[str, int]) -> int:
+        if (index := names.get(name)) is not None:
+            return index
+        if (tensor := self.constants.get(name)) is not None:
+            index = self.put(
+                Role.CONSTANT, "initializer", name, (), shape=tuple(tensor.dims), dtype=dtype_name(tensor.data_type)
+            )
+        else:
+            self.notes([f"value {name!r} has no producer; taken as an input."])
+            index = self.put(Role.INPUT, "missing", name, ())
+        names[name] = index
+        return index
+
+    def ints(self, name: str) -> list[int] | None:
+        """Returns the integers of a constant, ``None`` if it is computed or far away."""
+        tensor = self.constants.get(name)
+        if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.dims) > 1:
+            return None
+        try:
+            return [int(v) for v in numpy_helper.to_array(tensor).reshape(-1)]
+        except (TypeError, ValueError):
+            return None
+
+    def graph(self, nodes: Sequence[onnx.NodeProto], names: MutableMapping[str, int]) -> None:
+        for node in in_order(nodes, self.view.model):
+            self.view.nodes += 1
+            self.node(node, names)
+
+    def node(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        op = node.op_type
+        if node.domain == NCHWC_DOMAIN:
+            raise ModelError(
+                f"node {node.name!r} is {op} of ONNX Runtime's own NCHWc layout, which holds for one machine alone. "
+                "Use the file as it was before ONNX Runtime optimised it (at most ORT_ENABLE_EXTENDED)."
+            )
+        outputs = [name for name in node.output if name]
+        if op == "Constant" and not node.domain:
+            tensor = constant_tensor(node)
+            shape, dtype = (tuple(tensor.dims), dtype_name(tensor.data_type)) if tensor is not None else (None, None)
+            for name in outputs:
+                if tensor is not None:
+                    self.constants[name] = tensor
+                names[name] = self.put(Role.CONSTANT, op, name, (), shape=shape, dtype=dtype)
+            return
+        if not outputs:
+            return
+        self.more = {"key": self.prefix + outputs[0], "name": node.name, "blocked": self.body, **_origin(node)}
+        if node.domain == DOMAIN:
+            self.laurel(node, names)
+        elif (function := self.functions.get((node.domain, op))) is not None and self.depth < 8:
+            self.call(node, function, names)
+        elif bodies(node):
+            self.subgraphs(node, names)
+        else:
+            special, least = _SPECIAL.get(op, (_Builder.plain, 0))
+            (special if len(node.input) >= least else _Builder.plain)(self, node, names)
+
+    def operands(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> list[int]:
+        chosen = OPERANDS.get(node.op_type)
+        given = node.input if chosen is None else [node.input[i] for i in chosen if i < len(node.input)]
+        return [self.lookup(name, names) for name in given if name]
+
+    def plain(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        op = node.op_type
+        role = ROLE_OF.get(op, Role.OTHER)
+        if op == "Attention" and not node.domain:
+            role = Role.MIX
+        inputs = self.operands(node, names)
+        more = dict(self.more)
+        if role is Role.WEIGHTED or op == "ConvTranspose":
+            more["weighted"] = True
+        if role in (Role.CONV, Role.LINEAR, Role.WEIGHTED):
+            more["width"] = self.width(node)
+        if role is Role.CONV:
+            more["quantised"] = op == "QLinearConv"
+            more["axis"] = -1 if op.startswith("Nhwc") else 1
+        elif role is Role.CONCAT:
+            more["axis"] = _attribute(node, "axis", 0)
+        elif op == "Transpose":
+            more["permutation"] = tuple(_attribute(node, "perm", ())) or None
+        elif op == "QLinearAdd":
+            more.update(quantised=True, blocked=more["blocked"] or _QUANTISED_ADVICE)
+        elif op == "QuantizeLinear":
+            more["quantised"] = True
+        elif op == "DFT":
+            more["shape"] = None
+        elif role is Role.POOL:
+            strides = _attribute(node, "strides", ())
+            kernel = _attribute(node, "kernel_shape", ())
+            more["mixes"] = any(k > 1 for k in kernel) and all(s == 1 for s in strides)
+        for place, name in enumerate(node.output):
+            if name:
+                meta = op in ("DynamicQuantizeLinear", "Dropout", "MaxPool", "TopK") and place
+                names[name] = self.put(Role.META if meta else role, op, name, inputs, **more)
+
+    def width(self, node: onnx.NodeProto) -> int | None:
+        """Output channels of a convolution or matrix product with a constant weight."""
+        op = node.op_type
+        place = 3 if op in ("QLinearConv", "QLinearMatMul", "QGemm") else 1
+        if op == "MatMulNBits":
+            return int(_attribute(node, "N", 0)) or None
+        if len(node.input) <= place:
+            return None
+        shape = self.types.get(node.input[place], (None, None))[0]
+        if (tensor := self.constants.get(node.input[place])) is not None:
+            shape = tuple(tensor.dims)
+        if not shape:
+            return None
+        if ROLE_OF[op] is Role.CONV:
+            width = shape[-1] if op.startswith("Nhwc") else shape[0]
+        else:
+            width = shape[-2 if len(shape) > 1 and _attribute(node, "transB", 0) else -1]
+        if op == "Attention" and isinstance(width, int):
+            width //= 3
+        return width if isinstance(width, int) else None
+
+    def fused_conv(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """Conv, then + Z, then activation."""
+        more, value = self.more, node.output[0]
+        last = self.put(
+            Role.CONV, node.op_type, value, self.operands(node, names), **more, width=self.width(node), axis=1
+        )
+        if len(node.input) > 3 and node.input[3]:
+            if node.op_type != "FusedConv":
+                more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
+            last = self.put(Role.ADD, node.op_type, value, [last, self.lookup(node.input[3], names)], **more)
+        if _attribute(node, "activation", b""):
+            last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
+        names[value] = last
+
+    def gemm(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """A·B, then + C where C is no constant, then activation."""
+        more, value = self.more, node.output[0]
+        last = self.put(Role.LINEAR, node.op_type, value, self.operands(node, names), **more, width=self.width(node))
+        if len(node.input) > 2 and node.input[2]:
+            addend = self.lookup(node.input[2], names)
+            if self.view.vertices[addend].data:
+                more = {**more, "blocked": self.body or self.gemm_blocked(node)}
+                last = self.put(Role.ADD, node.op_type, value, [last, addend], **more)
+        if _attribute(node, "activation", b""):
+            last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
+        names[value] = last
+
+    def gemm_blocked(self, node: onnx.NodeProto) -> str:
+        """Why the add in a Gemm cannot be taken apart, or ""."""
+        if node.op_type != "Gemm":
+            return _FUSED_ADVICE.format(op=node.op_type)
+        beta = _attribute(node, "beta", 1.0)
+        if beta != 1:
+            return f"Gemm scales what it adds by beta = {beta:g}; only beta = 1 comes apart"
+        if self.opset < 11:
+            return f"Gemm needs its third input at opset {self.opset}; convert the model to opset 11 or newer"
+        return ""
+
+    def skip_norm(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """x + skip (+ bias), then the norm; the fourth output is the sum."""
+        more, values = dict(self.more), list(node.output)
+        if node.op_type == "SkipGroupNorm":
+            more["blocked"] = self.body or _FUSED_ADVICE.format(op=node.op_type)
+        elif any(values[1:3]):
+            more["blocked"] = self.body or f"{node.op_type} gives out its mean or deviation, which only training needs"
+        total = values[3] if len(values) > 3 else ""
+        named = next(name for name in (total, *values) if name)
+        last = self.put(Role.ADD, node.op_type, named, [self.lookup(name, names) for name in node.input[:2]], **more)
+        place = 3 if node.op_type == "SkipSimplifiedLayerNormalization" else 4
+        bias = node.input[place] if len(node.input) > place else ""
+        if bias:
+            last = self.put(Role.ADD, "bias", named, [last, self.lookup(bias, names)], **more)
+        if total:
+            names[total] = last
+        if values[0]:
+            names[values[0]] = self.put(Role.NORM, node.op_type, values[0], [last], **more)
+        for name in values[1:3]:
+            if name:
+                names[name] = self.put(Role.META, node.op_type, name, [last], **more)
+
+    def slice(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """One vertex per output, with the window it takes where that is constant."""
+        source = self.operands(node, names)
+        rows = self.windows(node)
+        for name, (axis, window) in zip(node.output, rows, strict=False):
+            if name:
+                names[name] = self.put(Role.SLICE, node.op_type, name, source, **self.more, axis=axis, window=window)
+
+    def windows(self, node: onnx.NodeProto) -> list[tuple[int, tuple[int, int] | None]]:
+        shape = self.types.get(node.input[0], (None, None))[0]
+        if node.op_type == "Slice":
+            args = [self.ints(name) if name else None for name in node.input[1:5]] + [None] * 4
+            starts = _attribute(node, "starts", None) or args[0]
+            ends = _attribute(node, "ends", None) or args[1]
+            axes = _attribute(node, "axes", None) or args[2] or (list(range(len(starts))) if starts else None)
+            if not (starts and ends and axes) or len(axes) != 1 or (args[3] or [1]) != [1]:
+                return [(0, None)]
+            return [(axes[0], _window(starts[0], ends[0], _dim(shape, axes[0])))]
+        axis = _attribute(node, "axis", 0)
+        sizes = _attribute(node, "split", None) or (self.ints(node.input[1]) if len(node.input) > 1 else None)
+        whole = _dim(shape, axis)
+        if sizes is None and isinstance(whole, int):
+            part = -(-whole // len(node.output))
+            sizes = [min(part, whole - i * part) for i in range(len(node.output))]
+        if sizes is None:
+            return [(axis, None)] * len(node.output)
+        starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        return [(axis, (starts[i], starts[i + 1])) for i in range(len(sizes))]
+
+    def gather(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """A lookup in data is a slice; in a table it is an embedding."""
+        source = self.lookup(node.input[0], names)
+        table = not self.view.vertices[source].data
+        inputs = [source, *(self.lookup(name, names) for name in node.input[1:])]
+        role = Role.OTHER if table else Role.SLICE
+        axis = _attribute(node, "axis", 0)
+        places = self.ints(node.input[1]) or []
+        window = None
+        if len(places) == 1:
+            size = _dim(self.types.get(node.input[0], (None, None))[0], axis)
+            window = _window(places[0], places[0] + 1 or 2**62, size)
+        names[node.output[0]] = self.put(
+            role,
+            node.op_type,
+            node.output[0],
+            inputs if table else inputs[:1],
+            **self.more,
+            axis=axis,
+            window=window,
+        )
+
+    def laurel(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        operator = Operator.parse(node.op_type)
+        inputs = list(node.input)
+        named = dict(zip(operator.inputs, inputs, strict=False)) if operator is not None else {}
+        ours = next((name for name in inputs if name.startswith(f"{PREFIX}.") and name in self.constants), "")
+        values = [
+            name
+            for place, name in enumerate(inputs)
+            if name and (place < 2 or (name in names and name not in self.constants))
+        ]
+        factor = self.constants.get(named.get("A", "")) or self.constants.get(named.get("previous_A", ""))
+        last = self.put(
+            Role.LAUREL,
+            node.op_type,
+            node.output[0],
+            [self.lookup(name, names) for name in values],
+            **self.more,
+            rank=factor.dims[-1] if factor is not None else 0,
+            site=ours.removeprefix(f"{PREFIX}.").rpartition(".")[0],
+            axis=operator.axis if operator is not None else -1,
+        )
+        if operator is not None and operator.epilogue:
+            role = Role.ACTIVATION if operator.epilogue == "Relu" else Role.NORM
+            names[node.output[0]] = self.put(role, operator.epilogue, node.output[0], [last], **self.more)
+        else:
+            names[node.output[0]] = last
+        for name in node.output[1:]:
+            if name:
+                names[name] = last
+
+    def call(self, node: onnx.NodeProto, function: onnx.FunctionProto, names: MutableMapping[str, int]) -> None:
+        """Writes the body of a model-local function out in place."""
+        inner: MutableMapping[str, int] = {
+            formal: self.lookup(name, names) for formal, name in zip(function.input, node.input, strict=False) if name
+        }
+        more, body, prefix = self.more, self.body, self.prefix
+        self.body = body or f"it stands inside the model-local function {function.name!r}; inline functions first"
+        self.prefix = f"{prefix}{node.output[0]}/"
+        self.depth += 1
+        self.graph(function.node, inner)
+        ends = [inner.get(formal) for formal in function.output]
+        self.body, self.prefix, self.depth, self.more = body, prefix, self.depth - 1, more
+        for end, name in zip(ends, node.output, strict=False):
+            if name:
+                names[name] = self.put(Role.PASS, node.op_type, name, [end] if end is not None else [], **more)
+
+    def subgraphs(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
+        """If: either body's output. Loop, Scan: bodies read the carried values and slices of the scanned ones."""
+        more, outer_body = self.more, self.body
+        given = [self.lookup(name, names) if name else None for name in node.input]
+        self.body = outer_body or f"it stands inside the body of {node.op_type} node {node.name or node.output[0]!r}"
+        ends: list[list[int]] = [[] for _ in node.output]
+        carried = {"Loop": given[2:], "If": []}.get(node.op_type, given)
+        for body in bodies(node):
+            inner: MutableMapping[str, int] = ChainMap({}, names)  # type: ignore[arg-type]
+            self.constants.update((tensor.name, tensor) for tensor in body.initializer)
+            formals = list(body.input)
+            lead = len(formals) - len(carried)
+            for place, value in enumerate(formals):
+                start = carried[place - lead] if place >= lead else None
+                role = Role.META if start is None else Role.PASS if node.op_type == "Loop" else Role.SLICE
+                inner[value.name] = self.put(
+                    role, f"{node.op_type} input", value.name, [] if start is None else [start]
+                )
+            self.graph(body.node, inner)
+            results = [value.name for value in body.output][1 if node.op_type == "Loop" else 0 :]
+            for place, name in enumerate(results[: len(ends)]):
+                if name in inner or name in self.constants:
+                    ends[place].append(self.lookup(name, inner))
+        self.body, self.more = outer_body, more
+        for place, name in enumerate(node.output):
+            if name:
+                start = carried[place] if place < len(carried) else None
+                inputs = [*ends[place], *([start] if start is not None else [])]
+                names[name] = self.put(Role.OTHER, node.op_type, name, inputs, **more)
+
+
+_SPECIAL: dict[str, tuple[Callable[[_Builder, onnx.NodeProto, MutableMapping[str, int]], None], int]] = {
+    "FusedConv": (_Builder.fused_conv, 2),
+    "NhwcFusedConv": (_Builder.fused_conv, 2),
+    "Gemm": (_Builder.gemm, 2),
+    "FusedGemm": (_Builder.gemm, 2),
+    "Slice": (_Builder.slice, 1),
+    "Split": (_Builder.slice, 1),
+    "Gather": (_Builder.gather, 1),
+    **dict.fromkeys(_SKIP_NORMS, (_Builder.skip_norm, 2)),
+}
+"""Operators with a translation of their own, and how many inputs it needs."""
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return onnx.helper.get_attribute_value(attribute)
+    return default
+
+
+def _dim(shape: Shape | None, axis: int) -> int | None:
+    size = shape[axis] if shape is not None and -len(shape) <= axis < len(shape) else None
+    return size if isinstance(size, int) else None
+
+
+def _window(start: int, end: int, size: int | None) -> tuple[int, int] | None:
+    if size is None:
+        return (start, end) if start >= 0 and end >= 0 else None
+    start, end = (v + size if v < 0 else v for v in (start, end))
+    return max(0, min(start, size)), max(0, min(end, size))
+
+
+def _origin(node: onnx.NodeProto) -> dict[str, Any]:
+    """Module path and source line of a node, where an exporter wrote them down."""
+    scope: str | None = None
+    source = ""
+    for prop in node.metadata_props:
+        if prop.key == "pkg.torch.onnx.name_scopes":
+            with suppress(ValueError, SyntaxError, IndexError):
+                scope = str(ast.literal_eval(prop.value)[-2])
+        elif prop.key == "pkg.torch.onnx.stack_trace":
+            source = source_line(prop.value)
+    if scope is None and "/" in node.name:
+        scope = ""
+        for part in filter(None, node.name.split("/")[:-1]):
+            scope = part if part.startswith(f"{scope}.") or not scope else f"{scope}.{part}"
+    return {"scope": scope, "source": source}

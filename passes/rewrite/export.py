@@ -1,0 +1,251 @@
+"""Writes a rewritten torch module as an ONNX file with bare ``ai.laurel`` nodes and their function bodies."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from laurel_graph.adapters import files_of
+from laurel_graph.config import PARTS, LaurelConfig, SiteSpec
+from laurel_graph.errors import ModelError
+from laurel_graph.fingerprint.digest import module_digests
+from laurel_graph.importer import META
+from laurel_graph.onnx_model import file as onnx_file
+from laurel_graph.onnx_model.tensors import make_tensor
+from laurel_graph.onnx_model.walk import default_opset, graphs_of
+from laurel_graph.opset.functions import attach
+from laurel_graph.opset.nodes import ELEMENT_TYPES
+from laurel_graph.opset.schema import (
+    METADATA_BASE,
+    METADATA_CONFIG,
+    METADATA_FORMAT,
+    METADATA_SITES,
+    PREFIX,
+    Operator,
+    laurel_nodes,
+    tensor_name,
+)
+from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
+from laurel_graph.outputs import staged
+from laurel_graph.outputs.models import place_weights, stage_model
+from laurel_graph.passes.read_fx.capture import check_paths, module_paths
+from laurel_graph.torch_residual.module import CONFIG, LaurelResidual, laurel_modules
+
+if TYPE_CHECKING:
+    import onnx
+
+FORMAT = "1"
+"""Version of the metadata that the file carries."""
+
+IN_MEMORY = 2**30
+"""Bytes of weights up to which the file is made in memory; above, the weights go into a file beside it."""
+
+
+def export_onnx(
+    module: nn.Module,
+    args: Any,
+    path: str | Path,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    opset: int | None = None,
+) -> Path:
+    """Writes *module* as an ONNX file that runs on any runtime, and faster with our kernels.
+
+    Each LAuReL residual becomes one ``ai.laurel`` node (one per add of an n-ary join) with its resolved tensors under
+    their own names, ``laurel.<site>.alpha`` and so on, even where they are equal; all other weights keep the names of
+    the module's parameters. The file can be imported, patched with adapters and deployed like one that
+    ``laurel transform`` wrote. The module is exported in eval mode and is the same afterwards.
+
+    Args:
+        module: a rewritten module, or any module that holds one.
+        args: example inputs: one tensor or a tuple of positional inputs.
+        path: the file to write; models of more than 1 GB get a second file ``<path>.<digest>.data`` for their weights.
+        kwargs: example inputs by name.
+        dynamic_shapes: as for ``torch.export.export``: which axes are symbolic, and their names.
+        opset: version of the default ONNX operator set; ``None`` takes the exporter's own.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OutputError: *path* cannot be written, or is the file that *module* was imported from.
+        ModelError: torch cannot export the module, or not at that opset; names the reason.
+        RewriteError: a join has more axes than the operator set knows.
+    """
+    check_paths(module_paths(module), type(module).__name__)
+    args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    with staged(path, files_of(module)) as aside:
+        with _eval_mode(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = _export(module, args, dict(kwargs or {}), dynamic_shapes, opset)
+            large = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) > IN_MEMORY
+            with aside.telling():
+                exported = aside.space.new_folder() / "model.onnx"
+                program.save(str(exported), external_data=large, keep_initializers_as_inputs=False)
+        model = onnx_file.read(exported)
+        if opset is not None and default_opset(model) != opset:
+            raise ModelError(
+                f"{type(module).__name__} cannot be written at opset {opset}: torch's exporter reaches "
+                f"{default_opset(model)} for its operators. Leave opset out, or give that one."
+            )
+        finish(model, module)
+        weights = exported.with_name(f"{exported.name}.data")
+        if weights.exists():
+            place_weights(aside, model, weights, weights.name)
+        stage_model(aside, model)
+        aside.publish()
+    return Path(path)
+
+
+def _export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, opset: int | None
+) -> Any:
+    try:
+        return torch.onnx.export(
+            module,
+            args,
+            kwargs=kwargs,
+            dynamo=True,
+            optimize=False,  # optimising merges equal tensors and renames transposed weights
+            dynamic_shapes=dynamic_shapes,
+            opset_version=opset,
+            verbose=False,
+        )
+    except Exception as error:  # the module's own code runs here
+        lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
+        reason = " ".join(lines[:3])[:600].rstrip(".") or type(error).__name__
+        raise ModelError(
+            f"{type(module).__name__} cannot be exported to ONNX: {reason}. Check the inputs and dynamic_shapes."
+        ) from error
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    """Puts *module* into eval mode as far as it knows one; every layer has its own mode back afterwards."""
+    modes = {layer: layer.training for layer in module.modules()}
+    try:
+        for layer in modes:  # the modules of torch.export refuse eval() and need none
+            layer.training = False
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
+def finish(model: onnx.ModelProto, module: nn.Module) -> None:
+    """Turns a freshly exported model into one of ours, in place: tensors, names, metadata, function bodies."""
+    from onnx import helper
+
+    modules = laurel_modules(module)
+    taken = {value.name for value in (*model.graph.input, *model.graph.initializer)}
+    taken.update(output for node in model.graph.node for output in node.output)
+    renamed: dict[str, str] = {}
+    tensors: dict[str, onnx.TensorProto] = {}
+    calls: dict[str, int] = {}
+    replaced: set[str] = set()
+    for node in laurel_nodes(model.graph):
+        site = helper.get_node_attr_value(node, SITE).decode()
+        outer = bool(helper.get_node_attr_value(node, OUTER))
+        del node.attribute[:]
+        resolved = modules[site].resolved()
+        if outer:
+            resolved = {"alpha": resolved["alpha"], "beta": torch.ones_like(resolved["alpha"]).flatten()[0]}
+        for place, name in enumerate(_inputs(node)):
+            if name in resolved:
+                full = tensor_name(site, ONE if outer and name == "beta" else name)
+                replaced.add(node.input[place])
+                node.input[place] = full
+                tensors[full] = _tensor(full, resolved[name])
+        count = calls[site] = calls.get(site, 0) + 1
+        number = f"_{count}" if count > 1 else ""
+        joins = modules[site].joins
+        name = joins[count - 1].name if count <= len(joins) else ""
+        name = name if name and name not in taken else f"{tensor_name(site, 'output')}{number}"
+        taken.add(name)
+        renamed[node.output[0]] = name
+        node.name = f"{PREFIX}.{site}{number}"
+    renamed |= _original_names(module, model.graph, taken)
+    _rename(model.graph, renamed)
+    _replace_tensors(model.graph, replaced, tensors)
+    specs = [with_own_dtype(modules[site]) for site in calls]
+    if specs:
+        config = getattr(module, "meta", {}).get(CONFIG) or common_config(specs).to_json()
+        sites = json.dumps([spec.to_dict() for spec in specs])
+        for key, value in ((METADATA_FORMAT, FORMAT), (METADATA_CONFIG, config), (METADATA_SITES, sites)):
+            model.metadata_props.add(key=key, value=value)
+        base = json.dumps(module_digests(module))
+        model.metadata_props.add(key=METADATA_BASE, value=base)
+    attach(model)
+
+
+def _inputs(node: onnx.NodeProto) -> tuple[str, ...]:
+    operator = Operator.parse(node.op_type)
+    return operator.inputs if operator is not None else ()
+
+
+def _tensor(name: str, value: torch.Tensor) -> onnx.TensorProto:
+    array = value.detach().cpu()
+    kind = ELEMENT_TYPES[str(array.dtype).removeprefix("torch.")]
+    return make_tensor(name, (array.float() if array.dtype == torch.bfloat16 else array).numpy(), kind)
+
+
+def _original_names(module: nn.Module, graph: onnx.GraphProto, taken: Collection[str]) -> dict[str, str]:
+    """Returns path to name in the file of an imported module's weights, where the name is free in *graph*."""
+    record = getattr(module, "meta", {}).get(META)
+    names = record.tensors if record is not None else {}
+    held = {tensor.name for tensor in graph.initializer}
+    first = {name: path for path, name in reversed(names.items()) if path in held and name not in taken}
+    return {path: name for name, path in first.items()}
+
+
+def _rename(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    """Renames values wherever they are made, read, handed out or described."""
+    for inner in graphs_of(graph):
+        for tensor in inner.initializer:
+            tensor.name = renamed.get(tensor.name, tensor.name)
+        for node in inner.node:
+            for names in (node.input, node.output):
+                names[:] = [renamed.get(name, name) for name in names]
+        for info in (*inner.output, *inner.value_info):
+            info.name = renamed.get(info.name, info.name)
+
+
+def _replace_tensors(graph: onnx.GraphProto, old: set[str], new: Mapping[str, onnx.TensorProto]) -> None:
+    """Puts the initializers *new* into the graph; takes out those of *old* that nothing reads any more."""
+    read = {name for inner in graphs_of(graph) for node in inner.node for name in node.input}
+    gone = {name for name in old if name not in read} | set(new)
+    kept = [tensor for tensor in graph.initializer if tensor.name not in gone]
+    infos = [info for info in graph.value_info if info.name not in gone]
+    del graph.initializer[:]
+    del graph.value_info[:]
+    graph.initializer.extend([*kept, *new.values()])
+    graph.value_info.extend(infos)
+
+
+def with_own_dtype(module: LaurelResidual) -> SiteSpec:
+    """Returns the spec of *module* with the element type that its parameters have now."""
+    dtype = next(module.parameters()).dtype
+    return module.spec.with_dtype(str(dtype).removeprefix("torch."))
+
+
+def common_config(specs: Sequence[SiteSpec]) -> LaurelConfig:
+    """Returns a config that covers *specs*, for a module that was built without one."""
+    first, variant = specs[0], "+".join(part for part in PARTS if any(part in spec.variant for spec in specs))
+    ranks = {spec.rank for spec in specs if spec.rank}
+    return LaurelConfig(
+        variant=variant,
+        rank=ranks.pop() if len(ranks) == 1 else None,
+        weights=first.weights,
+        per_channel=first.per_channel,
+        init=first.init,
+        previous=max(1, *(spec.previous for spec in specs)),
+        previous_map=first.previous_map,
+        seed=first.seed,
+    )

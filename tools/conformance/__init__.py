@@ -1,0 +1,1 @@
+"""ONNX's single-node cases through the importer."""

@@ -1,0 +1,1 @@
+"""``laurel finetune``: tasks, data, losses, the training loop, checkpoints, sweeps."""

@@ -1,0 +1,380 @@
+"""``laurel finetune``: train the LAuReL tensors of a transformed ONNX file, and write the tuned file and its adapter.
+
+The file is imported as a differentiable torch module in which only the LAuReL tensors (and what ``train`` names)
+are parameters; :mod:`.loop` trains it; the trained tensors are put back into the file, every other
+byte of the graph staying as it was. The result is then run on ONNX Runtime and held against the module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laurel_graph import runtime
+from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
+from laurel_graph.onnx_model import file as onnx_file
+from laurel_graph.opset.schema import read_specs, tensor_name
+from laurel_graph.outputs import check_outputs, staged
+from laurel_graph.outputs.models import stage_model
+from laurel_graph.passes.rewrite.head import PREFIX as HEAD
+from laurel_graph.passes.rewrite.head import producers, with_output
+from laurel_graph.passes.verify import TOLERANCE
+from laurel_graph.tools.callables import is_reference
+from laurel_graph.tools.inputs import finetune_files
+
+from . import onnx_task
+from .data import Data, fit_to_inputs, read_data, split
+from .options import FinetuneOptions
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import fx
+
+    from laurel_graph.config import SiteSpec
+    from laurel_graph.tools.finetuning.training.state import TrainResult
+
+    from .task import Task
+
+Array = NDArray[Any]
+TEACHER = "teacher"
+"""Name of the array that holds the teacher's outputs."""
+CHECKED_SAMPLES = 8
+"""Samples on which the tuned file is held against the module."""
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """What ``laurel finetune`` did.
+
+    Attributes:
+        model: the file that was read.
+        tuned: the file that was written.
+        adapter: the adapter that was written, or ``None``.
+        value: the value of the graph that was trained on.
+        new_parameters: elements of the LAuReL tensors.
+        head_parameters: elements of a new head.
+        further_parameters: elements of the initializers that ``train`` named.
+        base_parameters: elements of all other floating-point initializers.
+        training: how training went.
+        difference: largest difference of the tuned file on ONNX Runtime from the torch module, over the scale.
+        unchanged: number of initializers and nodes of the base that were checked to have kept their bits.
+        seconds: wall time in all.
+        notes: sentences for the user.
+    """
+
+    model: str
+    tuned: str
+    adapter: str | None
+    value: str
+    new_parameters: int
+    head_parameters: int
+    further_parameters: int
+    base_parameters: int
+    training: TrainResult
+    difference: float
+    unchanged: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Trained elements over those of the original model."""
+        trained = self.new_parameters + self.head_parameters + self.further_parameters
+        return trained / max(self.base_parameters + self.further_parameters, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form of ``laurel finetune --json``."""
+        return {**asdict(self), "share": self.share}
+
+
+def finetune(options: FinetuneOptions) -> FinetuneReport:
+    """Trains the LAuReL tensors of an ONNX file and writes the tuned file.
+
+    Started by torchrun or ``accelerate launch``, the processes share each batch; the first one writes the files.
+
+    Raises:
+        ModelError: the file cannot be read, or has no such output.
+        ConfigError: an option has a value outside its domain, or the file is not transformed.
+        DataError: the data cannot be read or does not fit the model or the loss.
+        UnsupportedOperatorError: the graph has operators without a differentiable counterpart.
+        TrainingError: see :func:`laurel_graph.tools.finetuning.training.loop.train`.
+        VerificationError: a tensor of the base changed, or the tuned file computes something else than the module.
+        OutputError: a file cannot be written.
+    """
+    began = time.perf_counter()
+    model = onnx_file.read(options.model)
+    read = finetune_files(options, model)
+    check_outputs(options.tuned, options.adapter, options.checkpoint, inputs=read)
+    specs = read_specs(model)
+    if not (specs or options.train or options.head):
+        raise ConfigError(
+            f"{options.model} has no LAuReL tensors to train: run `laurel transform` first, or name initializers "
+            "with --train or a new head with --head."
+        )
+    run = _Run(options, model, specs, read)
+    from laurel_graph.tools.finetuning.training.checkpoint import check_replaced
+    from laurel_graph.tools.finetuning.training.loop import train
+
+    check_replaced(options.checkpoint, options.resume)
+    run.read()
+    module = run.importing()
+    training = train(module, run.task, run.data, run.validation, options)
+    return run.finish(module, training, began)
+
+
+class _Run:
+    """One fine-tuning: what was read, what is trained, what is written."""
+
+    def __init__(
+        self, options: FinetuneOptions, model: ModelProto, specs: Mapping[str, SiteSpec], files: tuple[Path, ...]
+    ) -> None:
+        self.options, self.model, self.specs, self.files = options, model, specs, files
+        self.base_dir = options.model.parent
+        self.inputs = onnx_task.input_specs(model)
+        self.notes: list[str] = []
+
+    def read(self) -> None:
+        """Reads the data, holds it against the model, and decides what is trained on."""
+        options = self.options
+        self.data, self.validation = _read_both(options)
+        names = [spec.name for spec in self.inputs]
+        self.pairs = bool(names) and all(name + ".2" in self.data.names for name in names)
+        for data in filter(None, (self.data, self.validation)):
+            for suffix in ("", ".2") if self.pairs else ("",):
+                fit_to_inputs(data, self.inputs, suffix)
+        self.fixed_batch = onnx_task.fixed_batch(self.inputs)
+        self.trained = onnx_task.choose_value(
+            self.model, options.loss, options.output, options.head, self._feeds(self.data, [0]), self.base_dir
+        )
+        self.notes += self.trained.notes
+        target = self._target()
+        used = {*names, *(f"{name}.2" for name in names if self.pairs), target}
+        if unused := [name for name in self.data.names if name not in used and not is_reference(options.loss)]:
+            self.notes.append(f"{self.data.source}: not used: {', '.join(unused)}.")
+        self.task = self._task(tuple(names), target)
+
+    def _feeds(self, data: Data, indices: list[int]) -> dict[str, Array]:
+        """Returns the model's inputs for some samples, filled up to a fixed batch."""
+        if self.fixed_batch is not None:
+            indices = (indices * self.fixed_batch)[: self.fixed_batch]
+        batch = data.batch(indices)
+        return {spec.name: batch[spec.name] for spec in self.inputs}
+
+    def _target(self) -> str:
+        options, names = self.options, {spec.name for spec in self.inputs}
+        if options.loss == "distill":
+            self.data = self._with_teacher(self.data)
+            self.validation = self.validation and self._with_teacher(self.validation)
+            return TEACHER
+        target = options.target
+        if target is None:
+            others = [name for name in self.data.names if name not in names and name.removesuffix(".2") not in names]
+            if len(others) != 1:
+                if is_reference(options.loss) and not others:
+                    return ""
+                listing = ", ".join(others) or f"no usable array that is not an input{self.data.unusable()}"
+                raise DataError(f"{self.data.source}: name the target's array with --target; it holds {listing}.")
+            target = others[0]
+        for data in filter(None, (self.data, self.validation)):
+            data.require(target, "target")
+        return target
+
+    def _with_teacher(self, data: Data) -> Data:
+        """Returns *data* with the teacher's output on every sample."""
+        teacher, value = self._teacher()
+        folder = (self.options.teacher or self.options.model).parent
+        session = onnx_task.make_session(teacher, folder)
+        step = self.fixed_batch or self.options.batch_size
+        parts = []
+        for start in range(0, len(data), step):
+            indices = list(range(start, min(start + step, len(data))))
+            given = indices + indices[-1:] * (self.fixed_batch - len(indices) if self.fixed_batch else 0)
+            given_out = runtime.run(session, self._feeds(data, given), [value], "the teacher")[0]
+            parts.append(given_out[: len(indices)])
+        feeds = self._feeds(data, list(range(len(parts[0]))))
+        own = onnx_task.run(self.trained.imported, [self.trained.value], feeds, self.base_dir)[0][: len(parts[0])]
+        if own.shape == parts[0].shape and np.abs(own - parts[0]).max() <= 1e-5 * np.abs(parts[0]).max():
+            raise TrainingError(
+                "the model already equals its teacher, so there is nothing to learn: name another one with --teacher."
+            )
+        return data.with_array(TEACHER, np.concatenate(parts))
+
+    def _teacher(self) -> tuple[ModelProto, str]:
+        """Returns the teacher, by default the model without its LAuReL residuals, and the value to aim at."""
+        from laurel_graph.passes.pipeline import remove
+
+        path, value = self.options.teacher, self.trained.value
+        if path is not None:
+            teacher = onnx_file.read(path)
+        else:
+            path, teacher = self.options.model, remove(self.model) if self.specs else self.model
+        outputs = [info.name for info in teacher.graph.output]
+        if len(outputs) == 1 and value not in producers(teacher.graph.node):
+            return teacher, outputs[0]
+        probe = type(teacher)()
+        probe.CopyFrom(teacher)
+        with_output(probe, value)
+        return probe, value
+
+    def _task(self, names: tuple[str, ...], target: str) -> Task:
+        from .losses import build_loss, build_metric
+        from .task import Task
+
+        options = self.options
+        loss = build_loss(options.loss, target, self.pairs)
+        metric = build_metric(options.metric, options.loss, loss, target, self.pairs)
+        index = [info.name for info in self.trained.imported.graph.output].index(self.trained.value)
+        return Task(names, loss, metric, index, pairs=self.pairs, fixed_batch=self.fixed_batch)
+
+    def importing(self) -> fx.GraphModule:
+        """Returns the differentiable module."""
+        from laurel_graph.importer import import_onnx
+
+        sites = self.specs.items()
+        ours = [escape(tensor_name(site, name)) for site, spec in sites for name in spec.parameter_shapes()]
+        head = [f"{HEAD}.weight", f"{HEAD}.bias"] if self.options.head else []
+        whole = onnx_task.loaded(self.trained.imported, self.base_dir)
+        return import_onnx(whole, trainable=[*ours, *head, *self.options.train], dropout=self.options.dropout)
+
+    def finish(self, module: fx.GraphModule, training: TrainResult, began: float) -> FinetuneReport:
+        """Checks the files and writes them."""
+        from accelerate import PartialState
+
+        state = PartialState()
+        values = trained_tensors(module)
+        tuned = type(self.model)()
+        tuned.CopyFrom(self.trained.model)
+        for name, array in values.items():
+            onnx_file.set_tensor(tuned, name, array)
+        changed = set(onnx_task.changed_tensors(self.trained.model, tuned)) - set(values)
+        if changed:
+            raise VerificationError(f"the base changed: {', '.join(sorted(changed)[:5])}; nothing was written.")
+        difference = self._difference(module, tuned)
+        if state.is_main_process:
+            self._write(tuned)
+        state.wait_for_everyone()
+        return self._report(tuned, values, training, difference, time.perf_counter() - began)
+
+    def _write(self, tuned: ModelProto) -> None:
+        """Writes the tuned file and the adapter; the first is loaded from the disk before either is there."""
+        from laurel_graph.adapters import save_adapter, write_ort_adapter
+
+        options = self.options
+        with staged(options.tuned, self.files) as aside:
+            stage_model(aside, tuned, options.model)
+            if onnx_task.changed_tensors(tuned, onnx_file.read(aside.path)):
+                raise VerificationError(f"{options.tuned} does not hold what was written to it.")
+            onnx_task.make_session(aside.path, aside.path.parent)
+            if options.adapter is not None:
+                save = write_ort_adapter if options.adapter.suffix == ".onnx_adapter" else save_adapter
+                save(aside.path, options.adapter)
+            aside.publish()
+        assert options.checkpoint is not None
+        options.checkpoint.unlink(missing_ok=True)
+
+    def _difference(self, module: fx.GraphModule, tuned: ModelProto) -> float:
+        """Returns how far the tuned graph on ONNX Runtime is from the module, over the output's scale."""
+        import torch
+
+        data = self.validation or self.data
+        feeds = self._feeds(data, list(range(min(CHECKED_SAMPLES, len(data)))))
+        probe = type(tuned)()
+        probe.CopyFrom(tuned)
+        with_output(probe, self.trained.value)
+        expected = onnx_task.run(probe, [self.trained.value], feeds, self.base_dir)[0]
+        device = next(module.parameters()).device
+        with torch.no_grad():
+            result = module(*(torch.from_numpy(feeds[name]).to(device) for name in self.task.inputs))
+        actual = self.task.pick(result).float().cpu().numpy()
+        difference = float(np.abs(actual - expected.astype(np.float64)).max() / (np.abs(expected).max() or 1.0))
+        tolerance = TOLERANCE.get(expected.dtype.name, TOLERANCE["float16"])
+        if not difference <= 10 * tolerance:
+            raise VerificationError(
+                f"the tuned graph on ONNX Runtime differs from the module by {difference:.3g} of the scale of "
+                f"{self.trained.value!r}, allowed {10 * tolerance:.3g}; nothing was written."
+            )
+        if difference > tolerance:
+            self.notes.append(
+                f"ONNX Runtime and the module differ by {difference:.2g} of scale, above {tolerance:.0e}."
+            )
+        return difference
+
+    def _report(
+        self, tuned: ModelProto, values: Mapping[str, Array], training: TrainResult, difference: float, seconds: float
+    ) -> FinetuneReport:
+        floats = onnx_task.float_sizes(tuned)
+        new = sum(spec.parameter_count() for spec in self.specs.values())
+        head = sum(size for name, size in floats.items() if self.options.head and name.startswith(f"{HEAD}."))
+        further = sum(array.size for name, array in values.items() if not _is_new(name, bool(self.options.head)))
+        ours = {tensor_name(site, name) for site, spec in self.specs.items() for name in spec.tensor_shapes()}
+        base = sum(size for name, size in floats.items() if name not in values and name not in ours)
+        notes = [*self.notes, *training.notes]
+        if head and self.options.adapter is not None:
+            notes.append("the adapter holds the LAuReL tensors; the head is in the tuned file alone.")
+        parts = len(tuned.graph.node) + len(tuned.graph.initializer) - len(values)
+        return FinetuneReport(
+            model=str(self.options.model),
+            tuned=str(self.options.tuned),
+            adapter=None if self.options.adapter is None else str(self.options.adapter),
+            value=self.trained.value,
+            new_parameters=new,
+            head_parameters=head,
+            further_parameters=further,
+            base_parameters=base,
+            training=training,
+            difference=difference,
+            unchanged=parts,
+            seconds=seconds,
+            notes=tuple(notes),
+        )
+
+
+def _is_new(name: str, head: bool) -> bool:
+    return name.startswith("laurel.") or (head and name.startswith(f"{HEAD}."))
+
+
+def _read_both(options: FinetuneOptions) -> tuple[Data, Data | None]:
+    data = read_data(options.data)
+    if options.validation is None:
+        return data, None
+    try:
+        fraction = float(options.validation)
+    except ValueError:
+        return data, read_data(options.validation)
+    return split(data, fraction, options.seed)
+
+
+def trained_tensors(module: fx.GraphModule) -> dict[str, Array]:
+    """Returns initializer name to value for everything in an imported *module* that trains.
+
+    The parameters of a LAuReL site come as the resolved tensors that a file holds (α and β instead of w).
+    """
+    from laurel_graph.importer import META
+    from laurel_graph.torch_residual.module import laurel_modules
+
+    values: dict[str, Array] = {}
+    own: set[int] = set()
+    for site, laurel in laurel_modules(module).items():
+        own.update(map(id, laurel.parameters()))
+        if any(p.requires_grad for p in laurel.parameters()):
+            for name, tensor in laurel.resolved().items():
+                values[tensor_name(site, name)] = tensor.detach().cpu().numpy()
+    names = module.meta[META].tensors
+    for path, parameter in module.named_parameters():
+        if parameter.requires_grad and id(parameter) not in own:
+            values[names[path]] = parameter.detach().cpu().numpy()
+    return values
+
+
+def with_changes(options: FinetuneOptions, **changes: Any) -> FinetuneOptions:
+    """Returns *options* with other values; a default checkpoint follows the file to write."""
+    if "tuned" in changes and "checkpoint" not in changes:
+        changes["checkpoint"] = None
+    return replace(options, **changes)

@@ -1,0 +1,1 @@
+"""The training loop of ``laurel finetune``: state, checkpoints, interrupts, processes, progress."""

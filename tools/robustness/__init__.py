@@ -1,0 +1,1 @@
+"""Programs that attack the project: killed commands, damaged files, random networks, changed constants."""

@@ -1,0 +1,1 @@
+"""Architectures with known residual connections: detection and deployment held against the truth."""
