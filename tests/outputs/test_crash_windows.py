@@ -11,7 +11,7 @@ from output_models import contents, locations, trained_models
 
 from laurel_graph.errors import OutputError
 from laurel_graph.outputs import write
-from laurel_graph.passes.deploy.deploy import deploy as deploy_pass
+from laurel_graph.passes.deploy import deploy as deploy_pass
 from laurel_graph.passes.deploy.deploy import deploy_file
 
 POINTS = ("fsync", "link", "replace", "unlink", "write", "open", "mkdir")

@@ -17,7 +17,7 @@ from laurel_graph.errors import ModelError, OutputError, VerificationError
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.outputs import models, staged, workspace
 from laurel_graph.outputs.models import stage_model, write_model
-from laurel_graph.passes.deploy.deploy import deploy as deploy_pass
+from laurel_graph.passes.deploy import deploy as deploy_pass
 from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.passes.pipeline import remove, transform
 

@@ -13,8 +13,8 @@ import laurel_graph as lg
 from laurel_graph.errors import OutputError, RewriteError, VerificationError
 from laurel_graph.onnx_model.weight_file import move_weights_out
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata, tensor_name
+from laurel_graph.passes.deploy import deploy as deploy_pass
 from laurel_graph.passes.deploy.deploy import deploy, deploy_file
-from laurel_graph.passes.deploy.deploy import deploy as deploy_pass
 from laurel_graph.passes.pipeline import transform
 from laurel_graph.tools.benchmarks.models import draw_tensors
 

@@ -1,5 +1,7 @@
 """Deployment stays exact, or keeps a plain form and says why, where graphs and weights are out of the ordinary."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -161,7 +163,8 @@ def test_deploy_keeps_an_input_that_no_node_reads_when_a_run_may_give_it():
 def test_deploy_folds_when_an_old_file_lists_all_weights_and_none_can_be_given():
     names = [t.name for t in laurel_model(OVERRIDABLE).graph.initializer]
     model = listed(laurel_model(OVERRIDABLE), *names)
-    model.metadata_props.add(key="laurel.undo", value='{"ir_version": 3}')
+    record = {"ir_version": 3, "domain": True, **{part: [] for part in ("metadata", "nodes", "tensors", "inputs")}}
+    model.metadata_props.add(key="laurel.undo", value=json.dumps(record))
     report = deploy(model)
     assert [value.name for value in model.graph.input] == ["x0"]
     assert report.fold.sites[0].alpha == "folded"

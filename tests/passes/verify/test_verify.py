@@ -7,9 +7,9 @@ from onnx import numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.errors import ModelError, VerificationError
+from laurel_graph.passes.deploy import deploy as deploy_pass
 from laurel_graph.passes.deploy.costs import CostModel
 from laurel_graph.passes.deploy.deploy import deploy, deploy_file
-from laurel_graph.passes.deploy.deploy import deploy as deploy_pass
 from laurel_graph.tools.benchmarks.models import draw_tensors
 from laurel_graph.tools.robustness.changed_constants.__main__ import mutants_of
 from laurel_graph.tools.robustness.changed_constants.networks import FLOAT, TOKENS, D, Network, networks

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from laurel_graph.errors import VerificationError
-from laurel_graph.passes.deploy.deploy import deploy as deploying
+from laurel_graph.passes.deploy import deploy as deploying
 from laurel_graph.tools.robustness.random_networks import check as checking
 from laurel_graph.tools.robustness.random_networks.__main__ import main
 from laurel_graph.tools.robustness.random_networks.check import check
