@@ -14,7 +14,7 @@ from laurel_graph.onnx_model.walk import graphs_of, tensors_of
 from .compare import EPSILON
 from .probe import copy_of
 
-_HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+_HALF: dict[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 _MOST = 3 << 28
 """Bytes of 16-bit weights up to which a copy in float32 is made: one protobuf message must hold it."""
 
@@ -42,7 +42,7 @@ def in_float32(model: ModelProto, folder: Path, rng: np.random.Generator | None 
             value = numpy_helper.to_array(tensor, str(folder)).astype(np.float32)
             if rng is not None:
                 half = EPSILON[_HALF[tensor.data_type]] / 2
-                value *= 1 + half * rng.uniform(-1, 1, value.shape).astype(np.float32)
+                value = np.asarray(value * (1 + half * rng.uniform(-1, 1, value.shape)), np.float32)
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     for node in _nodes(copy):
         for item in _type_attributes(node):
