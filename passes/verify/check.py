@@ -27,7 +27,7 @@ from laurel_graph.errors import ModelError, VerificationError
 
 from .compare import EPSILON, MARGIN, Comparison, Verdict, is_float
 from .drawing import Exercise, drawn, given, is_alive
-from .precision import half_type, in_float32
+from .precision import fits_float32, half_type, in_float32
 from .probe import COMPUTED, Runner, Sample, bring_out, copy_of, cut, made_in, nudged, open_vectors, seed_draws
 from .quantisers import rounds_activations, unrounded
 
@@ -129,7 +129,7 @@ class Check:
         self.rng = np.random.default_rng(0)
         self.outputs: dict[str, str] = {}
         self.half = half_type(first.model) or half_type(second.model)
-        self.wide = bool(self.half)
+        self.wide = bool(self.half) and fits_float32(first.model) and fits_float32(second.model)
 
     # ---- the whole ----------------------------------------------------------------------------------------------
 
@@ -209,8 +209,7 @@ class Check:
         """
         model = unrounded(subject.model) if self.rounds else copy_of(subject.model)
         if self.wide:
-            wide = in_float32(model, subject.path.parent, self.rng if rounded else None)
-            self.wide, model = wide is not None, wide or model
+            model = in_float32(model, subject.path.parent, self.rng if rounded else None)
         seed_draws(model)
         return model
 
@@ -305,8 +304,9 @@ class Check:
         fed = {}
         for item in cuts:
             array = result[item.name]
-            drawn_ones = self.rng.standard_normal(array.shape).astype(array.dtype) if item.name in idle else array
-            fed[item.name] = drawn_ones
+            if item.name in idle:
+                array = self.rng.standard_normal(array.shape).astype(array.dtype)
+            fed[item.name] = array
         return fed
 
     def _cut_runner(

@@ -26,16 +26,20 @@ def half_type(model: ModelProto) -> str:
     return next((_HALF[kind] for kind in (TensorProto.BFLOAT16, TensorProto.FLOAT16) if kind in found), "")
 
 
-def in_float32(model: ModelProto, folder: Path, rng: np.random.Generator | None = None) -> ModelProto | None:
-    """Returns a copy of a 16-bit model that computes in float32, ``None`` where it would be too large.
+def fits_float32(model: ModelProto) -> bool:
+    """Whether a copy of a 16-bit model in float32 is small enough to be made."""
+    size: int = sum(2 * math.prod(t.dims) for t in tensors_of(model) if t.data_type in _HALF)
+    return size <= _MOST
+
+
+def in_float32(model: ModelProto, folder: Path, rng: np.random.Generator | None = None) -> ModelProto:
+    """Returns a copy of a 16-bit model that computes in float32; ask :func:`fits_float32` first.
 
     Args:
         model: the model.
         folder: where its external weights lie; those of 16 bits become part of the copy.
         rng: moves each 16-bit weight by up to half a unit in its last place, as storing a folded one in 16 bits does.
     """
-    if sum(2 * math.prod(t.dims) for t in tensors_of(model) if t.data_type in _HALF) > _MOST:
-        return None
     copy = copy_of(model)
     for tensor in tensors_of(copy):
         if tensor.data_type in _HALF:
