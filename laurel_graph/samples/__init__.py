@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import ModelError, near
 from .contents import INDEX_BOUND, STYLES, filled
 from .graph import Walk
-from .situations import BATCH, IMAGE, SEQUENCE, SIGNAL, Situation, distinct, is_mask, kinds, situation, tie
+from .situations import BATCH, IMAGE, SEQUENCE, SIGNAL, Situation, distinct, is_length, is_mask, kinds, situation, tie
 
 __all__ = [
     "BATCH",
@@ -55,8 +55,8 @@ class Sampler:
 
     @property
     def has_masks(self) -> bool:
-        """Whether some input is taken for a mask."""
-        return any(is_mask(value) for value in self._walk.inputs.values())
+        """Whether some input is taken for a mask, or for the lengths that one is made of."""
+        return any(is_mask(value) or is_length(value) for value in self._walk.inputs.values())
 
     @property
     def kinds(self) -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .graph import Input, Walk
-from .situations import Situation, is_mask, is_position, new_symbols
+from .situations import Situation, is_length, is_mask, is_position, new_symbols
 from .sizes import symbol
 
 Array = NDArray[Any]
@@ -82,10 +82,25 @@ def _integers(walk: Walk, at: Situation, value: Input, rng: np.random.Generator)
         return np.broadcast_to(np.minimum(start, min(bounds)) if bounds else start, shape).reshape(shape)
     if "seqlens" in value.uses:
         return np.full(shape, past + new - 1)
-    if "lengths" in value.uses:
-        whole = next((s[0] for n, s in at.shapes.items() if len(s) == 3), 1)
-        return np.full(shape, whole)
+    if is_length(value) and not bounds:
+        return _lengths(walk, at, value)
     return rng.integers(0, bound, shape)
+
+
+def _lengths(walk: Walk, at: Situation, value: Input) -> Array:
+    """How long each row is: all of it; where *ragged*, less from the second row on."""
+    known = [top for top in map(at.sizes.value, value.tops) if top is not None and top > 0]
+    if known:
+        whole = min(known)
+    elif "lengths" in value.uses:  # of a recurrent layer, whose first axis is time
+        whole = next((s[0] for s in at.shapes.values() if len(s) == 3), 1)
+    else:  # rows run along the second axis of ids or of features
+        whole = next((s[1] for n, s in at.shapes.items() if len(s) > 1 and not is_length(walk.inputs[n])), 1)
+    lengths = np.full(at.shapes[value.name], whole)
+    if at.ragged and lengths.ndim:
+        rows = np.arange(lengths.shape[0]).reshape(-1, *[1] * (lengths.ndim - 1))
+        lengths = np.maximum(1, lengths - rows * 3 % whole)
+    return lengths
 
 
 def _held(walk: Walk, at: Situation) -> int:
@@ -101,6 +116,6 @@ def _fixed_cache(walk: Walk, at: Situation) -> int:
 def _added(walk: Walk, at: Situation) -> int:
     """How many tokens a sample brings."""
     for value in walk.inputs.values():
-        if "past" not in value.uses and len(value.shape) == 2 and not is_mask(value):
+        if "past" not in value.uses and len(value.shape) == 2 and not is_mask(value) and not is_length(value):
             return at.shapes[value.name][1]
     return next((at.values[name] for name in new_symbols(walk) if name in at.values), 1)

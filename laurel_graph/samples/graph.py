@@ -37,6 +37,7 @@ class Input:
         shape: its dims.
         bounds: what its integers have to stay below.
         uses: what operators take it for: ``position``, ``seqlens``, ``lengths``, ``condition`` (of an If), ``past``.
+        tops: the largest number that it may hold where it says how long rows are.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Input:
     shape: Shape
     bounds: list[Dim] = field(default_factory=list)
     uses: set[str] = field(default_factory=set)
+    tops: list[Dim] = field(default_factory=list)
 
 
 class Walk:

@@ -37,6 +37,20 @@ def _elementwise(call: Call) -> None:
     arithmetic.elementwise(call)
 
 
+def _compared(call: Call) -> None:
+    """A comparison with positions makes a mask of lengths: one whole number a row, up to the end of the positions."""
+    _elementwise(call)
+    for ours, theirs in ((0, 1), (1, 0)):
+        top = call.walk.tops.get(call.name(theirs))
+        for name, added in call.walk.flows.get(call.name(ours), ()) if top is not None else ():
+            value = call.walk.inputs[name]
+            if len(value.shape) == 1 and value.shape[0] == top:
+                continue  # positions themselves, of a causal mask
+            if len(value.shape) < 2 or value.shape[1:] == (1,):
+                value.uses.add("lengths")
+                value.tops.append(plus(top, -added))
+
+
 def _per_channel(axis: int) -> Rule:
     """Operators whose second input holds one number for each channel."""
 
@@ -357,9 +371,8 @@ RULES: dict[str, Rule] = {
     ),
     **_table(_same, "LpNormalization MeanVarianceNormalization LRN QuantizeLinear DequantizeLinear QMoE MoE"),
     **_table(_same, "GroupNormalization GroupNorm"),
-    **_table(
-        _elementwise, "Add Sub Mul Div Pow Min Max Sum Mean And Or Xor Equal Greater Less GreaterOrEqual LessOrEqual"
-    ),
+    **_table(_elementwise, "Add Sub Mul Div Pow Min Max Sum Mean And Or Xor Equal"),
+    **_table(_compared, "Greater Less GreaterOrEqual LessOrEqual"),
     **_table(_elementwise, "Mod PRelu BitShift BitwiseAnd BitwiseOr BitwiseXor Where"),
     **_table(_reduce, "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare"),
     **_table(_reduce, "ReduceLogSumExp"),

@@ -33,6 +33,8 @@ _LENGTHS = (8, 4, 2, 1, 32, 64, 256, 1024, 4096, 16384)
 _SIDES = (256, 128, 64, 32, 28, 16, 8, 512, 299)
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 _SEQUENCE = re.compile(r"seq|length|time|token|frame", re.IGNORECASE)
+_LENGTH = re.compile(r"len(gth)?s?$", re.IGNORECASE)
+_OF_CACHE = re.compile(r"past|total|cache|max|min", re.IGNORECASE)
 _BATCH = re.compile(r"batch", re.IGNORECASE)
 _PAST = re.compile(r"past", re.IGNORECASE)
 
@@ -181,6 +183,13 @@ def _is_aside(value: Input) -> bool:
 def is_mask(value: Input) -> bool:
     """Whether an input says what counts and what does not."""
     return value.dtype == onnx.TensorProto.BOOL or "mask" in value.name.lower()
+
+
+def is_length(value: Input) -> bool:
+    """Whether an input says, in one whole number, how long each row is."""
+    if value.dtype in _FLOATS or len(value.shape) > 2 or (len(value.shape) == 2 and value.shape[1] != 1):
+        return False
+    return "lengths" in value.uses or bool(_LENGTH.search(value.name) and not _OF_CACHE.search(value.name))
 
 
 def tie(walk: Walk) -> None:

@@ -390,3 +390,52 @@ def test_walk_of_a_large_graph_gives_sizes_when_nodes_are_many():
     nodes += [node("Add" if i % 2 else "Relu", f"v{i} v{i}" if i % 2 else f"v{i}", f"v{i + 1}") for i in range(20000)]
     model = graph(nodes, {"x": (FLOAT, ["n", "d"])}, {"v20000": FLOAT}, {"w": floats(6, 6)})
     assert sample_inputs(model)["x"].shape == (1, 6)
+
+
+def padded(lengths, rank_axes=(1,)):
+    """Features times a mask that is made of lengths and of the places in a row."""
+    nodes = [
+        node("Shape", "x", "shape"),
+        node("Gather", "shape one", "time", axis=0),
+        node("Range", "zero time step", "places"),
+        node("Unsqueeze", f"{lengths} last", "column") if rank_axes == (1,) else node("Identity", lengths, "column"),
+        node("Less", "places column", "mask"),
+        node("Cast", "mask", "kept", to=FLOAT),
+        node("Unsqueeze", "kept axis", "wide"),
+        node("Mul", "x wide", "y"),
+    ]
+    dims = ["n"] if rank_axes == (1,) else ["n", 1]
+    held = {"one": np.array(1), "zero": np.array(0), "step": np.array(1), "last": [1], "axis": [2]}
+    return graph(nodes, {"x": (FLOAT, ["n", "t", 4]), lengths: (INT64, dims)}, {"y": FLOAT}, held)
+
+
+@pytest.mark.parametrize(("lengths", "axes"), [("input_lengths", (1,)), ("how_far", (1,)), ("how_far", ())])
+def test_lengths_that_make_a_mask_are_whole_rows(lengths, axes):
+    model = padded(lengths, axes)
+    sample = sample_inputs(model, batch=3)
+    time = sample["x"].shape[1]
+    assert (sample[lengths] == time).all()
+    assert np.abs(run(model, sample)[0]).min(axis=(1, 2)).all()
+
+
+def test_padded_rows_are_shorter_but_the_first():
+    model = padded("how_far")
+    assert has_masks(model)
+    sample = sample_inputs(model, batch=3, ragged=True)
+    time = sample["x"].shape[1]
+    assert sample["how_far"].tolist() == [time, time - 3, time - 6]
+
+
+def test_lengths_are_known_by_name_where_places_come_from_them():
+    nodes = [
+        node("ReduceMax", "x_lengths", "longest", keepdims=0),
+        node("Range", "zero longest step", "places"),
+        node("Cast", "places", "p", to=FLOAT),
+        node("Unsqueeze", "p last", "column"),
+        node("Add", "x column", "y"),
+    ]
+    held = {"zero": np.array(0), "step": np.array(1), "last": [1]}
+    model = graph(nodes, {"x": (FLOAT, ["n", "t", 4]), "x_lengths": (INT64, ["n"])}, {"y": FLOAT}, held)
+    sample = sample_inputs(model, batch=2)
+    assert (sample["x_lengths"] == sample["x"].shape[1]).all()
+    run(model, sample)
