@@ -1,11 +1,11 @@
 # Two commands do all the set-up, each in a virtual environment of the project's own:
 #   make demo   the whole path on a real trained model, with a table at the end
-#   make test   the test suite and the linters
+#   make test   the test suite; make lint and make docs: the linters and the documentation
 PYTHON ?= python3
 PIP_FLAGS = --disable-pip-version-check --quiet -c constraints.txt
 SOURCES = pyproject.toml constraints.txt CMakeLists.txt $(wildcard laurel_graph/kernels/*)
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python examples/demo.py
@@ -23,6 +23,9 @@ types: .venv/test.stamp
 	rm -rf build/types && mkdir -p build/types/laurel_graph
 	ln -s $(abspath $(wildcard laurel_graph/*) passes tools) build/types/laurel_graph/
 	cd build/types && ../../.venv/bin/mypy --config-file ../../pyproject.toml --package laurel_graph
+
+docs: .venv/test.stamp
+	.venv/bin/sphinx-build -q -W --keep-going -b html docs build/docs
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
