@@ -1,0 +1,228 @@
+"""Rebuilds the records of a transformed model from its nodes and tensors, where a tool or a hand left them out.
+
+Many tools (onnx-graphsurgeon, onnx.compose, extraction, version conversion) keep nodes and weights and drop a model's
+metadata, in which :mod:`.onnx` keeps what was put in and what was there before. The operators of ``ai.laurel`` and the
+names ``laurel.<site>.<tensor>`` say most of it again. What they do not say is listed: nothing is guessed in silence.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from laurel_graph.config import LaurelConfig, SiteSpec
+from laurel_graph.errors import ConfigError, LaurelError, ModelError
+from laurel_graph.onnx_model.shapes import dtype_name, tensor_types
+from laurel_graph.onnx_model.tensors import array_of
+from laurel_graph.onnx_model.walk import graphs_of
+from laurel_graph.opset.functions import attach
+from laurel_graph.opset.schema import (
+    METADATA_CONFIG,
+    METADATA_DEPLOYED,
+    METADATA_FORMAT,
+    METADATA_SITES,
+    METADATA_UNDO,
+    PREFIX,
+    Operator,
+    laurel_nodes,
+    read_metadata,
+    read_specs,
+    tensor_name,
+)
+
+from .undo import read_undo
+
+_TENSORS = ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
+_NORM = 1e-5
+"""How far α + β may be from 2 by rounding alone."""
+
+
+@dataclass
+class Recovered:
+    """What :func:`recover` rebuilt.
+
+    Attributes:
+        sites: the sites that have a record again.
+        lost: sentences: what the model does not say any more.
+    """
+
+    sites: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Site:
+    """The nodes of one site: the one with all tensors, then those that add further branches."""
+
+    name: str
+    nodes: list[NodeProto]
+    spec: SiteSpec
+
+
+def needs_recovery(model: ModelProto) -> bool:
+    """Whether the model holds trainable nodes of ``ai.laurel`` that no record speaks of."""
+    if read_metadata(model, METADATA_DEPLOYED) is not None:
+        return False
+    known = {tensor_name(site, "") for site in read_specs(model)}
+    return any(
+        not any(name.startswith(start) for start in known for name in node.input[2:])
+        for graph in graphs_of(model.graph)
+        for node in laurel_nodes(graph)
+    )
+
+
+def recover(model: ModelProto) -> Recovered:
+    """Writes records for the nodes of ``ai.laurel`` that have none, in place.
+
+    Returns:
+        The sites, and what could not be told. A model that needs nothing stays as it is.
+
+    Raises:
+        ModelError: a node is none that can be trained (of a deployed model, or with tensors of other names), or a size
+            cannot be told; the model is unchanged.
+    """
+    if not needs_recovery(model):
+        return Recovered()
+    known = read_specs(model)
+    types = tensor_types(model)[0]
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    sites = [site for site in _sites(model, held, types) if site.name not in known]
+    undo = read_undo(model) or {
+        "ir_version": model.ir_version if model.HasField("ir_version") else None,
+        "domain": True,
+        "metadata": [],
+        "nodes": [],
+        "tensors": [],
+        "inputs": [],
+    }
+    ours = [name for name in held if any(name.startswith(tensor_name(site.name, "")) for site in sites)]
+    undo["tensors"] += ours
+    undo["inputs"] += [value.name for value in model.graph.input if value.name in ours]
+    undo["nodes"] += [_before(node) for site in sites for node in site.nodes]
+    values = {
+        METADATA_FORMAT: "1",
+        METADATA_CONFIG: read_metadata(model, METADATA_CONFIG) or LaurelConfig().to_json(),
+        METADATA_SITES: json.dumps([spec.to_dict() for spec in (*known.values(), *(site.spec for site in sites))]),
+        METADATA_UNDO: json.dumps(undo),
+    }
+    kept = [prop for prop in model.metadata_props if prop.key not in values]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    for key, value in values.items():
+        model.metadata_props.add(key=key, value=value)
+    attach(model)
+    return Recovered([site.name for site in sites], list(_lost(model, sites)))
+
+
+def _sites(model: ModelProto, held: dict[str, TensorProto], types: dict[str, Any]) -> Iterator[_Site]:
+    found: dict[str, _Site] = {}
+    for graph in graphs_of(model.graph):
+        for node in laurel_nodes(graph):
+            op = Operator.parse(node.op_type)
+            if op is None or op.bias or op.epilogue or op.quantized or len(node.input) < len(op.inputs):
+                raise _foreign(node, "its operator is of a deployed model, or of a newer version")
+            roles = {role: name for role, name in zip(op.inputs, node.input, strict=False) if role in _TENSORS}
+            names = {
+                name.removesuffix("." + ("one" if name.endswith(".one") else role)) for role, name in roles.items()
+            }
+            if len(names) != 1 or not all(name in held for name in roles.values()):
+                raise _foreign(node, f"its tensors {sorted(roles.values())} are not the weights of one site")
+            full = next(iter(names))
+            site = full.removeprefix(f"{PREFIX}.")
+            if site == full or any(name == tensor_name(site, r) for r, name in roles.items()) is False:
+                raise _foreign(node, f"its tensors {sorted(roles.values())} have other names than {PREFIX}.SITE.TENSOR")
+            if site in found:
+                found[site].nodes.append(node)
+            elif tensor_name(site, "one") in roles.values():
+                raise _foreign(node, f"the node of the site {site!r} that it adds to is gone")
+            else:
+                found[site] = _Site(site, [node], _spec(site, node, op, roles, held, types))
+    yield from found.values()
+
+
+def _foreign(node: NodeProto, why: str) -> ModelError:
+    return ModelError(
+        f"the model's records are gone, and node {(node.output or [node.name])[0]!r} ({node.op_type}) cannot be "
+        f"understood without them: {why}; use the file as laurel transform or laurel finetune wrote it."
+    )
+
+
+def _spec(
+    site: str,
+    node: NodeProto,
+    op: Operator,
+    roles: dict[str, str],
+    held: dict[str, TensorProto],
+    types: dict[str, Any],
+) -> SiteSpec:
+    tensors = {role: held[name] for role, name in roles.items()}
+    shape = next((types[n][0] for n in (*node.input[:2], node.output[0]) if n in types and types[n][0]), None)
+    low_rank = tensors.get("A") or tensors.get("previous_A")
+    alpha = tensors.get("alpha")
+    width: Any = None
+    if low_rank is not None:
+        width = low_rank.dims[-2]
+    elif alpha is not None and alpha.dims:
+        width = alpha.dims[0]
+    elif shape is not None:
+        width = shape[op.axis]
+    if not isinstance(width, int) or width < 1:
+        raise _foreign(node, f"the width of site {site!r} cannot be told")
+    ndim = int(op.layout[0]) + 2 if op.layout else len(shape) if shape is not None else 3
+    weight = next(iter(tensors.values()))
+    parts = [part for part, there in (("rw", op.rw), ("lr", op.lr), ("pa", op.previous)) if there]
+    try:
+        return SiteSpec(
+            site=site,
+            variant="+".join(parts),
+            axis=op.axis,
+            width=width,
+            ndim=ndim,
+            dtype=dtype_name(weight.data_type) or "float32",
+            rank=int(low_rank.dims[-1]) if low_rank is not None else 0,
+            weights=_bound(tensors) if op.rw else "softmax",
+            per_channel=bool(alpha is not None and alpha.dims),
+            init="xavier" if op.axis == 1 else "orthogonal",
+            previous=op.previous,
+            previous_map="low-rank" if op.low_rank_previous else "identity",
+        )
+    except (ConfigError, LaurelError) as error:
+        raise _foreign(node, str(error).rstrip(".")) from None
+
+
+def _bound(tensors: dict[str, TensorProto]) -> str:
+    """How α and β are bounded, as far as their values tell: those of softmax add up to 2."""
+    alpha, beta = (np.asarray(array_of(tensors[role]), np.float64) for role in ("alpha", "beta"))
+    if np.any(alpha <= 0) or np.any(beta <= 0) or not np.all(np.isfinite(alpha + beta)):
+        return "free"
+    if np.all(np.abs(alpha + beta - 2) < _NORM):
+        return "softmax"
+    return "sigmoid" if np.all(alpha < 2) and np.all(beta < 2) else "free"
+
+
+def _before(node: NodeProto) -> dict[str, Any]:
+    """The record of an addition of skip and branch in the node's place."""
+    old = helper.make_node("Add", [node.input[0], node.input[1]], [node.output[0]], name=node.name)
+    if node.HasField("doc_string"):
+        old.doc_string = node.doc_string
+    old.metadata_props.extend(node.metadata_props)
+    return {"new": [node.output[0]], "old": base64.b64encode(old.SerializeToString()).decode()}
+
+
+def _lost(model: ModelProto, sites: list[_Site]) -> Iterator[str]:
+    yield (
+        f"the records of {len(sites)} sites were gone and are rebuilt from their nodes: which operand of an addition "
+        "came first, how A started and from which base adapters were trained cannot be told"
+    )
+    if any(len(site.nodes) > 1 or site.nodes[0].output[0].startswith(f"{PREFIX}.") for site in sites):
+        yield "sums of several operands come back as additions of two each"
+    if any(site.spec.has_rw for site in sites):
+        yield "how α and β are bounded is taken from their values"
+    if model.ir_version >= 8:
+        yield f"the IR version stays {model.ir_version}; it may have been lower before"
