@@ -259,20 +259,22 @@ def _verify(
         VerificationError: they differ somewhere, or no sample exercises the model.
     """
     from laurel_graph.passes.verify import SiteDifference, read_samples, report_of
-    from laurel_graph.passes.verify.check import Check, Subject
+    from laurel_graph.passes.verify.check import Check
+    from laurel_graph.passes.verify.pair import Pair, Subject
     from laurel_graph.passes.verify.watching import check_coverage, site_values, with_scales
 
     first, second = (Subject(path, onnx_file.read(path)) for path in (source, deployed))
     sites = site_values(first.model, second.model, report.fold.renamed)
     check_coverage(first.model, second.model, sites)
     altered = {name for form in report.forms for name in form.altered}
-    check = Check(
+    pair = Pair(
         first,
         second,
         with_scales(sites, report.fold, first.model, second.model, altered),
         tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
         exact=tolerance is not None,
     )
+    check = Check(pair)
     samples = read_samples(data) if isinstance(data, (str, Path)) else data
     findings = check.on_drawn((1, 3), seed, sizes) if samples is None else check.on_data(samples)
     found = report_of((str(source), str(deployed)), findings)

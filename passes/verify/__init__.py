@@ -14,8 +14,9 @@ from laurel_graph.errors import ModelError
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 
-from .check import Check, Findings, Subject, Watched
+from .check import Check, Findings
 from .compare import Verdict
+from .pair import Pair, Subject, Watched
 from .watching import site_values, with_scales
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
@@ -187,7 +188,7 @@ def verify(
     """
     path_a, path_b = Path(model_a), Path(model_b)
     first, second = Subject(path_a, onnx_file.read(path_a)), Subject(path_b, onnx_file.read(path_b))
-    check = Check(
+    pair = Pair(
         first,
         second,
         _watched(first, second),
@@ -195,6 +196,7 @@ def verify(
         exact=tolerance is not None,
         optimize=optimize if isinstance(optimize, tuple) else (optimize, optimize),
     )
+    check = Check(pair)
     models = (str(path_a), str(path_b))
     if data is None:
         return report_of(models, check.on_drawn(batches, seed, sizes))

@@ -14,7 +14,7 @@ from laurel_graph.onnx_model.editor import captured_names
 from laurel_graph.opset.schema import DOMAIN, Operator, laurel_nodes
 from laurel_graph.passes.fold.joins import site_of
 
-from .check import Watched
+from .pair import Watched
 from .probe import made_in
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from laurel_graph.errors import ModelError
-from laurel_graph.passes.verify.check import Check, Subject
+from laurel_graph.passes.verify.check import Check
 from laurel_graph.passes.verify.drawing import drawn, runnable
+from laurel_graph.passes.verify.pair import Pair, Subject
 
 SAMPLE = np.random.default_rng(0)
 
@@ -86,6 +87,6 @@ def test_noise_is_measured_when_all_weights_are_external(tmp_path):
         onnx.save(model, path, save_as_external_data=True, location=f"{file}.data", size_threshold=0)
         subjects.append(Subject(path, onnx.load(path, load_external_data=False)))
         arrays["w"] = arrays["w"] * np.float32(1 + 1e-6)
-    found = Check(*subjects, tolerance=lambda dtype: 1e-5).on_drawn((1, 3), 0, None)
+    found = Check(Pair(*subjects, tolerance=lambda dtype: 1e-5)).on_drawn((1, 3), 0, None)
     assert found.algebra["y"].noise > 0
     assert found.outputs["y"].noise > 0
