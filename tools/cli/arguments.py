@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from laurel_graph.errors import ConfigError, ModelError
+from laurel_graph.errors import ModelError
 
 Model = Annotated[
     str, typer.Argument(help="An .onnx file, or package.module:callable that gives (module, inputs[, dims]).")
@@ -42,10 +42,6 @@ def parse_sizes(sizes: list[str] | None) -> dict[str, int]:
     Raises:
         ConfigError: one of them says something else.
     """
-    parsed = {}
-    for text in sizes or ():
-        name, _, value = text.rpartition("=")
-        if not name or not value.isdigit():
-            raise ConfigError(f"--size {text!r}: expected NAME=N with N at least 0.")
-        parsed[name] = int(value)
-    return parsed
+    from laurel_graph.passes.options import parse_sizes as read
+
+    return dict(read(sizes or (), "--size"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from laurel_graph.errors import ConfigError
 from laurel_graph.tools.console import note, print_json, print_table, print_wrote, progress, quiet_runtime, say
 
 from .arguments import Json, Model, OnnxModel, Output, Size, load_model, parse_sizes
-
-if TYPE_CHECKING:
-    from laurel_graph.config import SiteOverride
 
 
 def transform(
@@ -42,6 +39,7 @@ def transform(
     """Replace the residual connections of MODEL by LAuReL residuals; same outputs at the start."""
     from laurel_graph.config import LaurelConfig
     from laurel_graph.outputs import check_outputs
+    from laurel_graph.passes.options import parse_override
     from laurel_graph.passes.pipeline import transform as run
     from laurel_graph.tools.inputs import source_files
 
@@ -59,7 +57,7 @@ def transform(
             previous_map=previous_map,
             include=tuple(include or ("identity", "projection")),
             sites=tuple(sites or ("*",)),
-            overrides=dict(map(_parse_override, override or ())),
+            overrides=dict(parse_override(text, "--override") for text in override or ()),
             seed=seed,
         )
     with progress(f"transforming {model}"):
@@ -164,15 +162,3 @@ def _read_text(path: Path, expected: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): expected {expected}.") from error
-
-
-def _parse_override(text: str) -> tuple[str, SiteOverride]:
-    from laurel_graph.config import SiteOverride
-
-    glob, equals, value = text.rpartition("=")
-    variant, _, rank = ("", "", value) if value.isdigit() else value.partition(":")
-    if not equals or not glob or (rank and not rank.isdigit()):
-        raise ConfigError(f"--override {text!r}: expected GLOB=off, GLOB=VARIANT, GLOB=RANK or GLOB=VARIANT:RANK.")
-    if variant == "off":
-        return glob, SiteOverride(off=True)
-    return glob, SiteOverride(variant=variant or None, rank=int(rank) if rank else None)
