@@ -22,6 +22,7 @@ from laurel_graph.tools.console import note, pipe_closed, ready_streams, say
 from .change import apply, deploy, remove, transform
 from .look import doctor, inspect, report, verify
 from .measure import bench
+from .passes import passes, run
 from .train import finetune
 
 INTERNAL = 3
@@ -48,7 +49,7 @@ def _root(
         raise typer.Exit
 
 
-for command in (inspect, transform, finetune, apply, remove, verify, deploy, bench, report, doctor):
+for command in (inspect, transform, finetune, apply, remove, verify, deploy, run, passes, bench, report, doctor):
     app.command()(command)
 
 
