@@ -121,6 +121,29 @@ class LaurelConfig:
     overrides: Mapping[str, SiteOverride] = field(default_factory=dict)
     seed: int = 0
 
+    @classmethod
+    def of(cls, value: object) -> LaurelConfig:
+        """Returns a config from what a person passes for one: a config, a variant, a mapping of fields, or ``None``.
+
+        Raises:
+            ConfigError: it is something else, or holds an unknown field or a value outside its domain.
+        """
+        if isinstance(value, LaurelConfig):
+            return value
+        if value is None or isinstance(value, str):
+            return cls() if value is None else cls(variant=value)
+        known = [each.name for each in fields(cls)]
+        if not isinstance(value, Mapping):
+            raise _fail("config", type(value).__name__, "a LaurelConfig, a variant such as 'rw+lr', or a mapping")
+        for name in value:
+            if name not in known:
+                raise _fail("LaurelConfig field", name, f"one of {', '.join(known)}")
+        return cls(**value)
+
+    def __hash__(self) -> int:
+        values = (getattr(self, each.name) for each in fields(self) if each.name != "overrides")
+        return hash((*values, frozenset(self.overrides.items())))
+
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "variant", canonical_variant(self.variant))

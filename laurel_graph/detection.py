@@ -7,7 +7,7 @@ goes by its *key*, the name of its first non-empty output, because node names ma
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from .config import SiteSpec
 
@@ -120,6 +120,7 @@ class Detection:
     rejected: tuple[Rejected, ...]
     nodes: int = 0
     notes: tuple[str, ...] = field(default_factory=tuple)
+    describes_graph: ClassVar[bool] = True
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form of ``laurel inspect --json``."""

@@ -1,8 +1,8 @@
-"""The passes in a row: what ``lg.inspect``, ``lg.transform`` and ``lg.remove`` run, on torch modules and ONNX."""
+"""The three pipelines, and ``lg.inspect``, ``lg.transform`` and ``lg.remove``, which run them on whatever they get."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +12,17 @@ from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, SitePlan
 from laurel_graph.errors import ModelError, OutputError
 
+from .base import TORCH, Facts, PassResult, Pipeline
+from .facts import Source
+from .select import Selection
+
 if TYPE_CHECKING:
     import onnx
     from torch import fx, nn
     from torch.export import ExportedProgram
+
+    from .base import Pass
+    from .deploy.costs import CostModel
 
     Model = str | Path | onnx.ModelProto | nn.Module | ExportedProgram
 
@@ -94,7 +101,7 @@ def inspect(
 
 def transform(
     model: Model,
-    config: LaurelConfig | None = None,
+    config: LaurelConfig | str | Mapping[str, Any] | None = None,
     args: Any = (),
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -109,7 +116,8 @@ def transform(
 
     Args:
         model: as for :func:`inspect`.
-        config: what to put in; by default ``LaurelConfig()``.
+        config: what to put in: a :class:`LaurelConfig`, its fields as a mapping, or a variant; by default
+            ``LaurelConfig()``.
         args: example inputs of a torch module.
         kwargs: example keyword inputs of a torch module.
         dynamic_shapes: as for ``torch.export.export``: the axes of the inputs that stay open, where a torch module
@@ -122,42 +130,110 @@ def transform(
         ModelError: the model cannot be read or traced.
         NoResidualError: nothing to rewrite was found; lists the nearest misses.
         SelectorError: a site selector matched nothing.
-        ConfigError: a rank does not fit a site.
+        ConfigError: a rank does not fit a site, or *config* is something else.
         OutputError: *output* cannot be written, or is the input.
     """
-    from .select import select
-
-    config = config or LaurelConfig()
+    pipeline = transforming(LaurelConfig.of(config), adapter_inputs=adapter_inputs)
     if _is_onnx(model):
-        from laurel_graph.onnx_model import tensors as onnx_tensors
-        from laurel_graph.outputs.models import write_model
-        from laurel_graph.passes.detect.rule import detect
-        from laurel_graph.passes.read_onnx.view import view_of
-        from laurel_graph.passes.rewrite.onnx import insert
+        if output is None or not isinstance(model, (str, Path)):
+            result = _in_memory(pipeline, model, output)
+        else:
+            from .files import run_on_file
 
-        proto, name, source = _read_to_change(model, output)
-        detection = replace(detect(view_of(proto)), model=name)
-        selection = select(detection, config)
-        base = onnx_tensors.count_parameters(proto)
-        insert(proto, selection.plans, config, adapter_inputs=adapter_inputs)
-        report = TransformReport(detection, selection.plans, selection.skipped, base)
-        if output is None:
-            return TransformResult(proto, report)
-        return TransformResult(write_model(proto, output, source), report)
+            result = run_on_file(pipeline, model, output, spill=False)
+        return TransformResult(result.graph if output is None else Path(output), _report(result))
     if output is not None:
         raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
     if adapter_inputs:
         raise ModelError("adapter_inputs= is for ONNX models; a torch module loads adapters with load_adapter.")
-    from laurel_graph.passes.rewrite.fx import insert as insert_fx
-    from laurel_graph.torch_residual.module import freeze_base
+    captured, detection = _capture_and_detect(model, args, kwargs, dynamic_shapes)
+    result = pipeline.run(_copy_sharing_weights(captured), Facts(detection))
+    return TransformResult(result.graph, _report(result))
+
+
+def transforming(config: LaurelConfig | None = None, *, adapter_inputs: bool = False) -> Pipeline:
+    """Returns what :func:`transform` runs."""
+    from .standard.changing import Insert
+    from .standard.finding import Detect, Select
+
+    return Pipeline((Detect(), Select(config or LaurelConfig()), Insert(adapter_inputs=adapter_inputs)))
+
+
+def removing() -> Pipeline:
+    """Returns what :func:`remove` runs."""
+    from .standard.changing import Remove
+
+    return Pipeline((Remove(),))
+
+
+def deploying(
+    *, portable: bool = False, target: str = "cpu", costs: CostModel | None = None, compare: Pass | None = None
+) -> Pipeline:
+    """Returns what :func:`laurel_graph.deploy` runs; *compare* is its last pass, ``Verify`` where a file is written."""
+    from .standard.serving import Fold, Fuse, Mark
+
+    passes = (Fold(), Fuse(portable, costs), Mark(portable, target))
+    return Pipeline(passes if compare is None else (*passes, compare))
+
+
+def run_on_module(
+    pipeline: Pipeline,
+    model: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+    output: str | Path,
+    inputs: Sequence[str | Path] = (),
+) -> PassResult:
+    """Traces a torch module, runs *pipeline* on a copy of the graph and writes the ONNX file that comes out.
+
+    Where no pass exports, ``export`` runs before the first one that takes ONNX graphs alone, or last.
+
+    Args:
+        pipeline: what to do.
+        model: the module; it stays as it is.
+        args: example inputs.
+        kwargs: example inputs by name.
+        dynamic_shapes: as for ``torch.export.export``.
+        output: where the result goes.
+        inputs: files that are read.
+
+    Raises:
+        LaurelError: what the passes raise.
+    """
+    from laurel_graph.outputs import staged
+
+    from .facts import Example
+    from .files import write_result
+    from .standard.changing import Export
 
     captured, detection = _capture_and_detect(model, args, kwargs, dynamic_shapes)
-    selection = select(detection, config)
+    if not any(isinstance(each, Export) for each in pipeline.passes):
+        place = next((i for i, each in enumerate(pipeline.passes) if TORCH not in each.takes), len(pipeline.passes))
+        pipeline = replace(pipeline, passes=(*pipeline.passes[:place], Export(), *pipeline.passes[place:]))
+    facts = Facts(detection, Example(args, dict(kwargs or {}), dynamic_shapes), Source(name=type(model).__name__))
     module = _copy_sharing_weights(captured)
-    base = sum(parameter.numel() for parameter in module.parameters())
-    insert_fx(module, selection.plans, config)
-    freeze_base(module)
-    return TransformResult(module, TransformReport(detection, selection.plans, selection.skipped, base))
+    return write_result(pipeline, module, staged(output, inputs), None, facts, spill=False)
+
+
+def _report(result: PassResult) -> TransformReport:
+    detection, selection = result.found(Detection), result.found(Selection)
+    if detection is None or selection is None:
+        raise TypeError("a transformation detects and selects")
+    base = result.report.counters["insert.base_parameters"]
+    return TransformReport(detection, selection.plans, selection.skipped, base)
+
+
+def _in_memory(pipeline: Pipeline, model: Any, output: str | Path | None) -> PassResult:
+    """Runs a pipeline on a model of our own, read or copied, and writes what comes out where *output* says so."""
+    proto, name, source = _read_to_change(model, output)
+    folder = None if source is None else source.parent
+    result = pipeline.run(proto, Facts(Source(source, folder, name)))
+    if output is not None:
+        from laurel_graph.outputs.models import write_model
+
+        write_model(result.graph, output, source)
+    return result
 
 
 def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | Path | None = None) -> Any:
@@ -175,19 +251,14 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
         OutputError: *output* cannot be written, or is the input.
     """
     if not _is_onnx(model):
-        from laurel_graph.passes.rewrite.fx import remove as remove_fx
+        return removing().run(cast("fx.GraphModule", model)).graph
+    if output is None or not isinstance(model, (str, Path)):
+        result = _in_memory(removing(), model, output)
+    else:
+        from .files import run_on_file
 
-        return remove_fx(cast("fx.GraphModule", model))
-    from laurel_graph import soundness
-    from laurel_graph.outputs.models import write_model
-    from laurel_graph.passes.rewrite.onnx import remove as remove_onnx
-
-    proto, _, source = _read_to_change(model, output)
-    remove_onnx(proto)
-    soundness.check(proto)  # the record of what was there comes from the file
-    if output is None:
-        return proto
-    return write_model(proto, output, source)
+        result = run_on_file(removing(), model, output, spill=False)
+    return result.graph if output is None else Path(output)
 
 
 def _capture_and_detect(

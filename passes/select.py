@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, Residual, SitePlan
@@ -25,6 +26,7 @@ class Selection:
 
     plans: tuple[SitePlan, ...]
     skipped: tuple[tuple[str, str], ...]
+    describes_graph: ClassVar[bool] = True
 
 
 def select(detection: Detection, config: LaurelConfig) -> Selection:

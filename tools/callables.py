@@ -50,6 +50,23 @@ def load_callable(reference: str, option: str) -> Callable[..., Any]:
     Raises:
         ConfigError: the module cannot be imported, or has no such function.
     """
+    function = load_attribute(reference, option)
+    if not callable(function):
+        name = reference.rpartition(":")[2]
+        raise ConfigError(f"{option} = {reference!r}: {name!r} is a {type(function).__name__}; expected a function.")
+    return function  # type: ignore[no-any-return]
+
+
+def load_attribute(reference: str, option: str) -> Any:
+    """Returns what *reference* names; the current folder is searched too.
+
+    Args:
+        reference: ``package.module:attribute``.
+        option: the option it was given to, for the message.
+
+    Raises:
+        ConfigError: the module cannot be imported, or has no such attribute.
+    """
     module_name, _, name = reference.rpartition(":")
     try:
         with current_folder():
@@ -57,12 +74,11 @@ def load_callable(reference: str, option: str) -> Callable[..., Any]:
     except Exception as error:  # whatever the user's own code raises when it is imported
         why = error if isinstance(error, ModuleNotFoundError) else told(error)
         raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({why}).") from error
-    function = getattr(module, name, None)
-    if not callable(function):
+    if not hasattr(module, name):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         hint = near(name, known)
         raise ConfigError(f"{option} = {reference!r}: module {module_name!r} has no function {name!r}.{hint}")
-    return function  # type: ignore[no-any-return]
+    return getattr(module, name)
 
 
 def call(reference: str, option: str) -> Any:

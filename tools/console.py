@@ -74,6 +74,14 @@ def say(text: str) -> None:
     _write(_lines(text))
 
 
+def print_wrote(json: bool, what: dict[str, Any]) -> None:
+    """Says which file was written: *what* as JSON, or the path under ``output`` in a line."""
+    if json:
+        print_json(what)
+    else:
+        say(f"wrote {what['output']}")
+
+
 def _write(text: str) -> None:
     try:
         sys.stdout.write(text)

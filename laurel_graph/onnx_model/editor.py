@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from .element_range import UnfitError, fits
-from .shapes import tensor_types
+from .shapes import Types, tensor_types
 from .tensors import inlined
 from .walk import subgraphs
 
@@ -98,9 +98,12 @@ class GraphEditor:
         graph: its main graph.
         base: the folder against which locations of external weights are read.
         overridable: initializers that are inputs too, so that a run may be given others: no constants.
+
+    Args:
+        types: what is known of the model's values already; by default shape inference finds it out.
     """
 
-    def __init__(self, model: onnx.ModelProto, base: Path | None = None) -> None:
+    def __init__(self, model: onnx.ModelProto, base: Path | None = None, types: Types | None = None) -> None:
         self.model, self.graph, self.base = model, model.graph, base
         self.nodes: list[onnx.NodeProto] = [_copy(node) for node in model.graph.node]
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -119,7 +122,12 @@ class GraphEditor:
         self._removed: set[int] = set()
         for node in self.nodes:
             self._index(node)
-        self._types = tensor_types(model)[0]
+        self._types = dict(tensor_types(model)[0] if types is None else types)
+
+    @property
+    def types(self) -> Types:
+        """What is known of every value, those added while editing included."""
+        return self._types
 
     def _index(self, node: onnx.NodeProto) -> None:
         for name in node.output:
@@ -332,8 +340,7 @@ class GraphEditor:
         """Renames an output of *node* and lets every reader in the main graph follow."""
         node.output[list(node.output).index(name)] = new
         self.producer[new] = self.producer.pop(name)
-        if name in self._types:
-            self._types[new] = self._types[name]
+        self.take_type(new, name)
         for reader in self.consumers(name):
             for i, value in enumerate(reader.input):
                 if value == name:
@@ -351,8 +358,14 @@ class GraphEditor:
         if key not in self._copies:
             kind = onnx.helper.tensor_dtype_to_np_dtype(dtype or onnx.TensorProto.FLOAT)
             constant = self.add_constant(f"{name}_scale", factor, kind)
-            self._copies[key] = self.add_node("Mul", [name, constant], like=f"{name}_unscaled")
+            product = self._copies[key] = self.add_node("Mul", [name, constant], like=f"{name}_unscaled")
+            self.take_type(product, name)
         return self._copies[key]
+
+    def take_type(self, name: str, of: str) -> None:
+        """Notes that a new value has the shape and the element type of another one."""
+        if of in self._types:
+            self._types[name] = self._types[of]
 
     def finish(self) -> None:
         """Writes the nodes and initializers back: sorted, without dead ones."""

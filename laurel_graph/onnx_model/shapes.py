@@ -15,6 +15,9 @@ from onnx import numpy_helper, shape_inference
 from ..graph_view import Shape
 from .walk import graphs_of
 
+Types = Mapping[str, tuple[Shape | None, str | None]]
+"""Value name to shape and element type."""
+
 PROPAGATED = 1 << 20
 """Values that inference may write out for one node."""
 LARGE = 1024

@@ -63,7 +63,7 @@ def write_model(
     return Path(output)
 
 
-def stage_model(aside: Staged, model: ModelProto, source: str | Path | None = None, spill: bool = False) -> None:
+def stage_model(aside: Staged, model: ModelProto, source: str | Path | None = None, spill: bool = False) -> ModelProto:
     """Writes *model* to the staged file, to be opened and checked there, with its weight files in their final places.
 
     Args:
@@ -71,6 +71,9 @@ def stage_model(aside: Staged, model: ModelProto, source: str | Path | None = No
         model: what to write; references to weight files that got another name are changed in it, in place.
         source: the file that *model* was read from; needed when it has external data.
         spill: move the large tensors that the model holds itself into a weight file.
+
+    Returns:
+        What lies there, read back.
 
     Raises:
         OutputError: the file system refuses.
@@ -91,7 +94,7 @@ def stage_model(aside: Staged, model: ModelProto, source: str | Path | None = No
             "data first (onnx.save_model with save_as_external_data=True)."
         )
     aside.write(model.SerializeToString())
-    onnx_file.read(aside.path)
+    return onnx_file.read(aside.path)
 
 
 def place_weights(aside: Staged, model: ModelProto, part: Path, location: str) -> None:

@@ -9,6 +9,7 @@ import onnx
 
 from laurel_graph.onnx_model.editor import GraphEditor
 from laurel_graph.onnx_model.element_range import UnfitError
+from laurel_graph.onnx_model.shapes import Types
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.opset import functions
 from laurel_graph.opset.schema import Operator, laurel_nodes
@@ -46,7 +47,12 @@ class FusedSite:
 
 
 def fuse(
-    model: onnx.ModelProto, costs: CostModel, *, portable: bool = False, base: Path | None = None
+    model: onnx.ModelProto,
+    costs: CostModel,
+    *,
+    portable: bool = False,
+    base: Path | None = None,
+    types: Types | None = None,
 ) -> tuple[FusedSite, ...]:
     """Gives every ``ai.laurel`` node of the main graph its cheapest form, in place.
 
@@ -55,10 +61,12 @@ def fuse(
         costs: what each form costs.
         portable: use operators of ``ai.onnx`` alone.
         base: the folder of external weights.
+        types: what is known of its values already (folding says it); by default shape inference finds it out.
     """
-    functions.detach(model)
-    functions.attach(model)  # shapes pass an operator through its body
-    editor = GraphEditor(model, base)
+    if types is None:
+        functions.detach(model)
+        functions.attach(model)  # shapes pass an operator through its body
+    editor = GraphEditor(model, base, types)
     done = []
     for node in nodes_to_write(editor):
         join = join_at(editor, node)
@@ -67,6 +75,39 @@ def fuse(
     if done:
         editor.finish()
     return (*done, *_inner_sites(model, portable))
+
+
+def absorb_all(
+    model: onnx.ModelProto, *, base: Path | None = None, types: Types | None = None
+) -> tuple[FusedSite, ...]:
+    """Lets every skip that ends in a linear map take the low-rank part of its join in, in place, whatever it costs.
+
+    Args:
+        model: a trained model, folded or not.
+        base: the folder of external weights.
+        types: what is known of its values already; by default shape inference finds it out.
+
+    Returns:
+        One record per ``ai.laurel`` node of the main graph; ``form`` is "" where nothing was absorbed.
+    """
+    editor = GraphEditor(model, base, types)
+    done = []
+    for node in nodes_to_write(editor):
+        join = join_at(editor, node)
+        skip = None if join.obstacle else skip_map(editor, join)
+        reason = join.obstacle or ("" if skip is not None else "no linear map that this join alone reads ends its skip")
+        record = FusedSite(join.site, node.output[0], "", join.op.name, reason=reason)
+        if skip is not None:
+            try:
+                left = absorb(editor, join, skip)
+                altered = _made_by(skip.node, skip.norm, skip.adder)
+                record = replace(record, form="absorbed", operator=left.op.name if left else "", altered=altered)
+            except UnfitError:
+                why = "the weights of its skip cannot hold its low-rank part in their element type"
+                record = replace(record, reason=why)
+        done.append(record)
+    editor.finish()
+    return tuple(done)
 
 
 def _inner_sites(model: onnx.ModelProto, portable: bool) -> list[FusedSite]:

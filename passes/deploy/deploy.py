@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +14,20 @@ from numpy.typing import NDArray
 
 from laurel_graph.config import FORMAT_VERSION
 from laurel_graph.errors import RewriteError, VerificationError
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.walk import graphs_of
-from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.opset import functions
 from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes, read_metadata
-from laurel_graph.outputs import check_outputs, staged
-from laurel_graph.outputs.models import model_files, stage_model
-from laurel_graph.passes.fold.fold import FoldReport, fold
+from laurel_graph.passes.base import Facts, PassResult
+from laurel_graph.passes.facts import Forms, Samples, Source
+from laurel_graph.passes.fold.fold import FoldReport
 from laurel_graph.passes.rewrite.undo import read_undo
 
-from .choose import FusedSite, fuse
-from .costs import CostModel, default_costs
+from .choose import FusedSite
+from .costs import CostModel
 
 if TYPE_CHECKING:
     from laurel_graph.passes.verify import OutputDifference, VerifyReport
+    from laurel_graph.passes.verify.pair import Subject
 
 
 TARGETS = ("cpu",)
@@ -131,30 +130,39 @@ def deploy(
     Raises:
         RewriteError: no LAuReL in the model, deployed already, or an unknown target.
     """
-    if target not in TARGETS:
-        raise RewriteError(f"target {target!r} is not known: expected one of {', '.join(TARGETS)}.")
+    from laurel_graph.passes.pipeline import deploying
+
+    result = deploying(portable=portable, target=target, costs=costs).run(model, Facts(Source(folder=base)))
+    return _report(result, portable, target)
+
+
+def _report(result: PassResult, portable: bool, target: str) -> DeployReport:
+    """Returns what the passes of a deployment found out, as one report."""
+    folded, forms = result.found(FoldReport), result.found(Forms)
+    if folded is None or forms is None:
+        raise TypeError("a deployment folds and fuses")
+    graph = result.graph.graph
+    nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.node)
+    compared = result.steps[-1].report.detail if result.steps[-1].ran.last else None
+    return DeployReport(folded, forms.sites, portable, target, dict(sorted(nodes.items())), compared)
+
+
+def check_trained(model: onnx.ModelProto) -> None:
+    """Raises RewriteError where a model holds nothing to fold, or is deployed already."""
     if read_metadata(model, METADATA_DEPLOYED) is not None:
         raise RewriteError("the model is deployed already; deploy the trained file it was made from.")
     if not any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
         raise RewriteError("the model holds no LAuReL residual; transform (and train) it before deploying it.")
-    _close_inputs(model)
-    folded = fold(model, base)
-    forms = fuse(model, costs or default_costs(), portable=portable, base=base)
-    _settle_functions(model, portable)
-    folded = replace(folded, scales=_scales_left(model, folded, forms))
-    _mark(model, portable, target)
-    nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
-    return DeployReport(folded, forms, portable, target, dict(sorted(nodes.items())))
 
 
-def _scales_left(model: onnx.ModelProto, folded: FoldReport, forms: Sequence[FusedSite]) -> dict[str, NDArray[Any]]:
+def scales_left(model: onnx.ModelProto, folded: FoldReport, forms: Sequence[FusedSite]) -> dict[str, NDArray[Any]]:
     """Returns the scales of the values that fusing left there and left what they were."""
     made = {name for node in model.graph.node for name in node.output}
     made.difference_update(name for form in forms for name in form.altered)
     return {name: scale for name, scale in folded.scales.items() if name in made}
 
 
-def _settle_functions(model: onnx.ModelProto, portable: bool) -> None:
+def settle_functions(model: onnx.ModelProto, portable: bool) -> None:
     """Leaves exactly the functions that are needed; *portable* inlines the ones in subgraphs too."""
     functions.detach(model)
     if any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
@@ -170,7 +178,7 @@ def _settle_functions(model: onnx.ModelProto, portable: bool) -> None:
         model.opset_import.extend(imports)
 
 
-def _close_inputs(model: onnx.ModelProto) -> None:
+def close_inputs(model: onnx.ModelProto) -> None:
     """Makes weights that are inputs too plain constants, so that runtimes fold and pack them.
 
     LAuReL tensors are meant that could be overridden per request (others are computed from them), and all weights of
@@ -186,7 +194,7 @@ def _close_inputs(model: onnx.ModelProto) -> None:
         model.graph.input.extend(kept)
 
 
-def _mark(model: onnx.ModelProto, portable: bool, target: str) -> None:
+def mark(model: onnx.ModelProto, portable: bool, target: str) -> None:
     """Takes out what belongs to a model that can still be trained and says that this one is deployed."""
     kept = [prop for prop in model.metadata_props if not prop.key.startswith(PREFIX + ".")]
     del model.metadata_props[:]
@@ -231,57 +239,65 @@ def deploy_file(
             exercises the model; nothing is written.
         OutputError: *output* is a file that is read here, or cannot be written.
     """
-    source = Path(path)
-    model = onnx_file.read(source)
-    read = (*model_files(source, model), Path(data) if isinstance(data, (str, Path)) else None)
-    check_outputs(output, inputs=read)
-    spill = has_external_weights(model)
-    report = deploy(model, portable=portable, target=target, base=source.parent, costs=costs)
-    with staged(output, read) as aside:
-        stage_model(aside, model, source, spill)
-        checked = _verify(report, source, aside.path, data, tolerance, seed, sizes)
-        aside.publish()
-    return checked
+    from laurel_graph.passes.files import run_on_file
+    from laurel_graph.passes.pipeline import deploying
+    from laurel_graph.passes.standard.comparing import Verify
+
+    given = Path(data) if isinstance(data, (str, Path)) else None
+    compare = Verify(given, tolerance, seed=seed)
+    facts = Facts(Samples(None if isinstance(data, (str, Path)) else data, sizes or {}))
+    pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare)
+    result = run_on_file(pipeline, path, output, facts=facts, inputs=(given,))
+    return _report(result, portable, target)
 
 
-def _verify(
-    report: DeployReport,
-    source: Path,
-    deployed: Path,
-    data: str | Path | Sequence[Mapping[str, NDArray[Any]]] | None,
+def check_deployed(
+    first: Subject,
+    second: Subject,
+    folded: FoldReport,
+    altered: Collection[str],
+    *,
+    samples: Sequence[Mapping[str, NDArray[Any]]] | None,
     tolerance: float | None,
     seed: int,
     sizes: Mapping[str, int] | None,
-) -> DeployReport:
-    """Compares both files at every site and every output; returns the report with what was found.
+) -> VerifyReport:
+    """Compares a trained and a deployed model at every site and every output.
+
+    Args:
+        first: the trained model.
+        second: the deployed one, as it lies on disk.
+        folded: what folding did.
+        altered: values that mean something else in the deployed model.
+        samples: what to compare on; ``None`` draws some.
+        tolerance: as for :func:`deploy_file`.
+        seed: seed of the drawn samples.
+        sizes: sizes of symbolic dims of drawn samples.
 
     Raises:
         VerificationError: they differ somewhere, or no sample exercises the model.
     """
-    from laurel_graph.passes.verify import SiteDifference, read_samples, report_of
+    from laurel_graph.passes.verify import SiteDifference, report_of
     from laurel_graph.passes.verify.check import Check
-    from laurel_graph.passes.verify.pair import Pair, Subject
+    from laurel_graph.passes.verify.pair import Pair
     from laurel_graph.passes.verify.watching import check_coverage, site_values, with_scales
 
-    first, second = (Subject(path, onnx_file.read(path)) for path in (source, deployed))
-    sites = site_values(first.model, second.model, report.fold.renamed)
+    sites = site_values(first.model, second.model, folded.renamed)
     check_coverage(first.model, second.model, sites)
-    altered = {name for form in report.forms for name in form.altered}
     pair = Pair(
         first,
         second,
-        with_scales(sites, report.fold, first.model, second.model, altered),
+        with_scales(sites, folded, first.model, second.model, altered),
         tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
         exact=tolerance is not None,
     )
     check = Check(pair)
-    samples = read_samples(data) if isinstance(data, (str, Path)) else data
     findings = check.on_drawn((1, 3), seed, sizes) if samples is None else check.on_data(samples)
-    found = report_of((str(source), str(deployed)), findings)
+    found = report_of((str(first.path), str(second.path)), findings)
     if (worst := found.first_difference) is not None:
         where = f"site {worst.site!r}: the value" if isinstance(worst, SiteDifference) and worst.site else "the value"
         raise VerificationError(
-            f"the deployed model differs from {source}, first at {where} {worst.output!r} by {worst.max_abs:.3g} "
+            f"the deployed model differs from {first.path}, first at {where} {worst.output!r} by {worst.max_abs:.3g} "
             f"({worst.max_rel:.3g} of its scale, allowed {worst.tolerance:.3g}). Nothing was written."
         )
-    return replace(report, verification=found)
+    return found

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from laurel_graph.errors import RewriteError
 from laurel_graph.onnx_model.editor import GraphEditor
 from laurel_graph.onnx_model.element_range import UnfitError
+from laurel_graph.onnx_model.shapes import Types, tensor_types
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator, laurel_nodes
 
@@ -70,6 +71,7 @@ class FoldReport:
         scales: value of the folded graph to the factor s by which its stored value times s is the true one, of a shape
             that broadcasts against the value; values that are stored as they are have no entry. What is the true value
             of a renamed one stands under its new name.
+        types: value of the folded graph to shape and element type, as far as they are known.
     """
 
     sites: tuple[FoldedSite, ...] = ()
@@ -77,24 +79,27 @@ class FoldReport:
     multiplied: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     scales: Mapping[str, Array] = field(default_factory=dict)
+    types: Types = field(default_factory=dict, repr=False)
 
 
-def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
+def fold(model: onnx.ModelProto, base: Path | None = None, types: Types | None = None) -> FoldReport:
     """Folds α and β of every ``ai.laurel`` node of the main graph into the constants around it, in place.
 
     Args:
         model: a transformed model.
         base: the folder of its external weights.
+        types: what is known of its values already; by default shape inference finds it out.
 
     Raises:
         RewriteError: a node of ``ai.laurel`` is unknown, or the model is deployed already.
     """
     blocked: set[str] = set()
+    types = tensor_types(model)[0] if types is None else types
     while True:
-        editor = GraphEditor(model, base)
+        editor = GraphEditor(model, base, types)
         joins = joins_of(editor)
         if not joins:
-            return FoldReport(_inner_sites(model))
+            return FoldReport(_inner_sites(model), types=types)
         context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked)
         _relate(context, joins)
         order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
@@ -112,7 +117,8 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
         blocked = blocked | (every if unfit <= blocked else unfit)
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
-    return FoldReport((*sites, *_inner_sites(model)), changed, multiplied, renamed, _scales(context, renamed))
+    every_site = (*sites, *_inner_sites(model))
+    return FoldReport(every_site, changed, multiplied, renamed, _scales(context, renamed), editor.types)
 
 
 def _limits(editor: GraphEditor, joins: list[TrainedJoin]) -> Callable[[str], float | None]:
@@ -288,7 +294,7 @@ def _add_plainly(editor: GraphEditor, node: onnx.NodeProto, x: str, f: str) -> N
         editor.replace(node, "Add", [x, f])
         return
     out = node.output[0]
-    wide = [editor.add_node("Cast", [name], like=out, to=onnx.TensorProto.FLOAT) for name in (x, f)]
+    wide = [editor.add_node("Cast", [name], like=out, to=onnx.TensorProto.FLOAT) for name in (x, f)]  # read by one Add
     editor.replace(node, "Cast", [editor.add_node("Add", wide, like=out)])
     node.attribute.append(onnx.helper.make_attribute("to", onnx.TensorProto.BFLOAT16))
 

@@ -110,6 +110,7 @@ class Linear(Rule, ABC):
         scaled = editor.derived(maker.input[1], ("·", by.tobytes()), lambda v: v * by)
         output = editor.add_node("DequantizeLinear", [maker.input[0], scaled, *maker.input[2:]], like=name)
         editor.producer[output].attribute.extend(maker.attribute)
+        editor.take_type(output, name)
         editor.set_input(node, index, output)
         context.changed.append(node.output[0])
 

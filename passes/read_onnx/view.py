@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from laurel_graph.errors import ModelError
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex, source_line
 from laurel_graph.onnx_model.order import in_order
-from laurel_graph.onnx_model.shapes import bodies, constant_tensor, dtype_name, tensor_types
+from laurel_graph.onnx_model.shapes import Types, bodies, constant_tensor, dtype_name, tensor_types
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
 
 from .roles import OPERANDS, ROLE_OF
@@ -34,8 +34,8 @@ _QUANTISED_ADVICE = (
 _FUSED_ADVICE = "the add is fused into {op}; rewrite the file as it was before ONNX Runtime optimised it"
 
 
-def view_of(model: onnx.ModelProto, name: str = "") -> GraphView:
-    """Returns the finished view of *model*; *name* is what messages call it.
+def view_of(model: onnx.ModelProto, name: str = "", known: tuple[Types, str] | None = None) -> GraphView:
+    """Returns the finished view of *model*; *name* is what messages call it, *known* what ``tensor_types`` said.
 
     A missing producer becomes an input and a note. Shapes are inferred where possible and unknown otherwise.
 
@@ -48,16 +48,14 @@ def view_of(model: onnx.ModelProto, name: str = "") -> GraphView:
             f"{name or 'the model'} has opset {opset}; expected {SUPPORTED_OPSET} or newer. "
             f"Convert it first: onnx.version_converter.convert_version(model, {SUPPORTED_OPSET})."
         )
-    types, note = tensor_types(model)
+    types, note = tensor_types(model) if known is None else known
     builder = _Builder(GraphView(model=name or model.graph.name or "ONNX model"), types, model, opset or 0)
     builder.notes([note] if note else [])
     return builder.build()
 
 
 class _Builder:
-    def __init__(
-        self, view: GraphView, types: dict[str, tuple[Shape | None, str | None]], model: onnx.ModelProto, opset: int
-    ) -> None:
+    def __init__(self, view: GraphView, types: Types, model: onnx.ModelProto, opset: int) -> None:
         self.view, self.types, self.model, self.opset = view, types, model, opset
         self.functions = {(f.domain, f.name): f for f in model.functions if f.domain != DOMAIN}
         self.constants: dict[str, onnx.TensorProto] = {}

@@ -54,15 +54,16 @@ def test_deploy_leaves_a_weight_file_alone_when_it_has_the_name_that_theirs_used
 
 def test_deploy_is_checked_where_it_stays(tmp_path, monkeypatch):
     source = trained_models(tmp_path)[0]
-    real, seen = deploy_pass._verify, {}
+    real, seen = deploy_pass.check_deployed, {}
 
-    def look(report, source, path, *others):
+    def look(first, second, *others, **how):
+        path = second.path
         seen.update(locations=locations(path), content=path.read_bytes(), folder=path.parent)
         assert all((path.parent / location).is_file() for location in locations(path))
         assert not (tmp_path / "served.onnx").exists()
-        return real(report, source, path, *others)
+        return real(first, second, *others, **how)
 
-    monkeypatch.setattr(deploy_pass, "_verify", look)
+    monkeypatch.setattr(deploy_pass, "check_deployed", look)
     deploy_file(source, tmp_path / "served.onnx")
     assert seen["content"] == (tmp_path / "served.onnx").read_bytes()
     assert seen["folder"] == tmp_path
@@ -75,11 +76,11 @@ def test_deploy_leaves_nothing_behind_when_it_refuses(tmp_path, monkeypatch, els
     folder.mkdir(exist_ok=True)
     before = contents(tmp_path)
 
-    def refuse(report, source, path, *_):
-        assert len(locations(path)) == 2
+    def refuse(first, second, *_, **__):
+        assert len(locations(second.path)) == 2
         raise VerificationError("differs")
 
-    monkeypatch.setattr(deploy_pass, "_verify", refuse)
+    monkeypatch.setattr(deploy_pass, "check_deployed", refuse)
     with pytest.raises(VerificationError):
         deploy_file(source, folder / "served.onnx")
     assert contents(tmp_path) == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -12,27 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-
-def attribute_help(options: type) -> dict[str, str]:
-    """Returns field name to its text in the ``Attributes:`` section of the class's docstring and of its bases'."""
-    found: dict[str, str] = {}
-    for base in reversed(options.__mro__):
-        found |= _own_help(base)
-    return found
-
-
-def _own_help(options: type) -> dict[str, str]:
-    section = inspect.cleandoc(options.__doc__ or "").partition("Attributes:\n")[2]
-    found: dict[str, str] = {}
-    name = ""
-    for line in section.splitlines():
-        start = re.match(r" {4}(\w+): (.*)", line)
-        if start:
-            name = start[1]
-            found[name] = start[2]
-        elif name and line.startswith(" " * 8):
-            found[name] += " " + line.strip()
-    return {field: text.replace("``", "") for field, text in found.items()}
+from laurel_graph.passes.options import attribute_help
 
 
 def with_flags(

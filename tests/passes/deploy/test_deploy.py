@@ -13,9 +13,9 @@ import laurel_graph as lg
 from laurel_graph.errors import OutputError, RewriteError, VerificationError
 from laurel_graph.onnx_model.weight_file import move_weights_out
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata, tensor_name
-from laurel_graph.passes.deploy import deploy as deploy_pass
-from laurel_graph.passes.deploy.deploy import deploy, deploy_file
+from laurel_graph.passes.deploy.deploy import deploy, deploy_file, mark
 from laurel_graph.passes.pipeline import transform
+from laurel_graph.passes.standard import serving
 from laurel_graph.tools.benchmarks.models import draw_tensors
 
 VARIANTS = ("rw", "lr", "rw+lr", "rw+pa", "rw+lr+pa")
@@ -118,13 +118,12 @@ def test_deploy_reports_every_site_as_json(tmp_path):
 def test_deploy_refuses_to_write_when_the_result_differs(tmp_path, monkeypatch):
     source = trained(tmp_path, "rw")
 
-    def spoil(model, *args, **options):
-        report = deploy(model, *args, **options)
+    def spoil(model, *args):
+        mark(model, *args)
         tensor = next(t for t in model.graph.initializer if t.name == "head")
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), "head"))
-        return report
 
-    monkeypatch.setattr(deploy_pass, "deploy", spoil)
+    monkeypatch.setattr(serving, "mark", spoil)
     with pytest.raises(VerificationError, match="Nothing was written"):
         deploy_file(source, tmp_path / "served.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base.onnx", "trained.onnx"]

@@ -7,9 +7,9 @@ from onnx import numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.errors import ModelError, VerificationError
-from laurel_graph.passes.deploy import deploy as deploy_pass
 from laurel_graph.passes.deploy.costs import CostModel
-from laurel_graph.passes.deploy.deploy import deploy, deploy_file
+from laurel_graph.passes.deploy.deploy import deploy_file, mark
+from laurel_graph.passes.standard import serving
 from laurel_graph.tools.benchmarks.models import draw_tensors
 from laurel_graph.tools.robustness.changed_constants.__main__ import mutants_of
 from laurel_graph.tools.robustness.changed_constants.networks import FLOAT, TOKENS, D, Network, networks
@@ -78,13 +78,12 @@ def test_a_refusal_names_the_site_that_differs_first(tmp_path, monkeypatch):
     source = trained(tmp_path, "plain")
     sites = [spec["site"] for spec in _sites(source)]
 
-    def wrong(model, *args, **options):
-        report = deploy(model, *args, **options)
+    def wrong(model, *args):
+        mark(model, *args)
         tensor = next(t for t in model.graph.initializer if f"{sites[1]}.B" in t.name)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
-        return report
 
-    monkeypatch.setattr(deploy_pass, "deploy", wrong)
+    monkeypatch.setattr(serving, "mark", wrong)
     with pytest.raises(VerificationError, match=f"site '{sites[1]}'"):
         lg.deploy(source, tmp_path / "served.onnx")
 

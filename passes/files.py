@@ -1,0 +1,112 @@
+"""Runs a pipeline on a file: read once, changed in memory, written aside, compared as it lies there, then visible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnx import ModelProto
+
+from laurel_graph.errors import ModelError
+from laurel_graph.onnx_model import file as onnx_file
+from laurel_graph.onnx_model.weight_file import has_external_weights
+from laurel_graph.outputs import check_outputs, staged
+from laurel_graph.outputs.models import model_files, stage_model
+
+from .base import NO_FACTS, ONNX, Facts, PassResult, Pipeline, kind_of
+from .facts import Reference, Source
+
+if TYPE_CHECKING:
+    from laurel_graph.outputs import Staged
+    from laurel_graph.outputs.files import Input
+
+
+class Written:
+    """The output while it is not visible yet; a fact for passes that look at the file itself.
+
+    Args:
+        aside: the staged output.
+        source: the file that the model was read from, or ``None``.
+        spill: move large tensors into a weight file.
+    """
+
+    def __init__(self, aside: Staged, source: Path | None, spill: bool) -> None:
+        self.aside, self.source, self.spill = aside, source, spill
+        self.lies_there: ModelProto | None = None
+
+    def write(self, model: ModelProto) -> tuple[Path, ModelProto]:
+        """Writes the model that is to become visible; returns the file and what was read back from it."""
+        if self.lies_there is None:
+            self.lies_there = stage_model(self.aside, model, self.source, self.spill)
+        return self.aside.path, self.lies_there
+
+
+def run_on_file(
+    pipeline: Pipeline,
+    source: str | Path,
+    output: str | Path,
+    *,
+    facts: Facts = NO_FACTS,
+    inputs: Iterable[Input] = (),
+    spill: bool | None = None,
+) -> PassResult:
+    """Runs *pipeline* on the ONNX file *source* and writes *output*; nothing is written when a pass fails.
+
+    Args:
+        pipeline: what to do.
+        source: the file; it stays as it is.
+        output: where the result goes.
+        facts: what is known already, such as a detection made before.
+        inputs: further files that the passes read.
+        spill: move large tensors into a weight file; by default where *source* has one.
+
+    Returns:
+        The result; its graph is what lies in *output* now.
+
+    Raises:
+        LaurelError: what the passes raise.
+        OutputError: *output* is a file that is read here, or cannot be written.
+    """
+    source = Path(source)
+    model = onnx_file.read(source)
+    read = (*model_files(source, model), *inputs)
+    check_outputs(output, inputs=read)
+    spill = has_external_weights(model) if spill is None else spill
+    known = Facts(Source(source, source.parent, str(source)))
+    if compares(pipeline):
+        kept = ModelProto()
+        kept.CopyFrom(model)
+        known = known.plus(Facts(Reference(kept, source)))
+    return write_result(pipeline, model, staged(output, read), source, known.plus(facts), spill)
+
+
+def compares(pipeline: Pipeline) -> bool:
+    """Whether the last pass looks at the file and holds it against the original."""
+    return bool(pipeline.passes) and pipeline.passes[-1].last
+
+
+def write_result(
+    pipeline: Pipeline,
+    graph: object,
+    place: AbstractContextManager[Staged],
+    source: Path | None,
+    facts: Facts,
+    spill: bool,
+) -> PassResult:
+    """Runs *pipeline* on *graph* and makes the file at *place* visible.
+
+    Raises:
+        ModelError: what comes out is no ONNX model.
+    """
+    with place as aside:
+        written = Written(aside, source, spill)
+        result = pipeline.run(graph, facts.plus(Facts(written)))  # type: ignore[arg-type]
+        if kind_of(result.graph) != ONNX:
+            raise ModelError(
+                f"what comes out is a {kind_of(result.graph)}: put the pass 'export' where it is to be one."
+            )
+        written.write(result.graph)
+        aside.publish()
+    return result

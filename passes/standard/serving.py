@@ -1,0 +1,122 @@
+"""``fold``, ``absorb``, ``fuse`` and ``mark``: the passes that make a trained ONNX graph cheap to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from laurel_graph.errors import RewriteError
+from laurel_graph.passes.base import NO_FACTS, Facts, Graph, Pass, PassResult, Report, SiteChange, option
+from laurel_graph.passes.deploy.choose import absorb_all, fuse
+from laurel_graph.passes.deploy.costs import CostModel, default_costs
+from laurel_graph.passes.deploy.deploy import (
+    TARGETS,
+    check_trained,
+    close_inputs,
+    mark,
+    scales_left,
+    settle_functions,
+)
+from laurel_graph.passes.facts import Forms, Source, ValueTypes
+from laurel_graph.passes.fold.fold import FoldReport, fold
+from laurel_graph.passes.invariants import KEPT, NOTHING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from laurel_graph.passes.deploy.choose import FusedSite
+
+
+@dataclass(frozen=True)
+class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
+    """Folds α and β into weights that are there anyway, exactly; where the graph leaves no room they stay."""
+
+    def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
+        """Rescales constants, in place; hands on a ``FoldReport`` and the ``ValueTypes`` of the folded graph.
+
+        Raises:
+            RewriteError: there is no LAuReL residual in the graph, or it is deployed already.
+        """
+        check_trained(graph)
+        close_inputs(graph)
+        settle_functions(graph, portable=False)  # shapes pass an operator through its body
+        known = facts.get(ValueTypes) or ValueTypes.of(graph)
+        done = fold(graph, _folder(facts), known.types)
+        settle_functions(graph, portable=False)
+        sites = tuple(
+            SiteChange(s.site, f"{s.operator} became {s.result}: α {s.alpha}, β {s.beta}", s.reason) for s in done.sites
+        )
+        counters = {
+            "sites": len(done.sites),
+            "folded": sum("kept" not in (s.alpha, s.beta) for s in done.sites),
+            "rescaled": len(done.rescaled),
+            "multiplied": len(done.multiplied),
+        }
+        report = Report(counters, sites, detail=done)
+        return PassResult(graph, True, report, Facts(done, replace(known, types=done.types)))
+
+
+def _folder(facts: Facts) -> Path | None:
+    return (facts.get(Source) or Source()).folder
+
+
+@dataclass(frozen=True)
+class Absorb(Pass, name="absorb", requires=NOTHING, ensures=KEPT):
+    """Lets the linear map at the end of each projection skip take the low-rank part in, whatever it costs."""
+
+    def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
+        """Changes weights of skips, in place; hands on the ``Forms`` of those sites."""
+        known = facts.get(ValueTypes) or ValueTypes.of(graph)
+        sites = absorb_all(graph, base=_folder(facts), types=known.types)
+        settle_functions(graph, portable=False)
+        taken = [site for site in sites if site.form == "absorbed"]
+        report = Report({"absorbed": len(taken), "left": len(sites) - len(taken)}, _changes(sites), detail=sites)
+        forms = Forms((*(facts.get(Forms) or Forms()).sites, *taken))
+        return PassResult(graph, bool(taken), report, Facts(known, forms))
+
+
+@dataclass(frozen=True)
+class Fuse(Pass, name="fuse", requires=NOTHING, ensures=KEPT):
+    """Gives every LAuReL residual the cheapest of its exact forms."""
+
+    portable: bool = option(False, "leave only plain ai.onnx operators")
+    costs: CostModel | None = option(None, "what each form costs; by default the table of the package")
+
+    def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
+        """Rewrites every site, in place; hands on the ``Forms``, and the ``FoldReport`` with the scales still there."""
+        known, earlier = facts.get(ValueTypes), facts.get(Forms) or Forms()
+        costs = self.costs or default_costs()
+        types = known.types if known is not None else None
+        done = fuse(graph, costs, portable=self.portable, base=_folder(facts), types=types)
+        settle_functions(graph, self.portable)
+        made: list[object] = [Forms((*earlier.sites, *done))]
+        if (folded := facts.get(FoldReport)) is not None:
+            made.append(replace(folded, scales=scales_left(graph, folded, done)))
+        counters = {"sites": len(done)}
+        for site in done:
+            counters[site.form] = counters.get(site.form, 0) + 1
+        return PassResult(graph, bool(done), Report(counters, _changes(done), detail=done), Facts(*made))
+
+
+def _changes(sites: tuple[FusedSite, ...]) -> tuple[SiteChange, ...]:
+    return tuple(
+        SiteChange(s.site, f"{s.form}: {s.operator or 'plain operators'}" if s.form else "left alone", s.reason)
+        for s in sites
+    )
+
+
+@dataclass(frozen=True)
+class Mark(Pass, name="mark", requires=NOTHING, ensures=KEPT):
+    """Says in the file that it is deployed, and takes out what only a model that trains on needs."""
+
+    portable: bool = option(False, "say that only plain ai.onnx operators are left")
+    target: str = option("cpu", "what the file is to run on: cpu")
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise RewriteError(f"target {self.target!r} is not known: expected one of {', '.join(TARGETS)}.")
+
+    def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
+        """Changes the metadata, in place."""
+        mark(graph, self.portable, self.target)
+        return PassResult(graph, True)

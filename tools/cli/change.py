@@ -1,0 +1,164 @@
+"""Commands that write another graph: ``transform``, ``apply``, ``remove``, ``deploy``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from laurel_graph.errors import ConfigError
+from laurel_graph.tools.console import note, print_json, print_table, print_wrote, progress, quiet_runtime, say
+
+from .arguments import Json, Model, OnnxModel, Output, Size, load_model, parse_sizes
+
+
+def transform(
+    model: Model,
+    output: Output,
+    variant: Annotated[str, typer.Option(help="rw, lr, pa, or several joined by +.")] = "rw+lr",
+    rank: Annotated[int | None, typer.Option(help="r; by default 16 (channels) or 32 (tokens), at most D/4.")] = None,
+    sites: Annotated[list[str] | None, typer.Option(help="Site name or glob to rewrite; may be repeated.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Kind to rewrite: identity, projection; both.")] = None,
+    init: Annotated[str | None, typer.Option(help="How A starts: xavier or orthogonal; by the layout.")] = None,
+    weights: Annotated[str, typer.Option(help="How α and β are bounded: softmax, sigmoid or free.")] = "softmax",
+    per_channel: Annotated[bool, typer.Option("--per-channel", help="One α and β per channel.")] = False,
+    previous: Annotated[int, typer.Option(help="k of PA: how many earlier activations enter, 1 to 8.")] = 3,
+    previous_map: Annotated[str, typer.Option(help="h of PA: identity or low-rank.")] = "identity",
+    override: Annotated[
+        list[str] | None,
+        typer.Option(help="GLOB=off, GLOB=VARIANT, GLOB=RANK or GLOB=VARIANT:RANK; may be repeated, the last wins."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the Xavier initialisation.")] = 0,
+    config: Annotated[Path | None, typer.Option(help="A LaurelConfig as JSON, instead of the flags above.")] = None,
+    adapter_inputs: Annotated[
+        bool, typer.Option("--adapter-inputs", help="Make the new tensors overridable inputs, for ORT adapters.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Replace the residual connections of MODEL by LAuReL residuals; same outputs at the start."""
+    from laurel_graph.config import LaurelConfig
+    from laurel_graph.outputs import check_outputs
+    from laurel_graph.passes.options import parse_override
+    from laurel_graph.passes.pipeline import transform as run
+    from laurel_graph.tools.inputs import source_files
+
+    check_outputs(output, inputs=(config, *source_files(model)))
+    if config is not None:
+        chosen = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
+    else:
+        chosen = LaurelConfig(
+            variant=variant,
+            rank=rank,
+            weights=weights,
+            per_channel=per_channel,
+            init=init,
+            previous=previous,
+            previous_map=previous_map,
+            include=tuple(include or ("identity", "projection")),
+            sites=tuple(sites or ("*",)),
+            overrides=dict(parse_override(text, "--override") for text in override or ()),
+            seed=seed,
+        )
+    with progress(f"transforming {model}"):
+        target, args, kwargs, shapes = load_model(model)
+        if isinstance(target, Path):
+            result = run(target, chosen, output=output, adapter_inputs=adapter_inputs)
+        else:
+            from laurel_graph.passes.rewrite.export import export_onnx
+
+            result = run(target, chosen, args, kwargs=kwargs, dynamic_shapes=shapes, adapter_inputs=adapter_inputs)
+            export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes)
+    report = result.report
+    if json:
+        print_json({"model": model, "output": output, **report.to_dict()})
+        return
+    rows = [
+        (s.site, s.variant, s.width, s.rank or "", s.previous or "", s.parameter_count())
+        for s in (plan.spec for plan in report.plans)
+    ]
+    print_table(f"{len(rows)} sites rewritten", ("site", "variant", "width", "rank", "previous", "parameters"), rows)
+    for site, reason in report.skipped:
+        say(f"left alone: {site}: {reason}")
+    percent = f" ({100 * report.parameters / report.base_parameters:.3g} %)" if report.base_parameters else ""
+    say(f"{report.parameters:,} new parameters on {report.base_parameters:,}{percent}; wrote {output}")
+    for line in report.detection.notes:
+        note(f"note: {line}")
+
+
+def apply(
+    model: OnnxModel,
+    adapter: Path,
+    output: Output,
+    check_base: Annotated[
+        bool, typer.Option(help="Refuse an adapter of another base, or where that cannot be told.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Put the saved ADAPTER (.safetensors) into the transformed MODEL."""
+    from laurel_graph.adapters import apply_adapter
+
+    with progress(f"applying {adapter}"):
+        apply_adapter(model, adapter, output, check_base=check_base)
+    print_wrote(json, {"model": model, "adapter": adapter, "output": output})
+
+
+def remove(model: OnnxModel, output: Output, json: Json = False) -> None:
+    """Write the original graph of a transformed MODEL back, bit for bit."""
+    from laurel_graph.passes.pipeline import remove as run
+
+    with progress(f"removing LAuReL from {model}"):
+        run(model, output)
+    print_wrote(json, {"model": model, "output": output})
+
+
+def deploy(
+    model: OnnxModel,
+    output: Output,
+    portable: Annotated[bool, typer.Option("--portable", help="Leave only plain ai.onnx operators.")] = False,
+    target: Annotated[str, typer.Option(help="What the file is to run on: cpu.")] = "cpu",
+    data: Annotated[
+        Path | None, typer.Option(help="An .npz with one array per input, to verify on instead of a draw.")
+    ] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest difference over the output's scale.")] = None,
+    size: Size = None,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn samples.")] = 0,
+    json: Json = False,
+) -> None:
+    """Fold, fuse and choose per site the cheapest exact form; verified before it is written."""
+    from laurel_graph.passes.deploy.deploy import deploy_file
+
+    quiet_runtime()
+    with progress(f"deploying {model}"):
+        report = deploy_file(
+            model,
+            output,
+            portable=portable,
+            target=target,
+            data=data,
+            tolerance=tolerance,
+            seed=seed,
+            sizes=parse_sizes(size),
+        ).to_dict()
+    if json:
+        print_json({"model": model, "output": output, **report})
+        return
+    rows = [
+        (s["site"], s["form"], s["deployed"], s["alpha"], s["beta"], f"{s['max_rel']:.3g}" if "max_rel" in s else "")
+        for s in report["sites"]
+    ]
+    print_table(f"{len(rows)} sites deployed", ("site", "form", "operator", "α went", "β went", "max rel"), rows)
+    keys = ("max_abs", "max_rel", "allowed", "noise")
+    print_table(
+        "deployed against trained",
+        ("output", *(key.replace("_", " ") for key in keys)),
+        [(o["output"], *(f"{o[key]:.3g}" for key in keys)) for o in report["outputs"]],
+    )
+    say(f"wrote {output}")
+
+
+def _read_text(path: Path, expected: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): expected {expected}.") from error
