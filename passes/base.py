@@ -16,6 +16,7 @@ when a later pass changes the graph, so that nobody reads a stale one.
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -25,6 +26,8 @@ from typing import Any, ClassVar, Final, TypeAlias, TypeVar, cast
 
 from laurel_graph.errors import ConfigError, LaurelError, ModelError, RewriteError
 from laurel_graph.names import printable
+
+from .graphsurgeon import is_graph
 
 Graph: TypeAlias = Any
 """An ``onnx.ModelProto`` or a ``torch.fx.GraphModule``; which of them a pass gets, its ``takes`` says."""
@@ -217,6 +220,9 @@ class Pass:
 class FunctionPass(Pass, name="function", requires=("unique-names", "order"), ensures=("unique-names", "order")):
     """A function of the user's own: it takes a ``ModelProto`` and returns another, or ``None`` where it edits in place.
 
+    One whose first parameter is annotated as a ``gs.Graph`` takes and returns that, or ``None``; what graphsurgeon does
+    not carry is carried over (:mod:`laurel_graph.passes.graphsurgeon`).
+
     Attributes:
         function: the function.
         called: what it is called in messages.
@@ -246,6 +252,9 @@ class FunctionPass(Pass, name="function", requires=("unique-names", "order"), en
             ModelError: it returned something else.
         """
         before = graph.SerializeToString(deterministic=True)
+        if wants_graph(self.function):
+            after = self._on_graph(graph, facts)
+            return PassResult(after, after.SerializeToString(deterministic=True) != before)
         made = self.function(graph)
         after = graph if made is None else made
         if kind_of(after) != ONNX:
@@ -255,6 +264,34 @@ class FunctionPass(Pass, name="function", requires=("unique-names", "order"), en
             )
         changed = after is not graph or after.SerializeToString(deterministic=True) != before
         return PassResult(after, changed)
+
+    def _on_graph(self, model: Graph, facts: Facts) -> Graph:
+        from .facts import Source
+        from .graphsurgeon.convert import to_graph, to_model
+
+        folder = (facts.get(Source) or Source()).folder or ""
+        surgeon = to_graph(model, folder)
+        made = self.function(surgeon)
+        if made is not None and not is_graph(made):
+            raise ModelError(
+                f"pass {self.name!r} returned {type(made).__name__}: expected a gs.Graph, or None after editing the one "
+                "that it was given."
+            )
+        return to_model(surgeon if made is None else made, model, folder)
+
+
+def wants_graph(function: Any) -> bool:
+    """Whether the first parameter of a function is annotated as a ``gs.Graph``; imports nothing to tell."""
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+    except (TypeError, ValueError):  # a builtin, or no function at all
+        return False
+    kind = first.annotation if first is not None else None
+    if isinstance(kind, str):
+        return kind.strip("'\"").rpartition(".")[2] == "Graph"
+    return getattr(kind, "__name__", "") == "Graph" and str(getattr(kind, "__module__", "")).startswith(
+        "onnx_graphsurgeon"
+    )
 
 
 def kind_of(graph: object) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
@@ -13,14 +14,45 @@ from laurel_graph.errors import ModelError
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.outputs import check_outputs, staged
-from laurel_graph.outputs.models import model_files, stage_model
+from laurel_graph.outputs.models import model_files, stage_model, write_model
 
 from .base import NO_FACTS, ONNX, Facts, PassResult, Pipeline, kind_of
 from .facts import Reference, Source
+from .graphsurgeon import is_graph, origin_folder
 
 if TYPE_CHECKING:
     from laurel_graph.outputs import Staged
     from laurel_graph.outputs.files import Input
+
+
+@contextmanager
+def as_file(model: Any) -> Iterator[Path]:
+    """Gives a model of memory a file for a while; a path is itself.
+
+    Args:
+        model: a path, a ``ModelProto`` or a ``gs.Graph``.
+
+    Raises:
+        ModelError: it keeps weights in other files and does not know in which folder.
+    """
+    if isinstance(model, (str, Path)):
+        yield Path(model)
+        return
+    folder = origin_folder(model)
+    if is_graph(model):
+        from .graphsurgeon.convert import to_model
+
+        model = to_model(model)
+    if has_external_weights(model) and not folder:
+        raise ModelError(
+            "a model of memory whose weights lie in other files cannot be opened: give the path of the file itself."
+        )
+    with TemporaryDirectory(prefix="laurel-") as name:
+        path = Path(name) / "model.onnx"
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        write_model(copy, path, Path(folder) / "model.onnx" if has_external_weights(model) else None)
+        yield path
 
 
 class Written:
@@ -70,7 +102,7 @@ def run_on_file(
         OutputError: *output* is a file that is read here, or cannot be written.
     """
     source = Path(source)
-    model = onnx_file.read(source)
+    model = onnx_file.read_with_records(source)
     read = (*model_files(source, model), *inputs)
     check_outputs(output, inputs=read)
     spill = has_external_weights(model) if spill is None else spill

@@ -160,8 +160,7 @@ def _broken_record(model: ModelProto, _: object) -> str:
     """Holds our metadata against the graph: sites that stand there, nodes and tensors that an undo needs."""
     from laurel_graph.onnx_model.walk import graphs_of
     from laurel_graph.opset.schema import DOMAIN, PREFIX, read_specs
-
-    from .rewrite.undo import read_undo
+    from laurel_graph.opset.undo import read_undo
 
     try:
         specs, undo = read_specs(model), read_undo(model) or {}

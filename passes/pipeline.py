@@ -14,17 +14,19 @@ from laurel_graph.errors import ModelError, OutputError
 
 from .base import TORCH, Facts, PassResult, Pipeline
 from .facts import Source
+from .graphsurgeon import is_graph
 from .select import Selection
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_graphsurgeon as gs
     from torch import fx, nn
     from torch.export import ExportedProgram
 
     from .base import Pass
     from .deploy.costs import CostModel
 
-    Model = str | Path | onnx.ModelProto | nn.Module | ExportedProgram
+    Model = str | Path | onnx.ModelProto | gs.Graph | nn.Module | ExportedProgram
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class TransformResult:
     """A transformed model and what was done to it.
 
     Attributes:
-        model: a ``torch.fx.GraphModule``, the path of the ONNX file written, or a ``ModelProto`` where no output was
-            named.
+        model: a ``torch.fx.GraphModule``, the path of the ONNX file written, or, where no output was named, a
+            ``ModelProto``, or a ``gs.Graph`` if that was given.
         report: what was done.
     """
 
@@ -79,7 +81,8 @@ def inspect(
     """Finds every residual connection of *model* and changes nothing.
 
     Args:
-        model: an ``.onnx`` path, a ``ModelProto``, an ``nn.Module``, a ``GraphModule`` or an ``ExportedProgram``.
+        model: an ``.onnx`` path, a ``ModelProto``, a ``gs.Graph`` of onnx-graphsurgeon, an ``nn.Module``, a
+            ``GraphModule`` or an ``ExportedProgram``.
         args: example inputs of a torch module: one tensor or a tuple of positional inputs.
         kwargs: example keyword inputs of a torch module.
         dynamic_shapes: as for ``torch.export.export``, where a torch module has to be captured by it.
@@ -90,6 +93,10 @@ def inspect(
     Raises:
         ModelError: the model cannot be read or traced.
     """
+    if is_graph(model):
+        from .graphsurgeon.convert import to_model
+
+        model = to_model(model)
     if _is_onnx(model):
         from laurel_graph.passes.detect.rule import detect
         from laurel_graph.passes.read_onnx.view import view_of
@@ -134,6 +141,11 @@ def transform(
         OutputError: *output* cannot be written, or is the input.
     """
     pipeline = transforming(LaurelConfig.of(config), adapter_inputs=adapter_inputs)
+    if is_graph(model):
+        from .graphsurgeon.convert import to_graph, to_model
+
+        result = _in_memory(pipeline, to_model(model), output)
+        return TransformResult(to_graph(result.graph) if output is None else Path(output), _report(result))
     if _is_onnx(model):
         if output is None or not isinstance(model, (str, Path)):
             result = _in_memory(pipeline, model, output)
@@ -236,20 +248,25 @@ def _in_memory(pipeline: Pipeline, model: Any, output: str | Path | None) -> Pas
     return result
 
 
-def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | Path | None = None) -> Any:
+def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, output: str | Path | None = None) -> Any:
     """Gives the original graph back, exactly as it was before :func:`transform`.
 
     Args:
-        model: a transformed ``.onnx`` path, ``ModelProto`` or ``GraphModule``.
+        model: a transformed ``.onnx`` path, ``ModelProto``, ``gs.Graph`` or ``GraphModule``.
         output: where to write the original ONNX file.
 
     Returns:
-        The path written, a new ``ModelProto``, or the same ``GraphModule``.
+        The path written, a new ``ModelProto`` or ``gs.Graph``, or the same ``GraphModule``.
 
     Raises:
         ModelError: the model was not transformed by laurel-graph, or cannot be read.
         OutputError: *output* cannot be written, or is the input.
     """
+    if is_graph(model):
+        from .graphsurgeon.convert import to_graph, to_model
+
+        result = _in_memory(removing(), to_model(model), output)
+        return to_graph(result.graph) if output is None else Path(output)
     if not _is_onnx(model):
         return removing().run(cast("fx.GraphModule", model)).graph
     if output is None or not isinstance(model, (str, Path)):
@@ -291,7 +308,7 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
     from laurel_graph.onnx_model import file as onnx_file
 
     if isinstance(model, (str, Path)):
-        return onnx_file.read(model), str(model)
+        return onnx_file.read_with_records(model), str(model)
     soundness.check(model)
     return model, model.graph.name or "ModelProto"
 

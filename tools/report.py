@@ -99,7 +99,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
     except ImportError as error:
         raise DependencyError(f"{error.name} is missing; pip install 'laurel-graph[report]'.") from error
     path = Path(model)
-    proto = onnx_file.read(path)
+    proto = onnx_file.read_with_records(path)
     read = model_files(path, proto)
     check_outputs(output, inputs=read)
     found = inspect(proto)

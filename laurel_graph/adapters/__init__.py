@@ -119,7 +119,7 @@ def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *,
     from ..onnx_model.tensors import array_of, set_tensors
     from ..outputs.models import model_files, write_model
 
-    proto, folder = onnx_file.read(model), Path(model).parent
+    proto, folder = onnx_file.read_with_records(model), Path(model).parent
     outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto)))
     found = read_adapter(adapter)
     specs, held = _specs_of(proto, model)
@@ -225,7 +225,7 @@ def _of_file(path: Path) -> Adapter:
     from ..onnx_model import file as onnx_file
     from ..onnx_model.tensors import array_of
 
-    proto = onnx_file.read(path)
+    proto = onnx_file.read_with_records(path)
     specs, held = _specs_of(proto, path)
     tensors: dict[str, Array] = {}
     for site, spec in specs.items():

@@ -84,7 +84,7 @@ def import_onnx(
     from .. import soundness
     from ..fingerprint.digest import file_digests
     from ..fingerprint.from_onnx import of_model
-    from ..onnx_model.file import read
+    from ..onnx_model.file import read_with_records
     from .convert import Converter
     from .laurel import LaurelSites
     from .registry import default_registry
@@ -94,7 +94,7 @@ def import_onnx(
         source, model, base_dir = None, path_or_model, Path()
     else:
         source = Path(path_or_model)
-        model, base_dir = read(source), source.parent
+        model, base_dir = read_with_records(source), source.parent
     specs = read_specs(model)
     selector = _Selector(trainable, specs)
     sites = LaurelSites(model, specs, selector, base_dir)

@@ -7,6 +7,7 @@ rewritten, and models of many gigabytes cost no memory.
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -22,6 +23,7 @@ __all__ = [
     "count_parameters",
     "make_tensor",
     "read",
+    "read_with_records",
     "set_tensor",
     "tensor_array",
 ]
@@ -46,6 +48,33 @@ def read(path: str | Path) -> ModelProto:
     model = _parse(data, path)
     soundness.check(model, path)
     return model
+
+
+def read_with_records(path: str | Path) -> ModelProto:
+    """Reads an ONNX file in which records of ours are rebuilt where a tool dropped them.
+
+    What cannot be told any more is a warning; see :mod:`laurel_graph.opset.recover`.
+
+    Raises:
+        ModelError: as for :func:`read`.
+    """
+    model = read(path)
+    recover_records(model, str(path))
+    return model
+
+
+def recover_records(model: ModelProto, name: str) -> None:
+    """Rebuilds the records of a model in place, as :func:`read_with_records` does; *name* is what warnings call it."""
+    from ..opset import recover
+
+    if not recover.needs_recovery(model):
+        return
+    try:
+        lost = recover.recover(model).lost
+    except ModelError as error:
+        lost = [str(error)]
+    for line in lost:
+        warnings.warn(f"{name}: {line}", stacklevel=3)
 
 
 def _near_files(folder: Path) -> str:

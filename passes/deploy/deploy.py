@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +13,23 @@ import onnx
 from numpy.typing import NDArray
 
 from laurel_graph.config import FORMAT_VERSION
-from laurel_graph.errors import RewriteError, VerificationError
+from laurel_graph.errors import OutputError, RewriteError, VerificationError
 from laurel_graph.onnx_model.walk import graphs_of
+from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.opset import functions
+from laurel_graph.opset.recover import DEPLOYED
 from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes, read_metadata
+from laurel_graph.opset.undo import read_undo
 from laurel_graph.passes.base import Facts, PassResult
 from laurel_graph.passes.facts import Forms, Samples, Source
 from laurel_graph.passes.fold.fold import FoldReport
-from laurel_graph.passes.rewrite.undo import read_undo
 
 from .choose import FusedSite
 from .costs import CostModel
 
 if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
     from laurel_graph.passes.verify import OutputDifference, VerifyReport
     from laurel_graph.passes.verify.pair import Subject
 
@@ -46,6 +50,7 @@ class DeployReport:
         target: what the file was made for.
         nodes: how many nodes of each type the main graph has.
         verification: how the file compares with the trained one; ``None`` before it was verified.
+        model: the deployed model where none was written: a ``ModelProto``, or a ``gs.Graph`` if that was given.
     """
 
     fold: FoldReport
@@ -54,6 +59,7 @@ class DeployReport:
     target: str
     nodes: Mapping[str, int] = field(default_factory=dict)
     verification: VerifyReport | None = None
+    model: Any = field(default=None, repr=False)
 
     @property
     def differences(self) -> dict[str, tuple[float, float]]:
@@ -199,13 +205,16 @@ def mark(model: onnx.ModelProto, portable: bool, target: str) -> None:
     kept = [prop for prop in model.metadata_props if not prop.key.startswith(PREFIX + ".")]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
+    for function in model.functions:
+        if function.domain == DOMAIN:
+            function.doc_string = DEPLOYED
     value = {"format": FORMAT_VERSION, "target": target, "portable": portable}
     model.metadata_props.add(key=METADATA_DEPLOYED, value=json.dumps(value))
 
 
 def deploy_file(
-    path: str | Path,
-    output: str | Path,
+    path: str | Path | onnx.ModelProto | gs.Graph,
+    output: str | Path | None = None,
     *,
     portable: bool = False,
     target: str = "cpu",
@@ -222,8 +231,8 @@ def deploy_file(
     visible by one rename.
 
     Args:
-        path: the trained ONNX file; it stays as it is.
-        output: the file to write.
+        path: the trained ONNX file, ``ModelProto`` or ``gs.Graph``; it stays as it is.
+        output: the file to write; a model of memory may go without, and is handed back in the report's ``model``.
         portable: leave only operators of ``ai.onnx``.
         target: what it is to run on; ``cpu``.
         data: an ``.npz`` file, or samples in memory, to compare on in place of drawn inputs.
@@ -237,9 +246,9 @@ def deploy_file(
         RewriteError: see :func:`deploy`.
         VerificationError: the deployed model is further from the trained one than the tolerance, or no sample
             exercises the model; nothing is written.
-        OutputError: *output* is a file that is read here, or cannot be written.
+        OutputError: *output* is a file that is read here, cannot be written, or is missing for a file.
     """
-    from laurel_graph.passes.files import run_on_file
+    from laurel_graph.passes.files import as_file, run_on_file
     from laurel_graph.passes.pipeline import deploying
     from laurel_graph.passes.standard.comparing import Verify
 
@@ -247,8 +256,21 @@ def deploy_file(
     compare = Verify(given, tolerance, seed=seed)
     facts = Facts(Samples(None if isinstance(data, (str, Path)) else data, sizes or {}))
     pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare)
-    result = run_on_file(pipeline, path, output, facts=facts, inputs=(given,))
-    return _report(result, portable, target)
+    if isinstance(path, (str, Path)):
+        if output is None:
+            raise OutputError(f"output= is missing: expected the file to write what becomes of {path} to.")
+        return _report(run_on_file(pipeline, path, output, facts=facts, inputs=(given,)), portable, target)
+    with as_file(path) as trained:
+        aside = trained.with_name("deployed.onnx") if output is None else output
+        result = run_on_file(pipeline, trained, aside, facts=facts, inputs=(given,))
+    report = _report(result, portable, target)
+    if output is not None:
+        return report
+    if has_external_weights(result.graph):
+        raise OutputError("the weights of this model lie in files: expected output=, the file to write the result to.")
+    from laurel_graph.passes.graphsurgeon import is_graph, to_graph
+
+    return replace(report, model=to_graph(result.graph) if is_graph(path) else result.graph)
 
 
 def check_deployed(

@@ -1,13 +1,39 @@
 """onnx-graphsurgeon at both ends: a ``gs.Graph`` of a model and back, with all that graphsurgeon does not carry.
 
-:func:`to_graph` and :func:`to_model` are the way there and back; :mod:`.register` gives every ``gs.Graph`` the method
-``laurel``, which puts a residual in by hand. The protos stay the stored form of a model: only what a person changes in
-the ``gs.Graph`` changes in the file.
+:func:`.convert.to_graph` and :func:`.convert.to_model` are the way there and back; :mod:`.register` gives every
+``gs.Graph`` the method ``laurel``, which puts a residual in by hand. The protos stay the stored form of a model: only
+what a person changes in the ``gs.Graph`` changes in the file.
 """
 
 from __future__ import annotations
 
-from .convert import is_graph, to_graph, to_model
-from .register import register
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["is_graph", "register", "to_graph", "to_model"]
+if TYPE_CHECKING:
+    from .convert import to_graph, to_model
+
+ORIGIN = "laurel_origin"
+"""The attribute of a ``gs.Graph`` that holds the model it was made from, and the folder of that one's weights;
+``gs.Graph.copy`` leaves it behind."""
+
+__all__ = ["is_graph", "to_graph", "to_model"]
+
+
+def is_graph(model: object) -> bool:
+    """Whether *model* is a ``gs.Graph``; graphsurgeon is not imported to tell."""
+    return any(f"{kind.__module__}.{kind.__name__}" == "onnx_graphsurgeon.ir.graph.Graph" for kind in type(model).mro())
+
+
+def origin_folder(graph: object) -> str | Path:
+    """Returns the folder of the weights that a ``gs.Graph`` of :func:`.convert.to_graph` keeps in files, or ""."""
+    found: tuple[Any, str | Path] = vars(graph).get(ORIGIN, (None, "")) if is_graph(graph) else (None, "")
+    return found[1]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("to_graph", "to_model"):
+        from . import convert
+
+        return getattr(convert, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

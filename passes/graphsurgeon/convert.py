@@ -22,23 +22,17 @@ from laurel_graph.errors import ModelError
 from laurel_graph.onnx_model.order import in_order
 from laurel_graph.onnx_model.tensors import array_of
 from laurel_graph.onnx_model.walk import subgraphs
-from laurel_graph.passes.rewrite.recover import recover
+from laurel_graph.opset.recover import recover
+
+from . import ORIGIN
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 Proto = TypeVar("Proto", bound=Any)
 
-_ORIGIN = "laurel_origin"
-"""The attribute of a ``gs.Graph`` that holds the model it was made from; ``gs.Graph.copy`` leaves it behind."""
-
 _HELD_BY_GRAPH = {"graph", "functions", "opset_import", "ir_version", "producer_name", "producer_version"}
 """Fields of a model that graphsurgeon holds itself."""
-
-
-def is_graph(model: object) -> bool:
-    """Whether *model* is a ``gs.Graph``; graphsurgeon is not imported to tell."""
-    return any(f"{kind.__module__}.{kind.__name__}" == "onnx_graphsurgeon.ir.graph.Graph" for kind in type(model).mro())
 
 
 def to_graph(model: ModelProto, base: str | Path = "") -> gs.Graph:
@@ -55,7 +49,7 @@ def to_graph(model: ModelProto, base: str | Path = "") -> gs.Graph:
 
     register()
     graph = _imported(model, base)
-    setattr(graph, _ORIGIN, (model, base))
+    setattr(graph, ORIGIN, (model, base))
     return graph
 
 
@@ -74,7 +68,7 @@ def to_model(graph: gs.Graph, origin: ModelProto | None = None, base: str | Path
     from laurel_graph import soundness
 
     if origin is None:
-        origin, base = getattr(graph, _ORIGIN, (None, base))
+        origin, base = vars(graph).get(ORIGIN, (None, base))
     made = _exported(graph)
     nodes = list(in_order(made.graph.node, "the graph"))
     if nodes != list(made.graph.node):

@@ -35,9 +35,8 @@ from laurel_graph.opset.schema import (
     read_specs,
     tensor_name,
 )
+from laurel_graph.opset.undo import old_node, read_undo
 from laurel_graph.passes.read_onnx.fused_adds import Join, take_apart
-
-from .undo import old_node, read_undo
 
 FORMAT = "1"
 """Version of the metadata that a transformed model carries."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,10 @@ from .check import Check, Findings
 from .compare import Verdict
 from .pair import Pair, Subject, Watched
 from .watching import site_values, with_scales
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+    from onnx import ModelProto
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 """What counts as equal, by element type: largest difference over the scale of a channel."""
@@ -154,8 +158,8 @@ def read_samples(path: str | Path) -> list[dict[str, NDArray[Any]]]:
 
 
 def verify(
-    model_a: str | Path,
-    model_b: str | Path,
+    model_a: str | Path | ModelProto | gs.Graph,
+    model_b: str | Path | ModelProto | gs.Graph,
     data: str | Path | Sequence[Mapping[str, NDArray[Any]]] | None = None,
     *,
     tolerance: float | None = None,
@@ -170,7 +174,7 @@ def verify(
     outputs have the same names.
 
     Args:
-        model_a: the reference.
+        model_a: the reference: an ONNX file, a ``ModelProto`` or a ``gs.Graph``.
         model_b: the other one; it must have the inputs and outputs of the first.
         data: an ``.npz`` file with one array per input, or samples in memory; ``None`` draws seeded ones in the
             first style that exercises every residual connection.
@@ -186,21 +190,27 @@ def verify(
         ModelError: a file cannot be read, inputs or outputs differ, a sample does not fit or holds no rows.
         VerificationError: no drawn sample exercises the model, so that nothing can be said without data.
     """
-    path_a, path_b = Path(model_a), Path(model_b)
-    first, second = Subject(path_a, onnx_file.read(path_a)), Subject(path_b, onnx_file.read(path_b))
-    pair = Pair(
-        first,
-        second,
-        _watched(first, second),
-        tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
-        exact=tolerance is not None,
-        optimize=optimize if isinstance(optimize, tuple) else (optimize, optimize),
-    )
-    check = Check(pair)
-    models = (str(path_a), str(path_b))
-    if data is None:
-        return report_of(models, check.on_drawn(batches, seed, sizes))
-    return report_of(models, check.on_data(read_samples(data) if isinstance(data, (str, Path)) else list(data)))
+    from laurel_graph.passes.files import as_file
+
+    with as_file(model_a) as path_a, as_file(model_b) as path_b:
+        first, second = Subject(path_a, onnx_file.read(path_a)), Subject(path_b, onnx_file.read(path_b))
+        pair = Pair(
+            first,
+            second,
+            _watched(first, second),
+            tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
+            exact=tolerance is not None,
+            optimize=optimize if isinstance(optimize, tuple) else (optimize, optimize),
+        )
+        check = Check(pair)
+        models = _called(model_a), _called(model_b)
+        if data is None:
+            return report_of(models, check.on_drawn(batches, seed, sizes))
+        return report_of(models, check.on_data(read_samples(data) if isinstance(data, (str, Path)) else list(data)))
+
+
+def _called(model: object) -> str:
+    return str(model) if isinstance(model, (str, Path)) else type(model).__name__
 
 
 def _watched(first: Subject, second: Subject) -> list[Watched]:

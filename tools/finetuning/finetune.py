@@ -109,7 +109,7 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
         OutputError: a file cannot be written.
     """
     began = time.perf_counter()
-    model = onnx_file.read(options.model)
+    model = onnx_file.read_with_records(options.model)
     read = finetune_files(options, model)
     check_outputs(options.tuned, options.adapter, options.checkpoint, inputs=read)
     specs = read_specs(model)

@@ -8,12 +8,13 @@ import pytest
 from models import run_onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from laurel_graph import LaurelConfig, remove, transform
+from laurel_graph import LaurelConfig, deploy, inspect, remove, transform, verify
 from laurel_graph.errors import ConfigError, ModelError, RewriteError
 from laurel_graph.importer import import_onnx
+from laurel_graph.opset.recover import needs_recovery, recover
 from laurel_graph.opset.schema import laurel_nodes, read_specs
+from laurel_graph.passes import FunctionPass, Pipeline, parse_pass
 from laurel_graph.passes.graphsurgeon import is_graph, to_graph, to_model
-from laurel_graph.passes.rewrite.recover import needs_recovery, recover
 
 gs = pytest.importorskip("onnx_graphsurgeon")
 
@@ -234,3 +235,65 @@ def test_nodes_whose_tensors_are_not_of_one_site_are_not_guessed_at():
 def test_a_graph_is_known_by_its_type():
     assert is_graph(to_graph(network()))
     assert not is_graph(network())
+
+
+def test_inspect_transform_and_remove_take_and_return_graphs(tmp_path):
+    model = decorated()
+    found = inspect(to_graph(model))
+    assert [residual.site for residual in found.residuals] == [r.site for r in inspect(model).residuals]
+    result = transform(to_graph(model), "rw+lr")
+    assert is_graph(result.model)
+    assert any(node.domain == "ai.laurel" for node in result.model.nodes)
+    back = remove(result.model)
+    assert is_graph(back)
+    assert to_model(back).SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    written = transform(to_graph(model), "rw+lr", output=tmp_path / "m.onnx").model
+    assert read_specs(onnx.load(written))
+
+
+def rename_tanh(graph: "gs.Graph") -> None:
+    """A user's pass, by its annotation one of a gs.Graph."""
+    for node in graph.nodes:
+        if node.op == "Tanh":
+            node.op = "Sigmoid"
+
+
+def test_a_users_pass_of_a_graph_stands_between_insert_and_fold():
+    model = network()
+    passes = (parse_pass("insert:variant=rw+lr,rank=2"), FunctionPass(rename_tanh), parse_pass("fold"))
+    result = Pipeline(passes, check=True).run(model)
+    assert [step.changed for step in result.steps if step.ran.name == "rename_tanh"] == [True]
+    assert not any(node.op_type == "Tanh" for node in result.graph.graph.node)
+    assert result.graph.metadata_props
+
+
+def test_a_users_pass_that_returns_something_else_is_told():
+    def wrong(graph: "gs.Graph"):
+        return 3
+
+    with pytest.raises(ModelError, match=r"gs\.Graph"):
+        Pipeline((FunctionPass(wrong),)).run(network())
+
+
+def test_deploy_and_verify_take_graphs():
+    graph = transform(to_graph(network()), "rw+lr").model
+    report = deploy(graph)
+    assert report.verification
+    assert is_graph(report.model)
+    assert verify(graph, report.model)
+    proto = deploy(to_model(graph), portable=True).model
+    assert not any(node.domain for node in proto.graph.node)
+    with pytest.raises(ModelError):
+        remove(report.model)
+
+
+def test_a_deployed_file_that_lost_its_marks_is_not_taken_for_a_trained_one():
+    model = transform(network(), LaurelConfig(variant="lr", rank=2)).model
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith((".A", ".B")):
+            tensor.CopyFrom(numpy_helper.from_array(np.full(tuple(tensor.dims), 0.1, np.float32), tensor.name))
+    deployed = deploy(model).model
+    by_hand = gs.export_onnx(gs.import_onnx(deployed))
+    assert not needs_recovery(by_hand)
+    with pytest.raises(ModelError):
+        remove(by_hand)

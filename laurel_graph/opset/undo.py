@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto
 
-from laurel_graph.opset.schema import METADATA_UNDO, PREFIX, damaged, read_json
+from .schema import METADATA_UNDO, PREFIX, damaged, read_json
 
 
 def read_undo(model: ModelProto) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Rebuilds the records of a transformed model from its nodes and tensors, where a tool or a hand left them out.
 
 Many tools (onnx-graphsurgeon, onnx.compose, extraction, version conversion) keep nodes and weights and drop a model's
-metadata, in which :mod:`.onnx` keeps what was put in and what was there before. The operators of ``ai.laurel`` and the
+metadata, in which an insertion keeps what was put in and what was there before. The operators of ``ai.laurel`` and the
 names ``laurel.<site>.<tensor>`` say most of it again. What they do not say is listed: nothing is guessed in silence.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from laurel_graph.config import LaurelConfig, SiteSpec
-from laurel_graph.errors import ConfigError, LaurelError, ModelError
-from laurel_graph.onnx_model.shapes import dtype_name, tensor_types
-from laurel_graph.onnx_model.tensors import array_of
-from laurel_graph.onnx_model.walk import graphs_of
-from laurel_graph.opset.functions import attach
-from laurel_graph.opset.schema import (
+from ..config import LaurelConfig, SiteSpec
+from ..errors import ConfigError, LaurelError, ModelError
+from ..onnx_model.shapes import dtype_name, tensor_types
+from ..onnx_model.tensors import array_of
+from ..onnx_model.walk import graphs_of
+from .functions import attach
+from .schema import (
     METADATA_CONFIG,
     METADATA_DEPLOYED,
     METADATA_FORMAT,
@@ -35,10 +35,12 @@ from laurel_graph.opset.schema import (
     read_specs,
     tensor_name,
 )
-
 from .undo import read_undo
 
 _TENSORS = ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
+DEPLOYED = "Part of a deployed model: its weights are folded; train and remove in the file it was made from."
+"""The doc string of function bodies in deployed files: tools that drop the model's metadata keep it."""
+
 _NORM = 1e-5
 """How far α + β may be from 2 by rounding alone."""
 
@@ -69,12 +71,12 @@ def needs_recovery(model: ModelProto) -> bool:
     """Whether the model holds trainable nodes of ``ai.laurel`` that no record speaks of."""
     if read_metadata(model, METADATA_DEPLOYED) is not None:
         return False
-    known = {tensor_name(site, "") for site in read_specs(model)}
-    return any(
-        not any(name.startswith(start) for start in known for name in node.input[2:])
-        for graph in graphs_of(model.graph)
-        for node in laurel_nodes(graph)
-    )
+    nodes = [node for graph in graphs_of(model.graph) for node in laurel_nodes(graph)]
+    ours = {name for node in nodes for name in node.input[2:] if name.startswith(f"{PREFIX}.")}
+    if not ours or any(function.doc_string == DEPLOYED for function in model.functions):
+        return False
+    known = read_specs(model)
+    return not all(name.rpartition(".")[0].removeprefix(f"{PREFIX}.") in known for name in ours)
 
 
 def recover(model: ModelProto) -> Recovered:
