@@ -274,8 +274,8 @@ class FunctionPass(Pass, name="function", requires=("unique-names", "order"), en
         made = self.function(surgeon)
         if made is not None and not is_graph(made):
             raise ModelError(
-                f"pass {self.name!r} returned {type(made).__name__}: expected a gs.Graph, or None after editing the one "
-                "that it was given."
+                f"pass {self.name!r} returned {type(made).__name__}: expected a gs.Graph, or None after editing the "
+                "one that it was given."
             )
         return to_model(surgeon if made is None else made, model, folder)
 
