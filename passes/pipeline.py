@@ -1,4 +1,4 @@
-"""The three pipelines, and ``lg.inspect``, ``lg.transform`` and ``lg.remove``, which run them on whatever they get."""
+"""``lg.inspect``, ``lg.transform`` and ``lg.remove``: the pipelines of :mod:`.recipes` on files, models and modules."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from laurel_graph.errors import ModelError, OutputError
 
 from .base import TORCH, Facts, PassResult, Pipeline
 from .facts import Source
+from .recipes import removing, transforming
 from .select import Selection
 
 if TYPE_CHECKING:
     import onnx
     from torch import fx, nn
     from torch.export import ExportedProgram
-
-    from .base import Pass
-    from .deploy.costs import CostModel
 
     Model = str | Path | onnx.ModelProto | nn.Module | ExportedProgram
 
@@ -135,12 +133,7 @@ def transform(
     """
     pipeline = transforming(LaurelConfig.of(config), adapter_inputs=adapter_inputs)
     if _is_onnx(model):
-        if output is None or not isinstance(model, (str, Path)):
-            result = _in_memory(pipeline, model, output)
-        else:
-            from .files import run_on_file
-
-            result = run_on_file(pipeline, model, output, spill=False)
+        result = _run_on_onnx(pipeline, model, output)
         return TransformResult(result.graph if output is None else Path(output), _report(result))
     if output is not None:
         raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
@@ -149,31 +142,6 @@ def transform(
     captured, detection = _capture_and_detect(model, args, kwargs, dynamic_shapes)
     result = pipeline.run(_copy_sharing_weights(captured), Facts(detection))
     return TransformResult(result.graph, _report(result))
-
-
-def transforming(config: LaurelConfig | None = None, *, adapter_inputs: bool = False) -> Pipeline:
-    """Returns what :func:`transform` runs."""
-    from .standard.changing import Insert
-    from .standard.finding import Detect, Select
-
-    return Pipeline((Detect(), Select(config or LaurelConfig()), Insert(adapter_inputs=adapter_inputs)))
-
-
-def removing() -> Pipeline:
-    """Returns what :func:`remove` runs."""
-    from .standard.changing import Remove
-
-    return Pipeline((Remove(),))
-
-
-def deploying(
-    *, portable: bool = False, target: str = "cpu", costs: CostModel | None = None, compare: Pass | None = None
-) -> Pipeline:
-    """Returns what :func:`laurel_graph.deploy` runs; *compare* is its last pass, ``Verify`` where a file is written."""
-    from .standard.serving import Fold, Fuse, Mark
-
-    passes = (Fold(), Fuse(portable, costs), Mark(portable, target))
-    return Pipeline(passes if compare is None else (*passes, compare))
 
 
 def run_on_module(
@@ -224,15 +192,18 @@ def _report(result: PassResult) -> TransformReport:
     return TransformReport(detection, selection.plans, selection.skipped, base)
 
 
-def _in_memory(pipeline: Pipeline, model: Any, output: str | Path | None) -> PassResult:
-    """Runs a pipeline on a model of our own, read or copied, and writes what comes out where *output* says so."""
+def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> PassResult:
+    """Runs a pipeline on an ONNX file or model, which stays as it is, and writes what comes out where *output* says."""
+    if isinstance(model, (str, Path)) and output is not None:
+        from .files import run_on_file
+
+        return run_on_file(pipeline, model, output, spill=False)
     proto, name, source = _read_to_change(model, output)
-    folder = None if source is None else source.parent
-    result = pipeline.run(proto, Facts(Source(source, folder, name)))
+    result = pipeline.run(proto, Facts(Source(source, None if source is None else source.parent, name)))
     if output is not None:
         from laurel_graph.outputs.models import write_model
 
-        write_model(result.graph, output, source)
+        write_model(result.graph, output)
     return result
 
 
@@ -252,12 +223,7 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
     """
     if not _is_onnx(model):
         return removing().run(cast("fx.GraphModule", model)).graph
-    if output is None or not isinstance(model, (str, Path)):
-        result = _in_memory(removing(), model, output)
-    else:
-        from .files import run_on_file
-
-        result = run_on_file(removing(), model, output, spill=False)
+    result = _run_on_onnx(removing(), model, output)
     return result.graph if output is None else Path(output)
 
 

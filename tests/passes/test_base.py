@@ -114,6 +114,18 @@ def test_deploying_is_folding_fusing_and_marking():
     assert largest_difference(trained, deployed) < 2e-5
 
 
+def test_the_three_ways_are_pipelines_of_these_passes():
+    from laurel_graph.passes import recipes
+
+    ways = {
+        recipes.transforming(lg.LaurelConfig()): ["detect", "select", "insert"],
+        recipes.deploying(compare=Verify()): ["fold", "fuse", "mark", "verify"],
+        recipes.removing(): ["remove"],
+    }
+    for pipeline, names in ways.items():
+        assert [each.name for each in pipeline.passes] == names
+
+
 def test_a_pass_of_ones_own_runs_between_insert_and_fold():
     model, seen = mlp(), []
 
