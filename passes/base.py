@@ -16,7 +16,6 @@ when a later pass changes the graph, so that nobody reads a stale one.
 
 from __future__ import annotations
 
-import inspect
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -27,7 +26,7 @@ from typing import Any, ClassVar, Final, TypeAlias, TypeVar, cast
 from laurel_graph.errors import ConfigError, LaurelError, ModelError, RewriteError
 from laurel_graph.names import printable
 
-from .graphsurgeon import is_graph
+from .graphsurgeon import is_graph, wants_graph
 
 Graph: TypeAlias = Any
 """An ``onnx.ModelProto`` or a ``torch.fx.GraphModule``; which of them a pass gets, its ``takes`` says."""
@@ -246,15 +245,14 @@ class FunctionPass(Pass, name="function", requires=("unique-names", "order"), en
         return False
 
     def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
-        """Calls the function.
+        """Calls the function. One that edits in place counts as having changed something, whatever it did.
 
         Raises:
             ModelError: it returned something else.
         """
-        before = graph.SerializeToString(deterministic=True)
         if wants_graph(self.function):
             after = self._on_graph(graph, facts)
-            return PassResult(after, after.SerializeToString(deterministic=True) != before)
+            return PassResult(after, after != graph)
         made = self.function(graph)
         after = graph if made is None else made
         if kind_of(after) != ONNX:
@@ -262,8 +260,7 @@ class FunctionPass(Pass, name="function", requires=("unique-names", "order"), en
                 f"pass {self.name!r} returned {type(made).__name__}: expected a ModelProto, or None after editing the "
                 "one that it was given."
             )
-        changed = after is not graph or after.SerializeToString(deterministic=True) != before
-        return PassResult(after, changed)
+        return PassResult(after, after is graph or after != graph)
 
     def _on_graph(self, model: Graph, facts: Facts) -> Graph:
         from .facts import Source
@@ -278,20 +275,6 @@ class FunctionPass(Pass, name="function", requires=("unique-names", "order"), en
                 "one that it was given."
             )
         return to_model(surgeon if made is None else made, model, folder)
-
-
-def wants_graph(function: Any) -> bool:
-    """Whether the first parameter of a function is annotated as a ``gs.Graph``; imports nothing to tell."""
-    try:
-        first = next(iter(inspect.signature(function).parameters.values()), None)
-    except (TypeError, ValueError):  # a builtin, or no function at all
-        return False
-    kind = first.annotation if first is not None else None
-    if isinstance(kind, str):
-        return kind.strip("'\"").rpartition(".")[2] == "Graph"
-    return getattr(kind, "__name__", "") == "Graph" and str(getattr(kind, "__module__", "")).startswith(
-        "onnx_graphsurgeon"
-    )
 
 
 def kind_of(graph: object) -> str:

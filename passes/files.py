@@ -99,8 +99,11 @@ def run_on_file(
 
     Raises:
         LaurelError: what the passes raise.
+        ModelError: *source* is no path, or cannot be read.
         OutputError: *output* is a file that is read here, or cannot be written.
     """
+    if not isinstance(source, (str, Path)):
+        raise ModelError(f"expected the path of an ONNX file, found a {type(source).__name__}; save the model first.")
     source = Path(source)
     model = onnx_file.read_with_records(source)
     read = (*model_files(source, model), *inputs)

@@ -1,4 +1,4 @@
-"""The three pipelines, and ``lg.inspect``, ``lg.transform`` and ``lg.remove``, which run them on whatever they get."""
+"""``lg.inspect``, ``lg.transform`` and ``lg.remove``: the pipelines of :mod:`.recipes` on files, models and modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, SitePlan
@@ -15,6 +15,7 @@ from laurel_graph.errors import ModelError, OutputError
 from .base import TORCH, Facts, PassResult, Pipeline
 from .facts import Source
 from .graphsurgeon import is_graph
+from .recipes import removing, transforming
 from .select import Selection
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
     from torch.export import ExportedProgram
 
-    from .base import Pass
-    from .deploy.costs import CostModel
-
-    Model = str | Path | onnx.ModelProto | gs.Graph | nn.Module | ExportedProgram
+    Model: TypeAlias = str | Path | onnx.ModelProto | gs.Graph | nn.Module | ExportedProgram
 
 
 @dataclass(frozen=True)
@@ -147,12 +145,7 @@ def transform(
         result = _in_memory(pipeline, to_model(model), output)
         return TransformResult(to_graph(result.graph) if output is None else Path(output), _report(result))
     if _is_onnx(model):
-        if output is None or not isinstance(model, (str, Path)):
-            result = _in_memory(pipeline, model, output)
-        else:
-            from .files import run_on_file
-
-            result = run_on_file(pipeline, model, output, spill=False)
+        result = _run_on_onnx(pipeline, model, output)
         return TransformResult(result.graph if output is None else Path(output), _report(result))
     if output is not None:
         raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
@@ -161,31 +154,6 @@ def transform(
     captured, detection = _capture_and_detect(model, args, kwargs, dynamic_shapes)
     result = pipeline.run(_copy_sharing_weights(captured), Facts(detection))
     return TransformResult(result.graph, _report(result))
-
-
-def transforming(config: LaurelConfig | None = None, *, adapter_inputs: bool = False) -> Pipeline:
-    """Returns what :func:`transform` runs."""
-    from .standard.changing import Insert
-    from .standard.finding import Detect, Select
-
-    return Pipeline((Detect(), Select(config or LaurelConfig()), Insert(adapter_inputs=adapter_inputs)))
-
-
-def removing() -> Pipeline:
-    """Returns what :func:`remove` runs."""
-    from .standard.changing import Remove
-
-    return Pipeline((Remove(),))
-
-
-def deploying(
-    *, portable: bool = False, target: str = "cpu", costs: CostModel | None = None, compare: Pass | None = None
-) -> Pipeline:
-    """Returns what :func:`laurel_graph.deploy` runs; *compare* is its last pass, ``Verify`` where a file is written."""
-    from .standard.serving import Fold, Fuse, Mark
-
-    passes = (Fold(), Fuse(portable, costs), Mark(portable, target))
-    return Pipeline(passes if compare is None else (*passes, compare))
 
 
 def run_on_module(
@@ -236,15 +204,18 @@ def _report(result: PassResult) -> TransformReport:
     return TransformReport(detection, selection.plans, selection.skipped, base)
 
 
-def _in_memory(pipeline: Pipeline, model: Any, output: str | Path | None) -> PassResult:
-    """Runs a pipeline on a model of our own, read or copied, and writes what comes out where *output* says so."""
+def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> PassResult:
+    """Runs a pipeline on an ONNX file or model, which stays as it is, and writes what comes out where *output* says."""
+    if isinstance(model, (str, Path)) and output is not None:
+        from .files import run_on_file
+
+        return run_on_file(pipeline, model, output, spill=False)
     proto, name, source = _read_to_change(model, output)
-    folder = None if source is None else source.parent
-    result = pipeline.run(proto, Facts(Source(source, folder, name)))
+    result = pipeline.run(proto, Facts(Source(source, None if source is None else source.parent, name)))
     if output is not None:
         from laurel_graph.outputs.models import write_model
 
-        write_model(result.graph, output, source)
+        write_model(result.graph, output)
     return result
 
 
@@ -269,12 +240,7 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
         return to_graph(result.graph) if output is None else Path(output)
     if not _is_onnx(model):
         return removing().run(cast("fx.GraphModule", model)).graph
-    if output is None or not isinstance(model, (str, Path)):
-        result = _in_memory(removing(), model, output)
-    else:
-        from .files import run_on_file
-
-        result = run_on_file(removing(), model, output, spill=False)
+    result = _run_on_onnx(removing(), model, output)
     return result.graph if output is None else Path(output)
 
 

@@ -136,7 +136,7 @@ def deploy(
     Raises:
         RewriteError: no LAuReL in the model, deployed already, or an unknown target.
     """
-    from laurel_graph.passes.pipeline import deploying
+    from laurel_graph.passes.recipes import deploying
 
     result = deploying(portable=portable, target=target, costs=costs).run(model, Facts(Source(folder=base)))
     return _report(result, portable, target)
@@ -249,7 +249,7 @@ def deploy_file(
         OutputError: *output* is a file that is read here, cannot be written, or is missing for a file.
     """
     from laurel_graph.passes.files import as_file, run_on_file
-    from laurel_graph.passes.pipeline import deploying
+    from laurel_graph.passes.recipes import deploying
     from laurel_graph.passes.standard.comparing import Verify
 
     given = Path(data) if isinstance(data, (str, Path)) else None

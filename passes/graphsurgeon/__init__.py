@@ -7,6 +7,7 @@ what a person changes in the ``gs.Graph`` changes in the file.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,20 @@ def origin_folder(graph: object) -> str | Path:
     """Returns the folder of the weights that a ``gs.Graph`` of :func:`.convert.to_graph` keeps in files, or ""."""
     found: tuple[Any, str | Path] = vars(graph).get(ORIGIN, (None, "")) if is_graph(graph) else (None, "")
     return found[1]
+
+
+def wants_graph(function: Any) -> bool:
+    """Whether the first parameter of a function is annotated as a ``gs.Graph``; imports nothing to tell."""
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+    except (TypeError, ValueError):  # a builtin, or no function at all
+        return False
+    kind = first.annotation if first is not None else None
+    if isinstance(kind, str):
+        return kind.strip("'\"").rpartition(".")[2] == "Graph"
+    return getattr(kind, "__name__", "") == "Graph" and str(getattr(kind, "__module__", "")).startswith(
+        "onnx_graphsurgeon"
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -96,8 +96,7 @@ def test_facts_about_the_graph_go_when_it_changes_and_others_stay():
     result = Pipeline([Detect(), Insert()]).run(model, Facts(reference))
     assert result.found(Detection) is not None and result.found(ValueTypes) is not None
     assert result.facts.get(Reference) is reference
-    between = Pipeline([Detect(), FunctionPass(lambda model: model.graph.node[0].CopyFrom(model.graph.node[0]))])
-    assert between.run(mlp()).facts.get(Detection) is not None  # nothing changed
+    assert Pipeline([Detect(), FunctionPass(copy)]).run(mlp()).facts.get(Detection) is not None  # nothing changed
     renamed = Pipeline([Detect(), FunctionPass(lambda model: setattr(model, "doc_string", "new"))])
     assert renamed.run(mlp()).facts.get(Detection) is None
 
@@ -112,6 +111,18 @@ def test_deploying_is_folding_fusing_and_marking():
     assert deployed == by_hand
     assert [site.site for site in report.fold.sites] == [site.site for site in result.steps[0].report.sites]
     assert largest_difference(trained, deployed) < 2e-5
+
+
+def test_the_three_ways_are_pipelines_of_these_passes():
+    from laurel_graph.passes import recipes
+
+    ways = {
+        recipes.transforming(lg.LaurelConfig()): ["detect", "select", "insert"],
+        recipes.deploying(compare=Verify()): ["fold", "fuse", "mark", "verify"],
+        recipes.removing(): ["remove"],
+    }
+    for pipeline, names in ways.items():
+        assert [each.name for each in pipeline.passes] == names
 
 
 def test_a_pass_of_ones_own_runs_between_insert_and_fold():
@@ -360,15 +371,26 @@ def test_errors_of_our_passes_come_through_a_pipeline():
         Pipeline([Insert(), Fold(), Mark(), Fold()]).run(mlp())
 
 
-def test_passes_of_installed_packages_are_found_by_their_entry_points(monkeypatch):
-    from importlib.metadata import EntryPoint
-
+def test_passes_of_installed_packages_are_found_by_their_entry_points(tmp_path, monkeypatch):
     from laurel_graph.passes import registry
 
-    points = {"dump": EntryPoint("dump", "json:dumps", registry.GROUP)}
-    monkeypatch.setattr(registry, "_foreign", lambda: points)
-    assert known_passes()["dump"] == "json:dumps"
-    assert parse_pass("dump") == FunctionPass(json.dumps, "dump")
+    info = tmp_path / "other_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[{registry.GROUP}]\nwink = other_package:wink\nlost = other_package:lost\n"
+    )
+    (tmp_path / "other_package.py").write_text("def wink(model):\n    model.doc_string = 'wink'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry._foreign.cache_clear()
+    try:
+        assert known_passes()["wink"] == "other_package:wink"
+        model = mlp()
+        assert Pipeline([parse_pass("wink")]).run(model).changed and model.doc_string == "wink"
+        with pytest.raises(ConfigError, match="'lost' cannot be loaded from 'other_package:lost'"):
+            parse_pass("lost")
+    finally:
+        registry._foreign.cache_clear()
 
 
 def test_a_selection_is_a_fact_that_a_pass_of_ones_own_may_change():
@@ -394,3 +416,5 @@ def test_a_config_is_hashable_and_may_be_a_variant_or_a_mapping():
     for wrong, words in ((mlp(), "ModelProto"), (3, "int"), ({"varient": "rw"}, "varient"), ("zz", "zz")):
         with pytest.raises(ConfigError, match=words):
             lg.transform(mlp(), wrong)
+    with pytest.raises(ModelError, match="expected the path of an ONNX file, found a ModelProto"):
+        lg.deploy(mlp(), "out.onnx")

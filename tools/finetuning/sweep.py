@@ -128,7 +128,7 @@ def sweep(
         raise ConfigError("variants is empty: expected at least one variant.")
     if options.adapter is not None:
         raise ConfigError("a sweep writes no adapter: leave out --adapter and fine-tune the best variant with it.")
-    config = config or LaurelConfig()
+    config = LaurelConfig.of(config)
     for wanted in ranks:
         _with(config, "lr", wanted, 0)  # a wrong one is refused before the first run
     plan: list[tuple[str, int | None]] = [("none", None)] if options.head or options.train else []

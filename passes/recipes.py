@@ -1,0 +1,42 @@
+"""The three ways through the house, as pipelines: what ``lg.transform``, ``lg.deploy`` and ``lg.remove`` run.
+
+transform   detect, select, insert
+deploy      fold, fuse, mark, and verify where a file is written
+remove      remove
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from laurel_graph.config import LaurelConfig
+
+from .base import Pass, Pipeline
+
+if TYPE_CHECKING:
+    from .deploy.costs import CostModel
+
+
+def transforming(config: LaurelConfig, *, adapter_inputs: bool = False) -> Pipeline:
+    """Returns what :func:`laurel_graph.transform` runs."""
+    from .standard.changing import Insert
+    from .standard.finding import Detect, Select
+
+    return Pipeline((Detect(), Select(config), Insert(adapter_inputs=adapter_inputs)))
+
+
+def deploying(
+    *, portable: bool = False, target: str = "cpu", costs: CostModel | None = None, compare: Pass | None = None
+) -> Pipeline:
+    """Returns what :func:`laurel_graph.deploy` runs; *compare* is its last pass, ``Verify`` where a file is written."""
+    from .standard.serving import Fold, Fuse, Mark
+
+    passes = (Fold(), Fuse(portable, costs), Mark(portable, target))
+    return Pipeline(passes if compare is None else (*passes, compare))
+
+
+def removing() -> Pipeline:
+    """Returns what :func:`laurel_graph.remove` runs."""
+    from .standard.changing import Remove
+
+    return Pipeline((Remove(),))
