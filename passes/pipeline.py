@@ -14,7 +14,7 @@ from laurel_graph.errors import ModelError, OutputError
 
 from .base import TORCH, Facts, PassResult, Pipeline
 from .facts import Source
-from .graphsurgeon import is_graph
+from .graphsurgeon import is_graph, origin_folder
 from .recipes import removing, transforming
 from .select import Selection
 
@@ -91,10 +91,6 @@ def inspect(
     Raises:
         ModelError: the model cannot be read or traced.
     """
-    if is_graph(model):
-        from .graphsurgeon.convert import to_model
-
-        model = to_model(model)
     if _is_onnx(model):
         from laurel_graph.passes.detect.rule import detect
         from laurel_graph.passes.read_onnx.view import view_of
@@ -139,14 +135,9 @@ def transform(
         OutputError: *output* cannot be written, or is the input.
     """
     pipeline = transforming(LaurelConfig.of(config), adapter_inputs=adapter_inputs)
-    if is_graph(model):
-        from .graphsurgeon.convert import to_graph, to_model
-
-        result = _in_memory(pipeline, to_model(model), output)
-        return TransformResult(to_graph(result.graph) if output is None else Path(output), _report(result))
     if _is_onnx(model):
-        result = _run_on_onnx(pipeline, model, output)
-        return TransformResult(result.graph if output is None else Path(output), _report(result))
+        result, made = _run_on_onnx(pipeline, model, output)
+        return TransformResult(made, _report(result))
     if output is not None:
         raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
     if adapter_inputs:
@@ -204,19 +195,28 @@ def _report(result: PassResult) -> TransformReport:
     return TransformReport(detection, selection.plans, selection.skipped, base)
 
 
-def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> PassResult:
-    """Runs a pipeline on an ONNX file or model, which stays as it is, and writes what comes out where *output* says."""
+def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> tuple[PassResult, Any]:
+    """Runs a pipeline on an ONNX file or model, which stays as it is, and writes what comes out where *output* says.
+
+    Returns:
+        The result, and what a caller gets: the path written, or a model of the kind that was given.
+    """
     if isinstance(model, (str, Path)) and output is not None:
         from .files import run_on_file
 
-        return run_on_file(pipeline, model, output, spill=False)
+        return run_on_file(pipeline, model, output, spill=False), Path(output)
     proto, name, source = _read_to_change(model, output)
     result = pipeline.run(proto, Facts(Source(source, None if source is None else source.parent, name)))
     if output is not None:
         from laurel_graph.outputs.models import write_model
 
         write_model(result.graph, output)
-    return result
+        return result, Path(output)
+    if is_graph(model):
+        from .graphsurgeon.convert import to_graph
+
+        return result, to_graph(result.graph, origin_folder(model))
+    return result, result.graph
 
 
 def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, output: str | Path | None = None) -> Any:
@@ -233,15 +233,9 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
         ModelError: the model was not transformed by laurel-graph, or cannot be read.
         OutputError: *output* cannot be written, or is the input.
     """
-    if is_graph(model):
-        from .graphsurgeon.convert import to_graph, to_model
-
-        result = _in_memory(removing(), to_model(model), output)
-        return to_graph(result.graph) if output is None else Path(output)
     if not _is_onnx(model):
         return removing().run(cast("fx.GraphModule", model)).graph
-    result = _run_on_onnx(removing(), model, output)
-    return result.graph if output is None else Path(output)
+    return _run_on_onnx(removing(), model, output)[1]
 
 
 def _capture_and_detect(
@@ -264,9 +258,9 @@ def _copy_sharing_weights(module: fx.GraphModule) -> fx.GraphModule:
     return deepcopy(module, weights)
 
 
-def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto]:
+def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto | gs.Graph]:
     """Tells ONNX input by type, without importing onnx for torch models."""
-    return isinstance(model, (str, Path)) or type(model).__name__ == "ModelProto"
+    return isinstance(model, (str, Path)) or type(model).__name__ == "ModelProto" or is_graph(model)
 
 
 def _read(model: Any) -> tuple[onnx.ModelProto, str]:
@@ -275,6 +269,10 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
 
     if isinstance(model, (str, Path)):
         return onnx_file.read_with_records(model), str(model)
+    if is_graph(model):
+        from .graphsurgeon.convert import to_model
+
+        return to_model(model), model.name
     soundness.check(model)
     return model, model.graph.name or "ModelProto"
 
@@ -287,7 +285,7 @@ def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelPr
     source = Path(model) if isinstance(model, (str, Path)) else None
     proto, name = _read(model)
     check_outputs(output, inputs=() if source is None else model_files(source, proto))
-    return (proto if source is not None else deepcopy(proto)), name, source
+    return (deepcopy(proto) if proto is model else proto), name, source
 
 
 def _as_tuple(args: Any) -> tuple[Any, ...]:
