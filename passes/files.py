@@ -33,11 +33,15 @@ def as_file(model: Any) -> Iterator[Path]:
         model: a path, a ``ModelProto`` or a ``gs.Graph``.
 
     Raises:
-        ModelError: it keeps weights in other files and does not know in which folder.
+        ModelError: it is something else, or keeps weights in other files and does not know in which folder.
     """
     if isinstance(model, (str, Path)):
         yield Path(model)
         return
+    if not isinstance(model, ModelProto) and not is_graph(model):
+        raise ModelError(
+            f"expected the path of an ONNX file, a ModelProto or a gs.Graph, found a {type(model).__name__}."
+        )
     folder = origin_folder(model)
     if is_graph(model):
         from .graphsurgeon.convert import to_model
