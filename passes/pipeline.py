@@ -29,12 +29,14 @@ class TransformReport:
         plans: what was put in, one plan per rewritten site.
         skipped: ``(site, reason)`` of the residual connections left alone.
         base_parameters: number of parameters of the model before.
+        notes: sentences for the user, those of the detection among them.
     """
 
     detection: Detection
     plans: tuple[SitePlan, ...]
     skipped: tuple[tuple[str, str], ...]
     base_parameters: int
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -48,7 +50,7 @@ class TransformReport:
             "skipped": [{"site": site, "reason": reason} for site, reason in self.skipped],
             "parameters": self.parameters,
             "base_parameters": self.base_parameters,
-            "notes": list(self.detection.notes),
+            "notes": list(self.notes),
         }
 
 
@@ -84,11 +86,10 @@ def inspect(
         ModelError: the model cannot be read or traced.
     """
     if _is_onnx(model):
-        from laurel_graph.passes.detect.rule import detect
-        from laurel_graph.passes.read_onnx.view import view_of
+        from laurel_graph.passes.rewrite.placing import detect_onnx
 
         proto, name = _read(model)
-        return replace(detect(view_of(proto)), model=name)
+        return replace(detect_onnx(proto), model=name)
     return _capture_and_detect(model, args, kwargs, dynamic_shapes)[1]
 
 
@@ -101,6 +102,8 @@ def transform(
     dynamic_shapes: Any = None,
     output: str | Path | None = None,
     adapter_inputs: bool = False,
+    run: bool = True,
+    keep_fused: bool = False,
 ) -> TransformResult:
     """Replaces the residual connections of *model* by LAuReL residuals that compute the same bits at the start.
 
@@ -117,9 +120,16 @@ def transform(
         output: where to write the transformed ONNX file; required for weights in external files to be found.
         adapter_inputs: make the LAuReL tensors of an ONNX graph overridable inputs, so that ORT can switch adapters
             per request.
+        run: run an ONNX model on one drawn sample before and after, in memory or as the file that is about to become
+            visible: what is put in fits the values that were seen, and the result runs, with the fused kernels and
+            without, and computes what the model computed. It costs three sessions; ``False`` is for models that are
+            too large for it.
+        keep_fused: leave sites of an ONNX model alone whose add is hidden in an operator (SkipLayerNormalization,
+            FusedConv, Gemm), which would come apart and start a rounding away from the original.
 
     Raises:
         ModelError: the model cannot be read or traced.
+        VerificationError: the rewritten model does not run, or computes something else; nothing is written.
         NoResidualError: nothing to rewrite was found; lists the nearest misses.
         SelectorError: a site selector matched nothing.
         ConfigError: a rank does not fit a site.
@@ -131,19 +141,22 @@ def transform(
     if _is_onnx(model):
         from laurel_graph.onnx_model import tensors as onnx_tensors
         from laurel_graph.outputs.models import write_model
-        from laurel_graph.passes.detect.rule import detect
-        from laurel_graph.passes.read_onnx.view import view_of
         from laurel_graph.passes.rewrite.onnx import insert
+        from laurel_graph.passes.rewrite.placing import place
 
         proto, name, source = _read_to_change(model, output)
-        detection = replace(detect(view_of(proto)), model=name)
-        selection = select(detection, config)
+        folder = None if source is None else source.parent
+        placed = place(proto, name, config, folder, run=run, keep_fused=keep_fused)
         base = onnx_tensors.count_parameters(proto)
-        insert(proto, selection.plans, config, adapter_inputs=adapter_inputs)
-        report = TransformReport(detection, selection.plans, selection.skipped, base)
+        insert(proto, placed.selection.plans, config, adapter_inputs=adapter_inputs)
+        written: Any = proto
         if output is None:
-            return TransformResult(proto, report)
-        return TransformResult(write_model(proto, output, source), report)
+            placed.check(proto)
+        else:
+            written = write_model(proto, output, source, check=placed.check)
+        selection = placed.selection
+        report = TransformReport(placed.detection, selection.plans, selection.skipped, base, placed.notes)
+        return TransformResult(written, report)
     if output is not None:
         raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
     if adapter_inputs:
@@ -152,12 +165,13 @@ def transform(
     from laurel_graph.torch_residual.module import freeze_base
 
     captured, detection = _capture_and_detect(model, args, kwargs, dynamic_shapes)
-    selection = select(detection, config)
+    selection = select(detection, config, any_rank=True)
     module = _copy_sharing_weights(captured)
     base = sum(parameter.numel() for parameter in module.parameters())
     insert_fx(module, selection.plans, config)
     freeze_base(module)
-    return TransformResult(module, TransformReport(detection, selection.plans, selection.skipped, base))
+    notes = (*detection.notes, *selection.notes)
+    return TransformResult(module, TransformReport(detection, selection.plans, selection.skipped, base, notes))
 
 
 def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | Path | None = None) -> Any:

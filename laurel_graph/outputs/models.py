@@ -11,7 +11,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 
 from onnx import ModelProto
@@ -42,7 +42,11 @@ def model_files(path: str | Path, model: ModelProto | None = None) -> tuple[Path
 
 
 def write_model(
-    model: ModelProto, output: str | Path, source: str | Path | None = None, inputs: Iterable[Input] = ()
+    model: ModelProto,
+    output: str | Path,
+    source: str | Path | None = None,
+    inputs: Iterable[Input] = (),
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Writes *model* to *output*; see :func:`stage_model`. Returns the path.
 
@@ -51,6 +55,7 @@ def write_model(
         output: the file; an older one is replaced.
         source: the file that *model* was read from; needed when it has external data.
         inputs: all other files that the command reads.
+        check: called with the file before it becomes visible; what it raises leaves nothing behind.
 
     Raises:
         OutputError: see :func:`~laurel_graph.outputs.staged`.
@@ -59,6 +64,8 @@ def write_model(
     read = (*inputs, *(() if source is None else model_files(source, model)))
     with staged(output, read) as aside:
         stage_model(aside, model, source)
+        if check is not None:
+            check(aside.path)
         aside.publish()
     return Path(output)
 
