@@ -19,18 +19,18 @@ Types = dict[str, tuple[Shape | None, str | None]]
 _SWEEPS = 4
 """How often the nodes are looked at, there and back, while something new is learned."""
 
-_SAME = frozenset(
-    (
-        "Identity Cast CastLike Dropout QuantizeLinear DequantizeLinear DynamicQuantizeLinear Relu LeakyRelu PRelu Elu "
-        "Selu Celu Sigmoid Tanh Softplus Softsign HardSigmoid HardSwish Mish Gelu QuickGelu FastGelu BiasGelu Clip Erf "
-        "ThresholdedRelu Shrink Softmax LogSoftmax Hardmax Neg Abs Sqrt Reciprocal Exp Log Sin Cos Floor Ceil Round "
-        "Sign LRN LpNormalization MeanVarianceNormalization BatchNormalization InstanceNormalization "
-        "GroupNormalization LayerNormalization RMSNormalization SimplifiedLayerNormalization Swish BiasAdd"
-    ).split()
+_SAME_SHAPE = (
+    "Identity Cast CastLike Dropout QuantizeLinear DequantizeLinear DynamicQuantizeLinear Relu LeakyRelu PRelu Elu "
+    "Selu Celu Sigmoid Tanh Softplus Softsign HardSigmoid HardSwish Mish Gelu QuickGelu FastGelu BiasGelu Clip Erf "
+    "ThresholdedRelu Shrink Softmax LogSoftmax Hardmax Neg Abs Sqrt Reciprocal Exp Log Sin Cos Floor Ceil Round "
+    "Sign LRN LpNormalization MeanVarianceNormalization BatchNormalization InstanceNormalization "
+    "GroupNormalization LayerNormalization RMSNormalization SimplifiedLayerNormalization Swish BiasAdd"
 )
 """Operators whose first output has the shape of their first input."""
 
-_BROADCAST = frozenset("Add Sub Mul Div Pow Sum Max Min Mean".split())
+_SAME = frozenset(_SAME_SHAPE.split())
+
+_BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Sum", "Max", "Min", "Mean"))
 _CONVS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 _MATRICES = {
     "MatMul": 1,
@@ -133,9 +133,8 @@ class _Rules:
             ranks = {len(s) for i in range(len(node.input)) if (s := self.shape(node, i)) is not None}
             if len(ranks) == 1:
                 self.learn(out, (None,) * ranks.pop())
-        elif op == "Reshape" and (target := self.shape(node, 1)) is not None and len(target) == 1:
-            if isinstance(target[0], int):
-                self.learn(out, (None,) * target[0])
+        elif op == "Reshape" and (target := self.shape(node, 1)) and isinstance(target[0], int):
+            self.learn(out, (None,) * target[0])
 
     def _convolved(self, node: onnx.NodeProto, kernel: Shape | None) -> None:
         if kernel is not None and len(kernel) > 2:

@@ -38,7 +38,8 @@ _FUSED_ADVICE = "the add is fused into {op}; rewrite the file as it was before O
 def view_of(model: onnx.ModelProto, name: str = "", known: Types | None = None) -> GraphView:
     """Returns the finished view of *model*; *name* is what messages call it.
 
-    Shapes and types that are *known*, value name to both, go before what is inferred. A missing producer becomes an input and a note. Shapes are inferred where possible and unknown otherwise.
+    Shapes and types that are *known*, value name to both, go before what is inferred. A missing producer becomes an
+    input and a note. Shapes are inferred where possible and unknown otherwise.
 
     Raises:
         ModelError: a cycle of names, an opset below 9, or a file in ONNX Runtime's own NCHWc layout.

@@ -118,7 +118,9 @@ def transform(
     adapter_inputs: Annotated[
         bool, typer.Option("--adapter-inputs", help="Make the new tensors overridable inputs, for ORT adapters.")
     ] = False,
-    run: Annotated[bool, typer.Option(help="Run an ONNX MODEL on one sample before and after (too big: --no-run).")] = True,
+    run: Annotated[
+        bool, typer.Option(help="Run an ONNX MODEL on one sample before and after (too big: --no-run).")
+    ] = True,
     keep_fused: Annotated[
         bool, typer.Option("--keep-fused", help="Leave sites alone whose add is hidden in an operator.")
     ] = False,
