@@ -139,7 +139,7 @@ def transform(
 
     config = config or LaurelConfig()
     if _is_onnx(model):
-        from laurel_graph.onnx_model import tensors as onnx_tensors
+        from laurel_graph.onnx_model.parameters import count_parameters
         from laurel_graph.outputs.models import write_model
         from laurel_graph.passes.rewrite.onnx import insert
         from laurel_graph.passes.rewrite.placing import place
@@ -147,7 +147,7 @@ def transform(
         proto, name, source = _read_to_change(model, output)
         folder = None if source is None else source.parent
         placed = place(proto, name, config, folder, run=run, keep_fused=keep_fused)
-        base = onnx_tensors.count_parameters(proto)
+        base = count_parameters(proto)
         insert(proto, placed.selection.plans, config, adapter_inputs=adapter_inputs)
         written: Any = proto
         if output is None:
