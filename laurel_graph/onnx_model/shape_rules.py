@@ -199,7 +199,8 @@ class _Rules:
                 if rank > 1:
                     self.learn(x, (*[None] * (rank - 1), sizes[0]))
         elif op in _SAME and op != "PRelu":
-            self.learn(x, made)
+            if made is not None:  # symbols stay: an output's own name for a size is not that of what it is made of
+                self.learn(x, tuple(size if isinstance(size, int) else None for size in made))
             self._normed(node, made)
 
     def _normed(self, node: onnx.NodeProto, made: Shape | None) -> None:

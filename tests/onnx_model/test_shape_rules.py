@@ -81,6 +81,12 @@ def test_inference_goes_on_behind_what_was_learned():
     assert tensor_types(model)[0]["y"] == ((None, 8), "float32")
 
 
+def test_the_name_that_an_output_gives_a_size_does_not_climb():
+    text = "(float[n, s, 8] i) => (float[rows, places, 8] y) { u = Relu(i) v = Neg(u) y = Relu(v) }"
+    types = types_of(text, {}, custom=["u"])
+    assert types["v"][0] == (None, None, 8)
+
+
 def test_nothing_is_made_up_where_nothing_is_known():
     types = types_of(f"{UNKNOWN} {{ u = Relu(i) y = Relu(u) }}", {}, custom=["u"])
     assert types.get("u", (None, None))[0] is None
