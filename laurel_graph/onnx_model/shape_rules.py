@@ -24,7 +24,8 @@ _SAME_SHAPE = (
     "Selu Celu Sigmoid Tanh Softplus Softsign HardSigmoid HardSwish Mish Gelu QuickGelu FastGelu BiasGelu Clip Erf "
     "ThresholdedRelu Shrink Softmax LogSoftmax Hardmax Neg Abs Sqrt Reciprocal Exp Log Sin Cos Floor Ceil Round "
     "Sign LRN LpNormalization MeanVarianceNormalization BatchNormalization InstanceNormalization "
-    "GroupNormalization LayerNormalization RMSNormalization SimplifiedLayerNormalization Swish BiasAdd"
+    "GroupNormalization LayerNormalization RMSNormalization SimplifiedLayerNormalization Swish BiasAdd "
+    "SkipLayerNormalization SkipSimplifiedLayerNormalization"
 )
 """Operators whose first output has the shape of their first input."""
 
@@ -57,7 +58,8 @@ _ONE_TYPE: dict[str, tuple[int, ...]] = {
     "DynamicQuantizeMatMul": (0, 2),
     "MatMulIntegerToFloat": (2, 3),
     **dict.fromkeys(("FusedMatMul", "FusedConv", "FusedGemm", "BiasGelu", "BiasAdd"), (0, 1)),
-    **dict.fromkeys(("FastGelu", "QuickGelu", "GroupNorm"), (0,)),
+    **dict.fromkeys(("FastGelu", "QuickGelu", "GroupNorm", "Attention"), (0,)),
+    "EmbedLayerNormalization": (2, 3, 5),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), (0, 1, 2)),
 }
 """ONNX Runtime's operators: the inputs that have the element type of the first output."""
@@ -121,6 +123,11 @@ class _Rules:
             self._convolved(node, self.shape(node, _CONVS[op]))
         elif op in _MATRICES or op in _PACKED:
             self._multiplied(node)
+        elif op == "Attention" and node.domain == "com.microsoft":
+            self._attended(node)
+        elif op == "EmbedLayerNormalization" and (table := self.shape(node, 2)) is not None and len(table) == 2:
+            ids = self.shape(node, 0)
+            self.learn(out, (*(ids if ids is not None and len(ids) == 2 else (None, None)), table[1]))
         elif op in _POOLS and (x := self.shape(node, 0)) is not None and len(x) > 2:
             self.learn(out, (x[0], x[1], *[None] * (len(x) - 2)))
         elif op == "Transpose" and (x := self.shape(node, 0)) is not None:
@@ -141,6 +148,15 @@ class _Rules:
             x = self.shape(node, 0)
             batch = x[0] if x is not None and len(x) == len(kernel) else None
             self.learn(node.output[0], (batch, kernel[0], *[None] * (len(kernel) - 2)))
+
+    def _attended(self, node: onnx.NodeProto) -> None:
+        """Values of one width with queries and keys: a third of the projection, if the node does not say otherwise."""
+        weight, x = self.shape(node, 1), self.shape(node, 0)
+        wide = weight[-1] if weight else None
+        sizes = _attribute(node, "qkv_hidden_sizes", ())
+        width = sizes[2] if len(sizes) == 3 else wide // 3 if isinstance(wide, int) else None
+        rows = x[:2] if x is not None and len(x) == 3 else (None, None)
+        self.learn(node.output[0], (*rows, width))
 
     def _multiplied(self, node: onnx.NodeProto) -> None:
         sizes = self._sizes(node)

@@ -48,15 +48,15 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
     shared = _shared(view, found)
     made: list[Residual] = []
     length: Counter[int] = Counter()
-    alike: dict[tuple[int, Shape | None, int], list[str]] = defaultdict(list)
+    alike: dict[tuple[int, Shape, int], list[int]] = defaultdict(list)
     for place, item in enumerate(found):
         join, outer = view.vertices[item.adds[0]], view.vertices[item.adds[-1]]
         axis, width = axes[place]
         shape = join.shape
-        # Unknown sizes are the same where nothing between two sites changes a shape.
-        group = (streams[place], shape, segments[place] if shape is not None and None in shape else -1)
+        groups = _alike(shape, streams[place], segments[place])
         linked = item.kind != "laurel" or join.role is Role.LAUREL  # a site of ours counts as what it was before
-        previous = alike[group][: -MAX_PREVIOUS - 1 : -1] if shape is not None and linked else []
+        before = {other for group in groups for other in alike[group][-MAX_PREVIOUS:]} if linked else set()
+        previous = [names[other] for other in sorted(before, reverse=True)[:MAX_PREVIOUS]]
         blocked = next((view.vertices[add].blocked for add in item.adds if view.vertices[add].blocked), item.note)
         made.append(
             Residual(
@@ -81,9 +81,20 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
             )
         )
         length[streams[place]] += 1
-        if linked:
-            alike[group].append(names[place])
+        for group in groups if linked else ():
+            alike[group].append(place)
     return tuple(made)
+
+
+def _alike(shape: Shape | None, stream: int, segment: int) -> list[tuple[int, Shape, int]]:
+    """The groups of sites that a site's shape makes it one of: those of one shape, and those of its segment.
+
+    Sizes that are unknown, or go by several names, are the same where nothing between two sites changes a shape.
+    """
+    if shape is None:
+        return []
+    sizes = tuple(size if isinstance(size, int) else None for size in shape)
+    return [(stream, sizes, segment)] + ([(stream, shape, -1)] if None not in shape else [])
 
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")

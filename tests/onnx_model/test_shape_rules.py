@@ -103,3 +103,11 @@ def test_nothing_is_made_up_where_nothing_is_known():
 )
 def test_what_is_known_stays_when_shapes_are_merged(known, said, expected):
     assert merged(known, said) == expected
+
+
+def test_fused_attention_tells_rank_and_width():
+    text = """(int32[b, s] ids) => (float[] y) { e = com.microsoft.EmbedLayerNormalization(ids, , t, t, , g, g)
+        a = com.microsoft.Attention<num_heads = 2>(e, w, c)
+        y = com.microsoft.SkipLayerNormalization(a, e, g, g) }"""
+    types = types_of(text, {"t": (50, 8), "g": (8,), "w": (8, 24), "c": (24,)})
+    assert types["e"] == types["a"] == types["y"] == (("b", "s", 8), "float32")

@@ -192,6 +192,13 @@ def test_a_stream_goes_on_behind_an_activation_that_is_written_out(activation, p
     assert [note for note in report.notes if note.startswith("PA is left out at")]
 
 
+def test_sizes_of_several_names_are_one_size_when_nothing_between_changes_a_shape():
+    model = token_net(layers=3)
+    for dim, name in zip(model.graph.output[0].type.tensor_type.shape.dim, ("rows", "places"), strict=False):
+        dim.dim_param = name
+    assert [plan.spec.previous for plan in transform(model, PA).report.plans] == [0, 1, 2]
+
+
 def test_every_site_without_earlier_activations_says_why():
     report = transform(token_net(layers=3), PA).report
     first = report.plans[0].spec.site
