@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import fx, nn
     from torch.export import ExportedProgram
 
+    from laurel_graph.passes.read_fx.capture import Captured
+
     Model = str | Path | onnx.ModelProto | nn.Module | ExportedProgram
 
 
@@ -212,8 +214,32 @@ def _capture_and_detect(
     from laurel_graph.passes.read_fx.capture import capture
 
     captured = capture(model, _as_tuple(args), kwargs, dynamic_shapes)
-    found = detect(captured.view)
+    found = _detected_before(captured) or detect(captured.view)
     return captured.module, replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
+
+
+def _detected_before(captured: Captured) -> Detection | None:
+    """The verdicts on a graph as it was before sites of it were rewritten; ``None`` if none were, or it was changed."""
+    from laurel_graph.passes.detect.rule import detect
+    from laurel_graph.passes.read_fx.view import fx_view
+    from laurel_graph.passes.rewrite.fx import remove as remove_fx
+    from laurel_graph.torch_residual.module import laurel_modules
+
+    specs = {layer.spec.site: layer.spec for layer in laurel_modules(captured.module).values()}
+    if not specs:
+        return None
+    try:
+        before = remove_fx(_copy_sharing_weights(captured.module))
+    except ModelError:  # its residuals came otherwise, or the graph was edited since
+        return None
+    found = detect(fx_view(before, captured.view.model))
+    if not set(specs) <= {residual.site for residual in found.residuals}:
+        return None
+    residuals = tuple(
+        replace(residual, kind="laurel", rank=specs[residual.site].rank) if residual.site in specs else residual
+        for residual in found.residuals
+    )
+    return replace(found, residuals=residuals)
 
 
 def _copy_sharing_weights(module: fx.GraphModule) -> fx.GraphModule:

@@ -175,7 +175,8 @@ def _feature_axis(view: GraphView, item: Found) -> tuple[int, int | None]:
     answers = [_axis_above(view, operand, shape) for operand in (item.skip, *item.branches)]
     below = (_axis_above(view, reader, shape) for reader in view.consumers[item.adds[-1]][:2])
     found = [answer for answer in answers if answer is not None]
-    found = found or [(answer[0], None) for answer in below if answer is not None][:1]  # its width is another's
+    if not found:  # the width of a reader is its own
+        found.extend([(answer[0], None) for answer in below if answer is not None][:1])
     axis = found[0][0] if found else 1 if shape is not None and len(shape) == 4 else -1
     width = next((size for other, size in found if other == axis and size is not None), None)
     if not shape:  # unknown, or a single number
