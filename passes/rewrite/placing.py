@@ -12,6 +12,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from laurel_graph import soundness
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import ModelError
@@ -59,7 +60,8 @@ def _as_it_was(model: ModelProto) -> ModelProto | None:
         copy = ModelProto()
         copy.CopyFrom(model)
         remove(copy)
-    except ModelError:  # deployed or edited since then
+        soundness.check(copy)  # what was there comes from the file
+    except ModelError:  # deployed or edited since then, or never so
         return None
     return copy
 

@@ -206,6 +206,7 @@ class Trial:
             for name, comparison in comparisons.items():
                 if (array := _array(found.get(name))) is not None:
                     comparison.add(*self._comparable(self._outputs[name], array))
+            del session, found  # a second one need not lie beside it
         return self._judge(comparisons, fused)
 
     def _comparable(self, expected: Array, actual: Array) -> tuple[Array, Array]:

@@ -1,5 +1,8 @@
 """What is put in fits what is there, and what was made runs before it becomes visible."""
 
+import base64
+import json
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -252,5 +255,16 @@ def test_the_graph_of_today_counts_when_the_model_was_changed_since():
     ours.output[0] = "renamed"
     for node in model.graph.node:
         node.input[:] = ["renamed" if name == "y1" else name for name in node.input]
+    assert placing._as_it_was(model) is None
+    assert {r.kind for r in inspect(model).residuals} == {"laurel"}
+
+
+def test_a_record_that_holds_an_unsound_node_is_not_believed():
+    model = transform(token_net(layers=2), LaurelConfig(rank=2)).model
+    record = next(prop for prop in model.metadata_props if prop.key == "laurel.undo")
+    undo = json.loads(record.value)
+    bad = helper.make_node("Add", ["x", "nowhere"], [undo["nodes"][0]["new"][0]])
+    undo["nodes"][0]["old"] = base64.b64encode(bad.SerializeToString()).decode()
+    record.value = json.dumps(undo)
     assert placing._as_it_was(model) is None
     assert {r.kind for r in inspect(model).residuals} == {"laurel"}
