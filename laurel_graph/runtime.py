@@ -200,11 +200,18 @@ def run(
 
 def _fed(array: NDArray[Any]) -> Any:
     """Returns what ONNX Runtime takes for an array: it knows none of bfloat16."""
-    if array.dtype.name != "bfloat16":
-        return array
+    return ort_value(array) if array.dtype.name == "bfloat16" else array
+
+
+def ort_value(array: NDArray[Any]) -> onnxruntime.OrtValue:
+    """Returns an array of numbers as ONNX Runtime holds it, bfloat16 included."""
+    import numpy as np
     from onnxruntime import OrtValue
 
-    return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view("uint16"), _BFLOAT16)
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    if array.dtype.name == "bfloat16":
+        return OrtValue.ortvalue_from_numpy_with_onnx_type(array.view("uint16"), _BFLOAT16)
+    return OrtValue.ortvalue_from_numpy(array)
 
 
 _BFLOAT16 = 16

@@ -15,7 +15,7 @@ from laurel_graph.errors import ModelError, OutputError
 from .base import TORCH, Facts, PassResult, Pipeline
 from .facts import Source
 from .graphsurgeon import is_graph, origin_folder
-from .recipes import removing, transforming
+from .recipes import placing, removing, transforming
 from .select import Selection
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     from torch import fx, nn
     from torch.export import ExportedProgram
+
+    from laurel_graph.passes.read_fx.capture import Captured
 
     Model: TypeAlias = str | Path | onnx.ModelProto | gs.Graph | nn.Module | ExportedProgram
 
@@ -36,12 +38,14 @@ class TransformReport:
         plans: what was put in, one plan per rewritten site.
         skipped: ``(site, reason)`` of the residual connections left alone.
         base_parameters: number of parameters of the model before.
+        notes: sentences for the user, those of the detection among them.
     """
 
     detection: Detection
     plans: tuple[SitePlan, ...]
     skipped: tuple[tuple[str, str], ...]
     base_parameters: int
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -55,7 +59,7 @@ class TransformReport:
             "skipped": [{"site": site, "reason": reason} for site, reason in self.skipped],
             "parameters": self.parameters,
             "base_parameters": self.base_parameters,
-            "notes": list(self.detection.notes),
+            "notes": list(self.notes),
         }
 
 
@@ -92,11 +96,10 @@ def inspect(
         ModelError: the model cannot be read or traced.
     """
     if _is_onnx(model):
-        from laurel_graph.passes.detect.rule import detect
-        from laurel_graph.passes.read_onnx.view import view_of
+        from laurel_graph.passes.rewrite.placing import detect_onnx
 
         proto, name = _read(model)
-        return replace(detect(view_of(proto)), model=name)
+        return replace(detect_onnx(proto), model=name)
     return _capture_and_detect(model, args, kwargs, dynamic_shapes)[1]
 
 
@@ -109,6 +112,8 @@ def transform(
     dynamic_shapes: Any = None,
     output: str | Path | None = None,
     adapter_inputs: bool = False,
+    run: bool = True,
+    keep_fused: bool = False,
 ) -> TransformResult:
     """Replaces the residual connections of *model* by LAuReL residuals that compute the same bits at the start.
 
@@ -126,24 +131,31 @@ def transform(
         output: where to write the transformed ONNX file; required for weights in external files to be found.
         adapter_inputs: make the LAuReL tensors of an ONNX graph overridable inputs, so that ORT can switch adapters
             per request.
+        run: run an ONNX model on one drawn sample before and after, in memory or as the file that is about to become
+            visible: what is put in fits the values that were seen, and the result runs, with the fused kernels and
+            without, and computes what the model computed. It costs three sessions; ``False`` is for models that are
+            too large for it.
+        keep_fused: leave sites of an ONNX model alone whose add is hidden in an operator (SkipLayerNormalization,
+            FusedConv, Gemm), which would come apart and start a rounding away from the original.
 
     Raises:
         ModelError: the model cannot be read or traced.
+        VerificationError: the rewritten model does not run, or computes something else; nothing is written.
         NoResidualError: nothing to rewrite was found; lists the nearest misses.
         SelectorError: a site selector matched nothing.
         ConfigError: a rank does not fit a site, or *config* is something else.
         OutputError: *output* cannot be written, or is the input.
     """
-    pipeline = transforming(LaurelConfig.of(config), adapter_inputs=adapter_inputs)
+    config = LaurelConfig.of(config)
     if _is_onnx(model):
-        result, made = _run_on_onnx(pipeline, model, output)
+        result, made = _run_on_onnx(placing(config, adapter_inputs, run, keep_fused), model, output)
         return TransformResult(made, _report(result))
     if output is not None:
         raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
     if adapter_inputs:
         raise ModelError("adapter_inputs= is for ONNX models; a torch module loads adapters with load_adapter.")
     captured, detection = _capture_and_detect(model, args, kwargs, dynamic_shapes)
-    result = pipeline.run(_copy_sharing_weights(captured), Facts(detection))
+    result = transforming(config).run(_copy_sharing_weights(captured), Facts(detection))
     return TransformResult(result.graph, _report(result))
 
 
@@ -192,7 +204,7 @@ def _report(result: PassResult) -> TransformReport:
     if detection is None or selection is None:
         raise TypeError("a transformation detects and selects")
     base = result.report.counters["insert.base_parameters"]
-    return TransformReport(detection, selection.plans, selection.skipped, base)
+    return TransformReport(detection, selection.plans, selection.skipped, base, result.report.notes)
 
 
 def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> tuple[PassResult, Any]:
@@ -246,8 +258,32 @@ def _capture_and_detect(
     from laurel_graph.passes.read_fx.capture import capture
 
     captured = capture(model, _as_tuple(args), kwargs, dynamic_shapes)
-    found = detect(captured.view)
+    found = _detected_before(captured) or detect(captured.view)
     return captured.module, replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
+
+
+def _detected_before(captured: Captured) -> Detection | None:
+    """The verdicts on a graph as it was before sites of it were rewritten; ``None`` if none were, or it was changed."""
+    from laurel_graph.passes.detect.rule import detect
+    from laurel_graph.passes.read_fx.view import fx_view
+    from laurel_graph.passes.rewrite.fx import remove as remove_fx
+    from laurel_graph.torch_residual.module import laurel_modules
+
+    specs = {layer.spec.site: layer.spec for layer in laurel_modules(captured.module).values()}
+    if not specs:
+        return None
+    try:
+        before = remove_fx(_copy_sharing_weights(captured.module))
+    except ModelError:  # its residuals came otherwise, or the graph was edited since
+        return None
+    found = detect(fx_view(before, captured.view.model))
+    if not set(specs) <= {residual.site for residual in found.residuals}:
+        return None
+    residuals = tuple(
+        replace(residual, kind="laurel", rank=specs[residual.site].rank) if residual.site in specs else residual
+        for residual in found.residuals
+    )
+    return replace(found, residuals=residuals)
 
 
 def _copy_sharing_weights(module: fx.GraphModule) -> fx.GraphModule:

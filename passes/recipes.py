@@ -1,6 +1,6 @@
 """The three ways through the house, as pipelines: what ``lg.transform``, ``lg.deploy`` and ``lg.remove`` run.
 
-transform   detect, select, insert
+transform   place, insert, try; of a torch module detect, select, insert
 deploy      fold, fuse, mark, and verify where a file is written
 remove      remove
 """
@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from .deploy.costs import CostModel
 
 
-def transforming(config: LaurelConfig, *, adapter_inputs: bool = False) -> Pipeline:
-    """Returns what :func:`laurel_graph.transform` runs."""
+def transforming(config: LaurelConfig) -> Pipeline:
+    """Returns what :func:`laurel_graph.transform` runs on a torch module."""
     from .standard.changing import Insert
     from .standard.finding import Detect, Select
 
-    return Pipeline((Detect(), Select(config), Insert(adapter_inputs=adapter_inputs)))
+    return Pipeline((Detect(), Select(config), Insert()))
+
+
+def placing(config: LaurelConfig, adapter_inputs: bool, run: bool, keep_fused: bool) -> Pipeline:
+    """Returns what :func:`laurel_graph.transform` runs on an ONNX model; its options are that function's."""
+    from .standard.changing import Insert
+    from .standard.placing import Place, Try
+
+    passes = (Place(config, run, keep_fused), Insert(adapter_inputs=adapter_inputs))
+    return Pipeline((*passes, Try()) if run else passes)
 
 
 def deploying(

@@ -25,6 +25,8 @@ GROUP = "laurel_graph.passes"
 OURS: Mapping[str, str] = {
     "detect": "finding:Detect",
     "select": "finding:Select",
+    "place": "placing:Place",
+    "try": "placing:Try",
     "insert": "changing:Insert",
     "remove": "changing:Remove",
     "add_head": "changing:Head",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -12,6 +12,8 @@ from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import NoResidualError, SelectorError, near
 
 NEAREST_MISSES = 5
+LISTED = 4
+"""How many sites a note names."""
 MAX_CHANNEL_NDIM = 5
 
 
@@ -22,18 +24,32 @@ class Selection:
     Attributes:
         plans: one per site, in topological order.
         skipped: (site, reason) of every other residual connection.
+        notes: sentences on what some of the sites did not get of what was asked for.
     """
 
     plans: tuple[SitePlan, ...]
     skipped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
     describes_graph: ClassVar[bool] = True
 
 
-def select(detection: Detection, config: LaurelConfig) -> Selection:
+def select(
+    detection: Detection,
+    config: LaurelConfig,
+    *,
+    refusals: Mapping[str, str] | None = None,
+    any_rank: bool = False,
+) -> Selection:
     """Applies the kinds, globs and overrides of *config* to what was found.
 
     PA links the skips of the earlier sites on the same stream with the same shape, nearest first; those sites need not
-    be rewritten themselves.
+    be rewritten themselves. A skip that has no name of its own, inside an operator that hides an add, is not linked.
+
+    Args:
+        detection: what was found.
+        config: what is asked for.
+        refusals: site to the reason why it is left alone, where something else decided that.
+        any_rank: what is put in takes values of any rank and type (torch modules), so that those need not be known.
 
     Raises:
         NoResidualError: nothing was found, or nothing that was found can be rewritten as asked.
@@ -50,7 +66,7 @@ def select(detection: Detection, config: LaurelConfig) -> Selection:
                 raise SelectorError(
                     f"{what} {glob!r} matches none of the {len(sites)} sites of {detection.model}.{near(glob, sites)}"
                 )
-    skips = {residual.site: residual.skip for residual in found}
+    skips = {r.site: r.skip for r in detection.residuals if r.skip not in r.joins}
     plans: list[SitePlan] = []
     skipped = [
         (residual.site, "a LAuReL residual is already there")
@@ -58,7 +74,8 @@ def select(detection: Detection, config: LaurelConfig) -> Selection:
         if residual.kind == "laurel"
     ]
     for residual in found:
-        plan = _plan(residual, config, skips)
+        refusal = (refusals or {}).get(residual.site, "")
+        plan = _plan(residual, config, skips, refusal, any_rank=any_rank)
         if isinstance(plan, SitePlan):
             plans.append(plan)
         else:
@@ -69,25 +86,32 @@ def select(detection: Detection, config: LaurelConfig) -> Selection:
             f"{detection.model} has {len(found)} residual connections, but none of them can be rewritten as asked: "
             f"{reasons}."
         )
-    return Selection(tuple(plans), tuple(skipped))
+    return Selection(tuple(plans), tuple(skipped), _without_pa(detection, config, plans))
 
 
 def _matches(site: str, globs: Iterable[str]) -> bool:
     return any(glob == site or fnmatchcase(site, glob) for glob in globs)
 
 
-def _plan(residual: Residual, config: LaurelConfig, skips: dict[str, str]) -> SitePlan | str:
+def _plan(
+    residual: Residual, config: LaurelConfig, skips: dict[str, str], refusal: str, *, any_rank: bool
+) -> SitePlan | str:
     if residual.kind not in config.include:
         return f"its kind {residual.kind} is not included"
     if not _matches(residual.site, config.sites):
         return "not selected"
     if config.override_for(residual.site).off:
         return "switched off by an override"
+    if refusal:
+        return refusal
     if residual.blocked:
         return residual.blocked
     if residual.width is None:
         return "the size of its feature axis is unknown"
     earlier = tuple(skips[site] for site in residual.previous if site in skips)
+    if not any_rank and (residual.shape is None or residual.dtype is None):
+        what = "how many axes it has" if residual.shape is None else "the type of its elements"
+        return f"{what} is unknown: neither the file, its weights nor a run says so"
     rank = len(residual.shape) if residual.shape is not None else 4 if residual.axis == 1 else 3
     if residual.axis == 1 and rank > MAX_CHANNEL_NDIM:
         return f"its channels have {rank - 2} axes of space; at most {MAX_CHANNEL_NDIM - 2} are supported"
@@ -102,6 +126,31 @@ def _plan(residual: Residual, config: LaurelConfig, skips: dict[str, str]) -> Si
     if spec is None:
         return f"variant {config.variant} needs earlier activations and there are none on its stream"
     return SitePlan(residual, spec, earlier[: spec.previous])
+
+
+def _without_pa(detection: Detection, config: LaurelConfig, plans: Iterable[SitePlan]) -> tuple[str, ...]:
+    """Says which sites were asked to take earlier activations and take none, grouped by the reason."""
+    why: dict[str, list[str]] = {}
+    for plan in plans:
+        site, residual = plan.spec.site, plan.residual
+        asked = config.override_for(site).variant or config.variant
+        if "pa" not in asked.split("+") or plan.spec.has_pa:
+            continue
+        alone = sum(other.stream == residual.stream for other in detection.residuals) == 1
+        if residual.shape is None:
+            reason = "the shape of their joins is unknown"
+        elif alone:
+            reason = "they are alone on their stream"
+        elif residual.index == 0:
+            reason = "they are the first of their stream"
+        else:
+            reason = "no earlier site of their stream has their shape and a skip with a name"
+        why.setdefault(reason, []).append(site)
+    return tuple(
+        f"PA is left out at {len(sites)} of the sites, as {reason}: {', '.join(sites[:LISTED])}"
+        f"{', ...' if len(sites) > LISTED else ''}."
+        for reason, sites in why.items()
+    )
 
 
 def _nothing_found(detection: Detection) -> str:

@@ -15,6 +15,7 @@ from laurel_graph.errors import DependencyError, OutputError
 from laurel_graph.names import printable
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model import tensors as onnx_tensors
+from laurel_graph.onnx_model.parameters import count_parameters
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, write
 from laurel_graph.outputs.models import model_files
@@ -112,7 +113,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
     }
     rows = [_row(spec, held) for spec, held in tensors.items()]
     parameters = sum(row.parameters for row in rows)
-    base = onnx_tensors.count_parameters(proto) - parameters
+    base = count_parameters(proto)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_cell)
     page = environment.from_string(PAGE).render(
         model=path.name,

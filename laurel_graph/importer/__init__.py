@@ -85,6 +85,7 @@ def import_onnx(
     from ..fingerprint.digest import file_digests
     from ..fingerprint.from_onnx import of_model
     from ..onnx_model.file import read_with_records
+    from ..onnx_model.parameters import count_parameters
     from .convert import Converter
     from .laurel import LaurelSites
     from .registry import default_registry
@@ -110,6 +111,7 @@ def import_onnx(
         specs=specs,
         base=of_model(model, base_dir),
         digests=file_digests(model, base_dir),
+        parameters=count_parameters(model),
     )
     return module
 

@@ -30,6 +30,7 @@ class ImportRecord:
         specs: site to spec for a transformed model.
         base: the fingerprint of the base, as it was when it was imported.
         digests: its fingerprints in the form of older adapter files.
+        parameters: how many parameters the base has.
     """
 
     source: Path | None
@@ -39,6 +40,7 @@ class ImportRecord:
     specs: dict[str, SiteSpec] = field(default_factory=dict)
     base: Fingerprint = field(default_factory=Fingerprint)
     digests: dict[str, str] = field(default_factory=dict)
+    parameters: int = 0
 
 
 def import_record(module: nn.Module) -> ImportRecord | None:

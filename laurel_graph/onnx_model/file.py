@@ -6,21 +6,17 @@ rewritten, and models of many gigabytes cost no memory.
 
 from __future__ import annotations
 
-import math
 import warnings
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from .. import soundness
 from ..errors import ModelError
-from ..opset.schema import PREFIX
 from .tensors import make_tensor, set_tensor, tensor_array
-from .walk import tensors_of
 
 __all__ = [
-    "count_parameters",
     "make_tensor",
     "read",
     "read_with_records",
@@ -143,13 +139,3 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
     return value, position + 1 if len(found) < _LONGEST_VARINT else -1
-
-
-def count_parameters(model: ModelProto) -> int:
-    """Returns the number of elements of all floating-point tensors of *model*, ours not counted."""
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-    return sum(
-        math.prod(tensor.dims)
-        for tensor in tensors_of(model)
-        if tensor.data_type in floats and not tensor.name.startswith(f"{PREFIX}.")
-    )

@@ -1,7 +1,7 @@
 """Shapes and element types of every value of an ONNX model, as far as they can be known; never fails.
 
 ONNX's own inference runs on a light copy without large weights, in which operators of ONNX Runtime that it does not
-know are replaced by standard ones of the same output shape.
+know are replaced by standard ones of the same output shape; what it leaves open is asked of weights and schemas.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper, shape_inference
 
 from ..graph_view import Shape
+from .shape_rules import Types, complete, merged
 from .walk import graphs_of
 
 Types = Mapping[str, tuple[Shape | None, str | None]]
@@ -34,6 +35,8 @@ _DTYPES: dict[int, str] = {
     onnx.TensorProto.UINT8: "uint8",
     onnx.TensorProto.BOOL: "bool",
 }
+
+_ELEMENTS = {name: element for element, name in _DTYPES.items()}
 
 _STAND_INS = {
     "GroupNormalization": ("Identity", 1),
@@ -88,9 +91,48 @@ def tensor_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[Shape | None, 
             note = f"shape inference stopped ({str(error).strip().splitlines()[0][:160]}); unknown sizes fit anything."
     else:
         inferred = light
-    types: dict[str, tuple[Shape | None, str | None]] = {}
+    types: Types = {}
     _collect(inferred.graph, types)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    for _ in range(_ROUNDS):
+        unknown = {name for name, (shape, dtype) in types.items() if shape is None or dtype is None}
+        learned = complete(model.graph, types, opset)
+        news = {name for name in learned if name in unknown or name not in types}
+        if not news or note:
+            break
+        if not _inferred_again(inferred, types, learned):
+            break
     return types, note
+
+
+_ROUNDS = 3
+"""How often inference goes on from what was learned beside it."""
+
+
+def _inferred_again(inferred: onnx.ModelProto, types: Types, learned: set[str]) -> bool:
+    """Tells inference what was *learned* and adds to *types* what it makes of that; whether it makes anything new."""
+    graph = inferred.graph
+    stated = {value.name for value in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer}
+    kept = [info for info in graph.value_info if info.name not in learned]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    for name in sorted(learned - stated):
+        shape, dtype = types[name]
+        if dtype is not None:
+            graph.value_info.append(onnx.helper.make_tensor_value_info(name, _ELEMENTS[dtype], shape))
+    try:
+        again = shape_inference.infer_shapes(inferred)
+    except Exception:  # as above: go on with what is known
+        return False
+    fresh: Types = {}
+    _collect(again.graph, fresh)
+    changed = False
+    for name, (shape, dtype) in fresh.items():
+        old = types.get(name, (None, None))
+        new = merged(old[0], shape), old[1] or dtype
+        if new != old:
+            types[name], changed = new, True
+    return changed
 
 
 def _makes_much(model: onnx.ModelProto) -> bool:

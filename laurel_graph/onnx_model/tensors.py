@@ -69,21 +69,6 @@ def _densified(sparse: SparseTensorProto, base_dir: str | Path) -> Array:
     return dense
 
 
-def count_parameters(model: ModelProto) -> int:
-    """Returns how many floating-point and quantised weights the initializers hold, external ones included."""
-    return sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type in _WEIGHT_TYPES)
-
-
-_WEIGHT_TYPES = {
-    TensorProto.FLOAT,
-    TensorProto.FLOAT16,
-    TensorProto.BFLOAT16,
-    TensorProto.DOUBLE,
-    TensorProto.INT8,
-    TensorProto.UINT8,
-}
-
-
 def set_tensor(model: ModelProto, name: str, array: Array) -> None:
     """Puts a new value into an initializer or a Constant node, in place; its name, shape and dtype stay.
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from ..config import SiteSpec
 from ..formula import initial_parameters
 from ..importer.record import META, ImportRecord
+from ..opset.schema import PREFIX
 from .sum import Form, laurel_sum, memory_order
 
 FROZEN = "laurel_frozen"
@@ -229,7 +230,8 @@ class TrainableParameters(dict[str, nn.Parameter]):
     """The parameters of a model that train, by name: for a module imported from ONNX, the names in the file.
 
     Attributes:
-        total: number of elements of all parameters of the model, frozen ones included.
+        total: number of elements of all parameters of the model, frozen ones included, and those that a module
+            imported from ONNX keeps as buffers, packed ones too.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -240,7 +242,7 @@ class TrainableParameters(dict[str, nn.Parameter]):
             if parameter.requires_grad:
                 name = names.get(path, path)  # two branches of an If may each have a tensor of one name
                 self[path if name in self else name] = parameter
-        self.total = sum(p.numel() for p in module.parameters())
+        self.total = sum(p.numel() for p in module.parameters()) + sum(map(_held_as_buffers, module.modules()))
 
     @property
     def count(self) -> int:
@@ -255,6 +257,15 @@ class TrainableParameters(dict[str, nn.Parameter]):
 
     def __str__(self) -> str:
         return self.summary
+
+
+def _held_as_buffers(part: nn.Module) -> int:
+    """How many parameters of its file an imported module keeps otherwise than as ``nn.Parameter``; 0 for others."""
+    record: ImportRecord | None = getattr(part, "meta", {}).get(META)
+    if record is None:
+        return 0
+    own = ((record.tensors.get(path, path), p.numel()) for path, p in part.named_parameters())
+    return max(0, record.parameters - sum(size for name, size in own if not name.startswith(f"{PREFIX}.")))
 
 
 def trainable_parameters(module: nn.Module) -> TrainableParameters:

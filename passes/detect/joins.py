@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from laurel_graph.graph_view import GraphView, Role
+from laurel_graph.opset.schema import tensor_name
 
 from .paths import LAYOUT, LONGEST_CHAIN, WEIGHTED, Chain, Facts, only_reader
 from .reasons import BIAS, BRANCH_SUM, BROADCAST, NOT_FLOAT
@@ -156,7 +157,10 @@ def _rewritten(joins: Joins) -> dict[int, _Rewritten]:
         sites[index] = site
         inner = view.up(vertex.inputs[1])
         join = joins.found.get(inner)
-        if join is not None and join.chain.projection and view.up(join.fork) == view.up(vertex.inputs[0]):
+        if join is None:
+            continue
+        ours = bool(vertex.site) and view.vertices[inner].value.startswith(tensor_name(vertex.site, ""))
+        if ours or (join.chain.projection and view.up(join.fork) == view.up(vertex.inputs[0])):
             del joins.found[inner]
             joins.verdicts[inner] = BRANCH_SUM, f"it adds branches of the site {vertex.site or vertex.value}"
     return sites

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from laurel_graph.config import MAX_PREVIOUS
@@ -48,14 +48,15 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
     shared = _shared(view, found)
     made: list[Residual] = []
     length: Counter[int] = Counter()
-    alike: dict[tuple[int, Shape | None, int], list[str]] = defaultdict(list)
+    alike: dict[tuple[int, Shape, int], list[int]] = defaultdict(list)
     for place, item in enumerate(found):
         join, outer = view.vertices[item.adds[0]], view.vertices[item.adds[-1]]
         axis, width = axes[place]
         shape = join.shape
-        # Unknown sizes are the same where nothing between two sites changes a shape.
-        group = (streams[place], shape, segments[place] if shape is not None and None in shape else -1)
-        previous = alike[group][: -MAX_PREVIOUS - 1 : -1] if shape is not None and item.kind != "laurel" else []
+        groups = _alike(shape, streams[place], segments[place])
+        linked = item.kind != "laurel" or join.role is Role.LAUREL  # a site of ours counts as what it was before
+        before = {other for group in groups for other in alike[group][-MAX_PREVIOUS:]} if linked else set()
+        previous = [names[other] for other in sorted(before, reverse=True)[:MAX_PREVIOUS]]
         blocked = next((view.vertices[add].blocked for add in item.adds if view.vertices[add].blocked), item.note)
         made.append(
             Residual(
@@ -80,9 +81,20 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
             )
         )
         length[streams[place]] += 1
-        if item.kind != "laurel":
-            alike[group].append(names[place])
+        for group in groups if linked else ():
+            alike[group].append(place)
     return tuple(made)
+
+
+def _alike(shape: Shape | None, stream: int, segment: int) -> list[tuple[int, Shape, int]]:
+    """The groups of sites that a site's shape makes it one of: those of one shape, and those of its segment.
+
+    Sizes that are unknown, or go by several names, are the same where nothing between two sites changes a shape.
+    """
+    if shape is None:
+        return []
+    sizes = tuple(size if isinstance(size, int) else None for size in shape)
+    return [(stream, sizes, segment)] + ([(stream, shape, -1)] if None not in shape else [])
 
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -160,12 +172,13 @@ def _feature_axis(view: GraphView, item: Found) -> tuple[int, int | None]:
         shape = shape or view.vertices[item.skip].shape
         size = shape[join.axis] if shape is not None and len(shape) > 1 else None
         return join.axis, join.width or (size if isinstance(size, int) else None)
-    operands = (item.skip, *item.branches, *view.consumers[item.adds[-1]][:2])
-    answers = (_axis_above(view, operand, shape) for operand in operands)
-    axis, width = next(
-        (answer for answer in answers if answer is not None),
-        (1 if shape is not None and len(shape) == 4 else -1, None),
-    )
+    answers = [_axis_above(view, operand, shape) for operand in (item.skip, *item.branches)]
+    below = (_axis_above(view, reader, shape) for reader in view.consumers[item.adds[-1]][:2])
+    found = [answer for answer in answers if answer is not None]
+    if not found:  # the width of a reader is its own
+        found.extend([(answer[0], None) for answer in below if answer is not None][:1])
+    axis = found[0][0] if found else 1 if shape is not None and len(shape) == 4 else -1
+    width = next((size for other, size in found if other == axis and size is not None), None)
     if not shape:  # unknown, or a single number
         return axis, width
     rank = len(shape)
@@ -178,13 +191,16 @@ def _feature_axis(view: GraphView, item: Found) -> tuple[int, int | None]:
 def _axis_above(view: GraphView, index: int, shape: Shape | None) -> tuple[int, int | None] | None:
     """Walks up from an operand to the operator that made its features; follows the axis through transposes."""
     back: list[tuple[int, ...]] = []
+    part = False
     for _ in range(_LONGEST_WALK):
         vertex = view.vertices[index]
         if vertex.role in (Role.CONV, Role.LINEAR, Role.WEIGHTED) and vertex.weighted:
             axis = vertex.axis if vertex.role is Role.CONV else -1
             if axis == 1 and vertex.role is Role.CONV and vertex.shape is None and shape is None and back:
                 return None
-            return _moved(axis, vertex, back, shape)
+            moved = _moved(axis, vertex, back, shape)
+            return (moved[0], None) if moved is not None and part else moved
+        part = part or vertex.role is Role.SLICE  # of features, perhaps: the operator above is wider then
         if vertex.role is Role.RESHAPE:
             if vertex.permutation is None:
                 width = _width_above(view, vertex.inputs[0]) if vertex.inputs else None
@@ -270,6 +286,9 @@ def _join_above(view: GraphView, index: int, at_join: dict[int, int]) -> tuple[i
         if index in at_join:
             return at_join[index], intact
         vertex = view.vertices[index]
+        if (origin := _activated(view, index, at_join)) is not None:
+            index = origin
+            continue
         data = [u for u in vertex.inputs if view.vertices[u].data]
         unary = vertex.role in _ON_STREAM or (vertex.role in (Role.ADD, Role.MUL) and len(data) == 1)
         if not unary or not vertex.inputs:
@@ -277,6 +296,32 @@ def _join_above(view: GraphView, index: int, at_join: dict[int, int]) -> tuple[i
         intact &= vertex.role not in (Role.RESHAPE, Role.SLICE, Role.POOL, Role.CONCAT)
         index = data[0] if data else vertex.inputs[0]
     return None, False
+
+
+_ELEMENTWISE = frozenset({Role.PASS, Role.ACTIVATION, Role.MATH, Role.MUL, Role.ADD, Role.SUB})
+_LONGEST_ACTIVATION = 16
+"""Vertices of an activation that is written out; GELU by tanh has ten."""
+
+
+def _activated(view: GraphView, index: int, at_join: Mapping[int, int]) -> int | None:
+    """Returns x where *index* is an activation of x that is written out: x·σ(x), x·(1 + erf(x/√2))/2, x·clip(x + 3)/6.
+
+    That is a product of two values that elementwise operators alone make of x.
+    """
+    vertex = view.vertices[index]
+    if vertex.role is not Role.MUL or len({u for u in vertex.inputs if view.vertices[u].data}) < 2:
+        return None
+    waiting = {u for u in vertex.inputs if view.vertices[u].data}
+    for _ in range(_LONGEST_ACTIVATION):
+        last = max(waiting)  # the vertices are in topological order: nothing of the others lies below it
+        waiting.remove(last)
+        if not waiting:
+            return last
+        made = view.vertices[last]
+        if made.role not in _ELEMENTWISE or last in at_join:
+            return None
+        waiting.update(u for u in made.inputs if view.vertices[u].data)
+    return None
 
 
 def _shared(view: GraphView, found: Sequence[Found]) -> list[str]:

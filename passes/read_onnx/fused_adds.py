@@ -7,7 +7,7 @@ then normalise; ``FusedConv`` with a fourth input and ``Gemm`` with a C of the o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnx import NodeProto, TensorProto, helper
@@ -32,6 +32,7 @@ class Join:
         before: nodes that make operands.
         after: nodes that read the sum.
         hidden: an operand that had no name of its own in the fused node, or "".
+        bias: a vector that the node adds beside the operands, or ""; it belongs to the branch, see :meth:`biased`.
     """
 
     operands: tuple[str, ...]
@@ -39,6 +40,21 @@ class Join:
     before: list[NodeProto] = field(default_factory=list)
     after: list[NodeProto] = field(default_factory=list)
     hidden: str = ""
+    bias: str = ""
+
+    def biased(self, place: int, fresh: Fresh) -> Join:
+        """Returns the join with the bias added to the branch, as it was before ONNX Runtime fused it; itself without.
+
+        Args:
+            place: of the skip among the two operands.
+            fresh: gives the biased branch its name.
+        """
+        if not self.bias:
+            return self
+        branch = fresh("biased")
+        add = _make("Add", [self.operands[1 - place], self.bias], [branch])
+        operands = (self.operands[0], branch) if place == 0 else (branch, self.operands[1])
+        return replace(self, operands=operands, before=[*self.before, add], bias="")
 
 
 def take_apart(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
@@ -85,7 +101,7 @@ def _open_add(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
 
 
 def _skip_norm(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
-    """(input + skip) + bias, then the norm; outputs: normed, mean, 1/deviation, sum."""
+    """input + skip + bias, then the norm; outputs: normed, mean, 1/deviation, sum."""
     simplified = node.op_type == "SkipSimplifiedLayerNormalization"
     normed, mean, deviation, total = (_optional(node.output, i) for i in range(4))
     scale, offset = node.input[2], "" if simplified else _optional(node.input, 3)
@@ -96,9 +112,7 @@ def _skip_norm(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
             "expected a node without them."
         )
     total = total or fresh("sum")
-    join = Join((node.input[0], node.input[1]), fresh("unbiased") if bias else total)
-    if bias:
-        join.after.append(_make("Add", [join.total, bias], [total]))
+    join = Join((node.input[0], node.input[1]), total, bias=bias)
     if normed:
         norm = NodeList(opset, dtype, fresh, float(attributes_of(node).get("epsilon", _SKIP_EPSILON)))
         if simplified:

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from laurel_graph.errors import ModelError
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex, source_line
+from laurel_graph.onnx_model import shape_rules
 from laurel_graph.onnx_model.order import in_order
 from laurel_graph.onnx_model.shapes import Types, bodies, constant_tensor, dtype_name, tensor_types
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
@@ -34,10 +35,16 @@ _QUANTISED_ADVICE = (
 _FUSED_ADVICE = "the add is fused into {op}; rewrite the file as it was before ONNX Runtime optimised it"
 
 
-def view_of(model: onnx.ModelProto, name: str = "", known: tuple[Types, str] | None = None) -> GraphView:
+def view_of(
+    model: onnx.ModelProto,
+    name: str = "",
+    known: tuple[Types, str] | None = None,
+    seen: shape_rules.Types | None = None,
+) -> GraphView:
     """Returns the finished view of *model*; *name* is what messages call it, *known* what ``tensor_types`` said.
 
-    A missing producer becomes an input and a note. Shapes are inferred where possible and unknown otherwise.
+    Shapes and types that are *known*, value name to both, go before what is inferred. A missing producer becomes an
+    input and a note. Shapes are inferred where possible and unknown otherwise.
 
     Raises:
         ModelError: a cycle of names, an opset below 9, or a file in ONNX Runtime's own NCHWc layout.
@@ -49,6 +56,7 @@ def view_of(model: onnx.ModelProto, name: str = "", known: tuple[Types, str] | N
             f"Convert it first: onnx.version_converter.convert_version(model, {SUPPORTED_OPSET})."
         )
     types, note = tensor_types(model) if known is None else known
+    types = {**types, **(seen or {})}
     builder = _Builder(GraphView(model=name or model.graph.name or "ONNX model"), types, model, opset or 0)
     builder.notes([note] if note else [])
     return builder.build()

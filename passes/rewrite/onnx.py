@@ -307,6 +307,7 @@ class _Site:
                     operands = ", ".join(map(repr, join.operands))
                     raise self.fail(f"join {key!r} adds {operands}; expected the skip {chain!r} among them.")
                 continue  # a sum of branches only
+            join = join.biased(place, self.fresh)
             nodes = self.added(join, place, graph, index, first)
             _take_over(node, nodes)
             self.inserter.edits.nodes.append(_Edit(graph, index, [*join.before, *nodes, *join.after]))

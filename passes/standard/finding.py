@@ -48,13 +48,12 @@ class Detect(Pass, name="detect", takes=(ONNX, TORCH), requires=NOTHING):
 
 
 def _detect_onnx(graph: Any, facts: Facts) -> tuple[Detection, Facts]:
-    from laurel_graph.passes.detect.rule import detect
-    from laurel_graph.passes.read_onnx.view import view_of
+    from laurel_graph.passes.rewrite.placing import detect_onnx
 
     known = facts.get(ValueTypes) or ValueTypes.of(graph)
     source = facts.get(Source) or Source()
     name = source.name or graph.graph.name or "ModelProto"
-    found = detect(view_of(graph, known=(known.types, known.note)))
+    found = detect_onnx(graph, known=(dict(known.types), known.note))
     return replace(found, model=name), Facts(known)
 
 
@@ -88,11 +87,11 @@ class Select(Pass, name="select", takes=(ONNX, TORCH)):
             found = more.get(Detection)
         if found is None:
             raise TypeError("detect hands a Detection on")
-        chosen = select(found, self.config)
+        chosen = select(found, self.config, any_rank=kind_of(graph) == TORCH)
         sites = [SiteChange(plan.spec.site, f"selected: {plan.spec.variant}") for plan in chosen.plans]
         sites += [SiteChange(site, "left alone", reason) for site, reason in chosen.skipped]
         counters = {"selected": len(chosen.plans), "skipped": len(chosen.skipped)}
-        report = Report(counters, tuple(sites), detail=chosen)
+        report = Report(counters, tuple(sites), chosen.notes, chosen)
         return PassResult(graph, False, report, more.plus(Facts(chosen, self.config)))
 
 

@@ -114,3 +114,37 @@ def test_transform_takes_a_long_skip_for_none_when_the_joins_below_it_are_rewrit
     model.graph.initializer.add(name="s", data_type=1, dims=[4], float_data=[1, 1, 2, 2])
     assert [residual.site for residual in inspect(model).residuals] == ["res_e"]
     assert listed(inspect(transform(model, LaurelConfig(rank=2)).model)) == [("res_e", "laurel")]
+
+
+class Block(nn.Module):
+    """silu(p(x) + f(x)), with a projection p or without."""
+
+    def __init__(self, projects):
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.side = nn.Linear(8, 8) if projects else nn.Identity()
+
+    def forward(self, x):
+        return nn.functional.silu(self.side(x) + self.down(torch.relu(self.up(x))))
+
+
+@pytest.mark.parametrize("parts", [slice(0, 2), slice(2, None), slice(1, 3)])
+@pytest.mark.parametrize("variant", ["pa", "rw+lr+pa"])
+def test_stages_make_the_same_graph_when_the_module_is_transformed_part_by_part(variant, parts):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(Block(i == 2) for i in range(5))).eval(), torch.randn(2, 3, 8)
+
+    def calls(module):
+        return str({node.name: (node.target, node.args) for node in module.graph.nodes})
+
+    def rewritten(model, *sites):
+        return transform(model, LaurelConfig(variant=variant, rank=2, sites=sites or ("*",)), x)
+
+    once = rewritten(model)
+    sites = rewritten_sites(once)
+    first = sites[parts]
+    staged = rewritten(rewritten(model, *first).model, *(site for site in sites if site not in first))
+    assert calls(staged.model) == calls(once.model)
+    assert sorted(staged.report.plans, key=str) == sorted(
+        (plan for plan in once.report.plans if plan.spec.site not in first), key=str
+    )

@@ -34,13 +34,19 @@ def transform(
     adapter_inputs: Annotated[
         bool, typer.Option("--adapter-inputs", help="Make the new tensors overridable inputs, for ORT adapters.")
     ] = False,
+    run: Annotated[
+        bool, typer.Option(help="Run an ONNX MODEL on one sample before and after (too big: --no-run).")
+    ] = True,
+    keep_fused: Annotated[
+        bool, typer.Option("--keep-fused", help="Leave sites alone whose add is hidden in an operator.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Replace the residual connections of MODEL by LAuReL residuals; same outputs at the start."""
     from laurel_graph.config import LaurelConfig
     from laurel_graph.outputs import check_outputs
     from laurel_graph.passes.options import parse_override
-    from laurel_graph.passes.pipeline import transform as run
+    from laurel_graph.passes.pipeline import transform as rewrite
     from laurel_graph.tools.inputs import source_files
 
     check_outputs(output, inputs=(config, *source_files(model)))
@@ -63,11 +69,13 @@ def transform(
     with progress(f"transforming {model}"):
         target, args, kwargs, shapes = load_model(model)
         if isinstance(target, Path):
-            result = run(target, chosen, output=output, adapter_inputs=adapter_inputs)
+            result = rewrite(
+                target, chosen, output=output, adapter_inputs=adapter_inputs, run=run, keep_fused=keep_fused
+            )
         else:
             from laurel_graph.passes.rewrite.export import export_onnx
 
-            result = run(target, chosen, args, kwargs=kwargs, dynamic_shapes=shapes, adapter_inputs=adapter_inputs)
+            result = rewrite(target, chosen, args, kwargs=kwargs, dynamic_shapes=shapes, adapter_inputs=adapter_inputs)
             export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes)
     report = result.report
     if json:
@@ -82,7 +90,7 @@ def transform(
         say(f"left alone: {site}: {reason}")
     percent = f" ({100 * report.parameters / report.base_parameters:.3g} %)" if report.base_parameters else ""
     say(f"{report.parameters:,} new parameters on {report.base_parameters:,}{percent}; wrote {output}")
-    for line in report.detection.notes:
+    for line in report.notes:
         note(f"note: {line}")
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from laurel_graph import runtime
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
 from laurel_graph.onnx_model import file as onnx_file
+from laurel_graph.onnx_model.parameters import weights_of
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, staged
 from laurel_graph.outputs.models import stage_model
@@ -61,7 +62,7 @@ class FinetuneReport:
         new_parameters: elements of the LAuReL tensors.
         head_parameters: elements of a new head.
         further_parameters: elements of the initializers that ``train`` named.
-        base_parameters: elements of all other floating-point initializers.
+        base_parameters: elements of all other weights, in Constant nodes and as packed integers too.
         training: how training went.
         difference: largest difference of the tuned file on ONNX Runtime from the torch module, over the scale.
         unchanged: number of initializers and nodes of the base that were checked to have kept their bits.
@@ -314,7 +315,7 @@ class _Run:
         head = sum(size for name, size in floats.items() if self.options.head and name.startswith(f"{HEAD}."))
         further = sum(array.size for name, array in values.items() if not _is_new(name, bool(self.options.head)))
         ours = {tensor_name(site, name) for site, spec in self.specs.items() for name in spec.tensor_shapes()}
-        base = sum(size for name, size in floats.items() if name not in values and name not in ours)
+        base = sum(size for name, size in weights_of(tuned) if name not in values and name not in ours)
         notes = [*self.notes, *training.notes]
         if head and self.options.adapter is not None:
             notes.append("the adapter holds the LAuReL tensors; the head is in the tuned file alone.")

@@ -8,6 +8,7 @@ import pytest
 
 from laurel_graph.errors import VerificationError
 from laurel_graph.passes.deploy import deploy as deploying
+from laurel_graph.passes.rewrite import placing
 from laurel_graph.tools.robustness.random_networks import check as checking
 from laurel_graph.tools.robustness.random_networks.__main__ import main
 from laurel_graph.tools.robustness.random_networks.check import check
@@ -29,6 +30,18 @@ def test_files_are_right_when_networks_are_random(route):
     verdicts = Counter(outcome.verdict for seed in range(1000, 1008) for outcome in check(seed, route=route))
     assert set(verdicts) <= {"right", "kept", "refused", "skipped"}
     assert verdicts["right"] + verdicts["kept"] >= 8
+
+
+def test_transformation_is_the_same_in_stages_in_any_order_and_twice_when_networks_are_random():
+    verdicts = Counter(outcome.verdict for seed in range(1, 13) for outcome in check(seed, route="stages"))
+    assert set(verdicts) <= {"right", "refused"}
+    assert verdicts["right"] >= 10
+
+
+@pytest.mark.parametrize("seed", [8, 52])
+def test_stages_are_wrong_when_the_model_is_not_looked_at_as_it_was(monkeypatch, seed):
+    monkeypatch.setattr(placing, "_as_it_was", lambda model: None)
+    assert [outcome.verdict for outcome in check(seed, route="stages")] == ["wrong"]
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,14 @@ from .distances import TOLERANCE, choice_distance, distance
 from .generate import Case, draw
 from .oracle import values_of
 from .runner import Runner, rounded_anew
+from .staging import differences
 from .trained import train
 
 Array = NDArray[Any]
 
-ROUTES = ("memory", "file", "import")
-"""``deploy`` of a model in memory, ``deploy_file`` with verification, ``import_onnx`` of the trained file."""
+ROUTES = ("memory", "file", "import", "stages")
+"""``deploy`` of a model in memory, ``deploy_file`` with verification, ``import_onnx`` of the trained file;
+``stages``: the transformation alone, at once, in stages, in any order and twice."""
 
 FORMS = ("default", "operator", "widened", "chained", "absorbed")
 
@@ -63,8 +65,10 @@ def check(seed: int, kind: str | None = None, route: str = "memory") -> list[Out
             the results of the sites as outputs and without.
     """
     case = draw(seed, kind)
+    if route == "stages":
+        return [_staged(case)]
     try:
-        trained = transform(case.model, case.config).model
+        trained = transform(case.model, case.config, run=False).model
     except LaurelError as error:
         return [Outcome(seed, False, "refused", _line(error))]
     except Exception as error:
@@ -88,6 +92,16 @@ def check(seed: int, kind: str | None = None, route: str = "memory") -> list[Out
     if route == "import":
         return [_imported(network, sites) for sites in (False, True)]
     return [_deployed(network, portable, costs, route == "file") for portable in (False, True)]
+
+
+def _staged(case: Case) -> Outcome:
+    try:
+        found = differences(case)
+    except LaurelError as error:
+        return Outcome(case.seed, False, "refused", _line(error))
+    except Exception as error:
+        return Outcome(case.seed, False, "crashed", _where(error))
+    return Outcome(case.seed, False, "wrong" if found else "right", found)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,373 @@
+"""A model on ONNX Runtime, on one sample: before it is rewritten, to see what its values are, and afterwards.
+
+Cost: one session of the model as it was, without optimisation, which shows the values at its sites; one of the
+rewritten model with the fused kernels and one without. What the model's own noise is, is measured only where the
+outputs differ by more than rounding, or where an operator that hides an add comes apart.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from laurel_graph import runtime
+from laurel_graph.errors import ModelError, VerificationError
+from laurel_graph.graph_view import Dim
+from laurel_graph.onnx_model.shape_rules import Types
+from laurel_graph.onnx_model.shapes import tensor_types
+from laurel_graph.onnx_model.walk import graphs_of
+from laurel_graph.opset.schema import DOMAIN
+from laurel_graph.passes.verify import TOLERANCE
+from laurel_graph.passes.verify.compare import EPSILON, Comparison, Verdict
+from laurel_graph.passes.verify.precision import half_type
+from laurel_graph.passes.verify.probe import bring_out, copy_of, made_in, nudged, open_vectors, random_nodes
+from laurel_graph.passes.verify.quantisers import rounds_activations
+from laurel_graph.samples import BATCH, SEQUENCE, Sampler, Situation
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Array = NDArray[Any]
+Sample = Mapping[str, Array]
+
+LIMIT = 120.0
+"""Seconds that a model may take for its sample."""
+
+_BATCHES = (2, BATCH)
+"""Batch sizes of the sample, the preferred one first: two rows tell a batch from a size of 1."""
+
+_LENGTHS = (SEQUENCE, 8, 4, 2, 1)
+_OTHER = (3, 11)
+"""Batch and length of a second sample, which tells sizes that stay from those that follow the input."""
+
+_DRAWS = 3
+_ULPS = 2.0
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A value as a run showed it.
+
+    Attributes:
+        shape: its shape on the sample.
+        dtype: its element type as detection calls it, or ONNX Runtime's own name.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Trial:
+    """The model as it was, on ONNX Runtime.
+
+    Args:
+        model: the model; it is copied.
+        folder: where its external weights lie, ``None`` for a model without.
+        values: names of values to look at; those that are none of the main graph are left out.
+
+    Attributes:
+        seen: value to what a run showed; empty where the model does not run.
+        note: why it does not, or "".
+    """
+
+    def __init__(self, model: ModelProto, folder: Path | None, values: Sequence[str]) -> None:
+        self._model, self._folder = copy_of(model), folder
+        self._sampler: Sampler | None = None
+        self._sample: Sample = {}
+        self._outputs: dict[str, Array] = {}
+        self._noise: list[dict[str, Array]] | None = None
+        self._opened = False
+        self.seen: dict[str, Seen] = {}
+        self.note = ""
+        self._values = _shown(model, values)
+        self._session: onnxruntime.InferenceSession | None = None
+        try:
+            self._session = self._probe()
+            self._opened = True
+            self._sampler = Sampler(model)
+            self._run_first()
+        except ModelError as error:
+            what = "does not run on a drawn sample" if self._opened else "does not open"
+            done = "rewritten files were opened, and not run" if self._opened else "nothing was run"
+            self.note = f"the model itself {what} on this ONNX Runtime, so that {done}: {_first_line(error)}"
+
+    # ---- the model as it was ------------------------------------------------------------------------------------
+
+    def _probe(self) -> onnxruntime.InferenceSession:
+        probe = copy_of(self._model)
+        bring_out(probe, self._values)
+        return _opened(probe, self._folder, optimize=False, kernels=True)
+
+    def _run_first(self) -> None:
+        assert self._sampler is not None
+        refused: ModelError | None = None
+        for at in self._situations():
+            sample = self._sampler.draw(at)
+            try:
+                found = _run(self._session, sample)
+            except ModelError as error:
+                refused = refused or error
+                continue
+            self._sample = sample
+            outputs = [value.name for value in self._model.graph.output]
+            self._outputs = {name: array for name in outputs if (array := _array(found.get(name))) is not None}
+            self.seen = {name: seen for name in self._values if (seen := _seen(found.get(name))) is not None}
+            return
+        raise refused or ModelError("no sample can be drawn")
+
+    def _situations(self) -> Iterator[Situation]:
+        """Situations to try, each once: two rows, then one, at the usual length, then at shorter ones."""
+        assert self._sampler is not None
+        tried = []
+        for length in _LENGTHS:
+            for kind in self._sampler.kinds:
+                for batch in _BATCHES:
+                    at = self._sampler.situation(kind, batch, length=length)
+                    if at.shapes_key not in tried:
+                        tried.append(at.shapes_key)
+                        yield at
+
+    def known(self) -> Types:
+        """Returns shapes and types for detection: what inference says, and what a run says where that is silent.
+
+        A size that inference leaves open is known where it is the same on a second sample of other sizes.
+        """
+        types, again = tensor_types(self._model)[0], self._second()
+        found: Types = {}
+        for name, seen in self.seen.items():
+            stated = types.get(name, (None, None))[0]
+            if stated is None or len(stated) != len(seen.shape):
+                stated = (None,) * len(seen.shape)
+            other = again.get(name)
+            firm = other.shape if other is not None and len(other.shape) == len(seen.shape) else (None,) * len(stated)
+            dims: list[Dim] = []
+            for said, size, second in zip(stated, seen.shape, firm, strict=True):
+                dims.append(size if isinstance(said, int) or size == second else said)
+            found[name] = tuple(dims), seen.dtype
+        return found
+
+    def _second(self) -> Mapping[str, Seen]:
+        """What a sample of other sizes shows; the same as the first one where the model leaves no size open."""
+        assert self._sampler is not None
+        batch, length = _OTHER
+        at = self._sampler.situation(self._sampler.kinds[0], batch, length=length)
+        sample = self._sampler.draw(at, seed=1)
+        if all(array.shape == self._sample[name].shape for name, array in sample.items()):
+            return self.seen
+        try:
+            found = _run(self._session, sample)
+        except ModelError:
+            return {}
+        return {name: seen for name in self._values if (seen := _seen(found.get(name))) is not None}
+
+    def release(self) -> None:
+        """Closes the session of the model as it was."""
+        self._session = None
+
+    # ---- the rewritten model ------------------------------------------------------------------------------------
+
+    def check(self, rewritten: ModelProto | Path, fused: Sequence[str] = ()) -> str:
+        """Opens the rewritten model, with the fused kernels and without, and runs it on the sample.
+
+        Args:
+            rewritten: the model, or the file as it will be served.
+            fused: sites at which an operator came apart that hid the add.
+
+        Returns:
+            A sentence for the user where the outputs differ by more than nothing because operators came apart, else "".
+
+        Raises:
+            VerificationError: it does not open, does not run, or its outputs are further from those of the model as it
+                was than that model's own noise; naming which of the two forms it was.
+        """
+        if not self._opened:
+            return ""
+        comparisons = {name: Comparison() for name in self._outputs}
+        forms = [("with the function bodies", False)]
+        if runtime.library_path() is not None:
+            forms.append(("with the fused kernels", True))
+        for form, kernels in forms:
+            try:
+                session = _opened(rewritten, self._folder, optimize=True, kernels=kernels)
+                found = _run(session, self._sample) if self._sample else {}
+            except ModelError as error:
+                raise VerificationError(
+                    f"the rewritten model does not run {form}, the model as it was does: {_first_line(error)} Nothing "
+                    "was written."
+                ) from error
+            for name, comparison in comparisons.items():
+                if (array := _array(found.get(name))) is not None:
+                    comparison.add(*self._comparable(self._outputs[name], array))
+            del session, found  # a second one need not lie beside it
+        return self._judge(comparisons, fused)
+
+    def _comparable(self, expected: Array, actual: Array) -> tuple[Array, Array]:
+        """Both arrays; of a model that draws random numbers the shapes alone are compared."""
+        if random_nodes(self._model) and expected.shape == actual.shape:
+            return expected, expected
+        return expected, actual
+
+    def _judge(self, comparisons: Mapping[str, Comparison], fused: Sequence[str]) -> str:
+        half = half_type(self._model)
+        allowed = {name: self._tolerance(self._outputs[name], half) for name in comparisons}
+        verdicts = {name: comparison.verdict(allowed[name]) for name, comparison in comparisons.items()}
+        if fused or not all(verdict.equal for verdict in verdicts.values()):
+            noise = self._measured(half)
+            for name, comparison in comparisons.items():
+                for moved in noise:
+                    if name in moved:
+                        comparison.add_noise(self._outputs[name], moved[name])
+            quantum = float(rounds_activations(self._model))
+            verdicts = {name: c.verdict(allowed[name], quantum=quantum) for name, c in comparisons.items()}
+        wrong = [name for name, v in verdicts.items() if not v.equal and not self._changes_shape(name)]
+        if wrong:
+            worst = max(wrong, key=lambda name: verdicts[name].max_rel)
+            hint = " Keep the operators that hide an add (--keep-fused)." if fused else ""
+            raise VerificationError(
+                f"output {worst!r} of the rewritten model differs from that of the model as it was by "
+                f"{verdicts[worst].max_rel:.3g} of its scale; its own noise allows {verdicts[worst].allowed:.3g}. "
+                f"Nothing was written.{hint}"
+            )
+        return _told(verdicts, fused) if fused else ""
+
+    def _tolerance(self, array: Array, half: str) -> float:
+        tolerance = TOLERANCE.get(array.dtype.name, 0.0)
+        return max(tolerance, TOLERANCE[half]) if half and array.dtype.name in EPSILON else tolerance
+
+    def _measured(self, half: str) -> list[dict[str, Array]]:
+        """The outputs of the model as it was, optimised, and with its numbers moved by their last bits."""
+        if self._noise is None:
+            self._noise = []
+            rng = np.random.default_rng(0)
+            served = _opened(self._model, self._folder, optimize=True, kernels=True)
+            self._add_noise(served, self._sample)
+            del served
+            moving = copy_of(self._model)
+            vectors = open_vectors(moving, self._folder or Path())
+            session = _opened(moving, self._folder, optimize=True, kernels=True)
+            coarse = EPSILON[half] / (2 * _ULPS) if half else 0.0
+            for _ in range(_DRAWS):
+                self._add_noise(session, nudged({**vectors, **self._sample}, _ULPS, rng, coarse))
+        return self._noise
+
+    def _add_noise(self, session: onnxruntime.InferenceSession, sample: Sample) -> None:
+        assert self._noise is not None
+        found = _run(session, sample)
+        self._noise.append({name: array for name in self._outputs if (array := _array(found[name])) is not None})
+
+    def _changes_shape(self, name: str) -> bool:
+        """Whether the model's own noise changes how long an output is: durations that are rounded, choices by score."""
+        shape = self._outputs[name].shape
+        return any(name in moved and moved[name].shape != shape for moved in self._noise or ())
+
+
+def _told(verdicts: Mapping[str, Verdict], fused: Sequence[str]) -> str:
+    far = max((v.max_rel for v in verdicts.values()), default=0.0)
+    noise = max((v.noise for v in verdicts.values()), default=0.0)
+    return (
+        f"{len(fused)} operators that hid an add came apart: on the sample, outputs start within {far:.2g} of their "
+        f"scale (the file's own noise is {noise:.2g}); --keep-fused leaves such sites alone."
+    )
+
+
+def _shown(model: ModelProto, values: Sequence[str]) -> list[str]:
+    """Those of *values* that the main graph has, but for its inputs' own."""
+    made = made_in(model)
+    return [name for name in dict.fromkeys(values) if name in made]
+
+
+def _opened(
+    model: ModelProto | Path, folder: Path | None, *, optimize: bool, kernels: bool
+) -> onnxruntime.InferenceSession:
+    """A session of a model in memory, or of a file.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    used: Sequence[str] = ()
+    if kernels and runtime.library_path() is not None:
+        used = runtime.used_operators(model) if isinstance(model, Path) else _operators(model)
+    options = runtime.session_options(None, optimize, operators=used)
+    options.log_severity_level = 4
+    if isinstance(model, ModelProto) and folder is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder.resolve()))
+    try:
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class; a model above 2 GB has no bytes
+        raise runtime.refused("ONNX Runtime cannot load it", error) from error
+
+
+def _operators(model: ModelProto) -> list[str]:
+    return sorted({node.op_type for graph in graphs_of(model.graph) for node in graph.node if node.domain == DOMAIN})
+
+
+def _run(session: onnxruntime.InferenceSession, sample: Sample) -> dict[str, Any]:
+    """Returns output name to ``OrtValue``, or to an array where the model reads text.
+
+    Raises:
+        ModelError: the model does not run on the sample, or not within :data:`LIMIT` seconds.
+    """
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    names = [value.name for value in session.get_outputs()]
+    wanted = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+    given = {name: array for name, array in sample.items() if name in wanted}
+    texts = any(array.dtype == object for array in given.values())  # they have no OrtValue
+
+    def stop() -> None:
+        options.terminate = True
+
+    timer = threading.Timer(LIMIT, stop)
+    timer.start()
+    try:
+        if texts:
+            return dict(zip(names, session.run(names, given, options), strict=True))
+        feeds = {name: runtime.ort_value(array) for name, array in given.items()}
+        return dict(zip(names, session.run_with_ort_values(names, feeds, options), strict=True))
+    except Exception as error:  # as above
+        shapes = ", ".join(f"{name!r} {array.shape}" for name, array in sample.items())
+        slow = f" within {LIMIT:g} s" if options.terminate else ""
+        raise runtime.refused(f"it does not run{slow} on inputs of {shapes}", error) from error
+    finally:
+        timer.cancel()
+
+
+def _seen(value: Any) -> Seen | None:
+    if isinstance(value, np.ndarray):
+        return Seen(value.shape, value.dtype.name)
+    if value is None or not value.has_value() or not value.is_tensor():
+        return None
+    kind = value.data_type().removeprefix("tensor(").removesuffix(")")
+    return Seen(tuple(value.shape()), _NAMES.get(kind, kind))
+
+
+_NAMES = {"float": "float32", "double": "float64"}
+
+
+def _array(value: Any) -> Array | None:
+    """The array of a tensor, ``None`` for a sequence and for a type that NumPy does not know."""
+    if isinstance(value, np.ndarray):
+        return value
+    if value is None or isinstance(value, list) or not value.has_value() or not value.is_tensor():
+        return None
+    try:
+        return np.asarray(value.numpy())
+    except Exception:  # as above
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."
