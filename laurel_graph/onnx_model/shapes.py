@@ -13,7 +13,8 @@ import onnx
 from onnx import numpy_helper, shape_inference
 
 from ..graph_view import Shape
-from .shape_rules import Types, complete, merged
+from .shape_rules import Types as TypeTable
+from .shape_rules import complete, merged
 from .walk import graphs_of
 
 Types = Mapping[str, tuple[Shape | None, str | None]]
@@ -91,7 +92,7 @@ def tensor_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[Shape | None, 
             note = f"shape inference stopped ({str(error).strip().splitlines()[0][:160]}); unknown sizes fit anything."
     else:
         inferred = light
-    types: Types = {}
+    types: TypeTable = {}
     _collect(inferred.graph, types)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     for _ in range(_ROUNDS):
@@ -109,7 +110,7 @@ _ROUNDS = 3
 """How often inference goes on from what was learned beside it."""
 
 
-def _inferred_again(inferred: onnx.ModelProto, types: Types, learned: set[str]) -> bool:
+def _inferred_again(inferred: onnx.ModelProto, types: TypeTable, learned: set[str]) -> bool:
     """Tells inference what was *learned* and adds to *types* what it makes of that; whether it makes anything new."""
     graph = inferred.graph
     stated = {value.name for value in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer}
@@ -124,7 +125,7 @@ def _inferred_again(inferred: onnx.ModelProto, types: Types, learned: set[str]) 
         again = shape_inference.infer_shapes(inferred)
     except Exception:  # as above: go on with what is known
         return False
-    fresh: Types = {}
+    fresh: TypeTable = {}
     _collect(again.graph, fresh)
     changed = False
     for name, (shape, dtype) in fresh.items():

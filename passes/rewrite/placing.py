@@ -20,7 +20,7 @@ from laurel_graph.errors import ModelError
 from laurel_graph.onnx_model.shape_rules import Types
 from laurel_graph.opset.schema import DOMAIN, PREFIX, read_specs
 from laurel_graph.opset.undo import read_undo
-from laurel_graph.passes.detect.rule import detect
+from laurel_graph.passes.detect import rule
 from laurel_graph.passes.read_onnx.view import view_of
 from laurel_graph.passes.select import Selection, select
 
@@ -42,8 +42,8 @@ def detect_onnx(
     """
     before = _as_it_was(model)
     if before is None:
-        return detect(view_of(model, known=known, seen=seen))
-    found = detect(view_of(before, seen=seen))
+        return rule.detect(view_of(model, known=known, seen=seen))
+    found = rule.detect(view_of(before, seen=seen))
     specs, carried = read_specs(model), _carried(model)
     residuals = tuple(
         replace(r, kind="laurel", rank=specs[r.site].rank, skip=r.skip if r.skip in r.joins else carried[r.site])
@@ -52,7 +52,7 @@ def detect_onnx(
         for r in found.residuals
     )
     if {r.site for r in residuals if r.kind == "laurel"} < set(specs):  # sites that the graph of today alone explains
-        return detect(view_of(model, known=known, seen=seen))
+        return rule.detect(view_of(model, known=known, seen=seen))
     return replace(found, residuals=residuals)
 
 
