@@ -42,6 +42,7 @@ _STAND_INS = {
     "BiasGelu": ("Identity", 1),
     "SkipLayerNormalization": ("Identity", 1),
     "SkipSimplifiedLayerNormalization": ("Identity", 1),
+    "SkipGroupNorm": ("Identity", 1),
     "SimplifiedLayerNormalization": ("Identity", 1),
     "RotaryEmbedding": ("Identity", 1),
     "MultiHeadAttention": ("Identity", 1),
