@@ -41,12 +41,19 @@ class Joins:
         facts: what is known of the paths.
         found: add to the reading that made it a join.
         verdicts: add to (reason, detail) of those that are none.
+        nearest: add to the reading that a verdict speaks of, where there is one.
     """
 
     view: GraphView
     facts: Facts
     found: dict[int, Candidate] = field(default_factory=dict)
     verdicts: dict[int, tuple[str, str]] = field(default_factory=dict)
+    nearest: dict[int, Candidate] = field(default_factory=dict)
+
+    def take_back(self, index: int, detail: str) -> None:
+        """Makes a join that was found a sum of branches of another one."""
+        self.nearest[index] = self.found.pop(index)
+        self.verdicts[index] = BRANCH_SUM, detail
 
 
 def read_elsewhere(view: GraphView, branch: int, add: int) -> bool:
@@ -105,8 +112,7 @@ def _drop_inner_sums(joins: Joins, index: int) -> None:
         inner = view.up(branch)
         other = joins.found.get(inner)
         if other is not None and other.chain.projection and other.fork == item.fork:
-            del joins.found[inner]
-            joins.verdicts[inner] = BRANCH_SUM, f"it adds branches of the join {view.vertices[index].value}"
+            joins.take_back(inner, f"it adds branches of the join {view.vertices[index].value}")
 
 
 def _outer_branch(joins: Joins, index: int, item: Candidate) -> tuple[int, int] | None:
@@ -157,8 +163,7 @@ def _rewritten(joins: Joins) -> dict[int, _Rewritten]:
         inner = view.up(vertex.inputs[1])
         join = joins.found.get(inner)
         if join is not None and join.chain.projection and view.up(join.fork) == view.up(vertex.inputs[0]):
-            del joins.found[inner]
-            joins.verdicts[inner] = BRANCH_SUM, f"it adds branches of the site {vertex.site or vertex.value}"
+            joins.take_back(inner, f"it adds branches of the site {vertex.site or vertex.value}")
     return sites
 
 
