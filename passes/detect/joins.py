@@ -42,6 +42,7 @@ class Joins:
         found: add to the reading that made it a join.
         verdicts: add to (reason, detail) of those that are none.
         nearest: add to the reading that a verdict speaks of, where there is one.
+        origins: LAuReL vertex to the fork that its skip and its branch come from.
     """
 
     view: GraphView
@@ -49,6 +50,7 @@ class Joins:
     found: dict[int, Candidate] = field(default_factory=dict)
     verdicts: dict[int, tuple[str, str]] = field(default_factory=dict)
     nearest: dict[int, Candidate] = field(default_factory=dict)
+    origins: dict[int, int] = field(default_factory=dict)
 
     def take_back(self, index: int, detail: str) -> None:
         """Makes a join that was found a sum of branches of another one."""
@@ -98,7 +100,8 @@ def residual_connections(joins: Joins) -> list[Found]:
         found.append(Found(kind, item.fork, item.skip, tuple(branches), tuple(adds)))
     for site in {id(site): site for site in sites.values()}.values():
         skip = view.vertices[site.adds[0]].inputs[0]
-        found.append(Found("laurel", skip, skip, tuple(site.branches), tuple(site.adds), site.rank))
+        fork = joins.origins.get(site.adds[0], skip)
+        found.append(Found("laurel", fork, skip, tuple(site.branches), tuple(site.adds), site.rank))
     found.sort(key=lambda item: item.adds[0])
     return found
 

@@ -63,7 +63,13 @@ def detect(view: GraphView) -> Detection:
     chains: Chains = {}
     last: dict[int, int] = {}
     for index, vertex in enumerate(view.vertices):
-        if vertex.role is not Role.ADD or not vertex.live or not vertex.data:
+        if not vertex.live or not vertex.data:
+            continue
+        if vertex.role is Role.LAUREL and len(vertex.inputs) > 1:
+            chains[index] = [list(forks(view, vertex.inputs[0], on_chain))]
+            for fork, _ in chains[index][0]:
+                last[fork] = max(last.get(fork, -1), index)
+        if vertex.role is not Role.ADD:
             continue
         if (verdict := _at_sight(view, vertex)) is not None:
             early[index] = verdict
@@ -75,7 +81,7 @@ def detect(view: GraphView) -> Detection:
                 last[fork] = max(last.get(fork, -1), end)
     facts = Facts(view, last)
     joins = Joins(view, facts, verdicts=early)
-    facts.sweep(chains.keys(), lambda index: _is_residual(joins, chains[index], index))
+    facts.sweep(chains.keys(), lambda index: _is_join_now(joins, chains[index], index))
     found = residual_connections(joins)
     used = [
         Evidence(verdict, item.adds, item.fork, item.skip, item.branches)
@@ -146,6 +152,18 @@ def _one_depends(view: GraphView, operands: Sequence[int]) -> bool:
 
 _REARRANGES = frozenset({Role.PASS, Role.RESHAPE, Role.SLICE, Role.CONCAT})
 _CHANGES = frozenset({Role.NORM, Role.POOL, Role.ADD, Role.SUB})
+
+
+def _is_join_now(joins: Joins, chains: list[list[tuple[int, Chain]]], index: int) -> bool:
+    """Judges an add; notes where the two sides of a LAuReL residual that is already there come from."""
+    vertex = joins.view.vertices[index]
+    if vertex.role is not Role.LAUREL:
+        return _is_residual(joins, chains, index)
+    for fork, _ in chains[0]:
+        if joins.facts.between(fork, vertex.inputs[1]) is not None:
+            joins.origins[index] = fork
+            break
+    return False  # its role says so already
 
 
 def _is_residual(joins: Joins, chains: list[list[tuple[int, Chain]]], index: int) -> bool:

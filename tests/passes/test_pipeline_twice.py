@@ -114,3 +114,26 @@ def test_transform_takes_a_long_skip_for_none_when_the_joins_below_it_are_rewrit
     model.graph.initializer.add(name="s", data_type=1, dims=[4], float_data=[1, 1, 2, 2])
     assert [residual.site for residual in inspect(model).residuals] == ["res_e"]
     assert listed(inspect(transform(model, LaurelConfig(rank=2)).model)) == [("res_e", "laurel")]
+
+
+class _Block(nn.Module):
+    """Two convolutions and a skip, with a 1×1 convolution on it where the channels change."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(n, outputs, 3, padding=1) for n in (inputs, outputs))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x):
+        return torch.relu(self.b(torch.relu(self.a(x))) + self.skip(x))
+
+
+@pytest.mark.parametrize("variant", ["rw", "rw+pa"])
+def test_streams_stay_the_same_when_projections_on_them_are_rewritten(variant):
+    model = nn.Sequential(*(_Block(*sizes) for sizes in ((8, 8), (8, 16), (16, 16), (16, 8)))).eval()
+    x = torch.randn(1, 8, 6, 6)
+    before = [(r.site, r.stream, r.index, r.fork) for r in inspect(model, x).residuals]
+    changed = transform(model, LaurelConfig(variant=variant), x).model
+    after = inspect(changed, x).residuals
+    assert [(r.site, r.stream, r.index, r.fork) for r in after] == before
+    assert {r.stream for r in after} == {0} and {r.kind for r in after} == {"laurel"}
