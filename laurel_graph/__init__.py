@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from laurel_graph.passes.deploy.deploy import deploy_file as deploy
+    from laurel_graph.passes.detect.explain import explain
     from laurel_graph.passes.pipeline import inspect, remove, transform
     from laurel_graph.passes.rewrite.export import export_onnx
     from laurel_graph.passes.verify import verify
@@ -51,6 +52,7 @@ _HOMES = {
     "session": "runtime",
     "session_options": "runtime",
     "deploy": "passes.deploy.deploy:deploy_file",
+    "explain": "passes.detect.explain",
     "export_onnx": "passes.rewrite.export",
     "inspect": "passes.pipeline",
     "remove": "passes.pipeline",
@@ -71,6 +73,7 @@ __all__ = [
     "__version__",
     "apply_adapter",
     "deploy",
+    "explain",
     "export_onnx",
     "import_onnx",
     "inspect",

@@ -7,9 +7,15 @@ goes by its *key*, the name of its first non-empty output, because node names ma
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .config import SiteSpec
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from .graph_view import GraphView
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,25 @@ class Rejected:
         return {"join": self.join, "reason": self.reason, "detail": self.detail}
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a verdict rests on, as indices of vertices of :attr:`Detection.view`.
+
+    Attributes:
+        verdict: the verdict.
+        adds: the adds that it is about, inner to outer.
+        fork: where skip and branches come from; ``None`` where no operand leads back to such a value.
+        skip: the operand that leads back to the fork, or ``None``.
+        branches: the operands that descend from the fork.
+    """
+
+    verdict: Residual | Rejected
+    adds: tuple[int, ...]
+    fork: int | None = None
+    skip: int | None = None
+    branches: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Detection:
     """The verdict on every add of one model.
@@ -113,6 +138,8 @@ class Detection:
         rejected: every other add, each with its reason.
         nodes: number of nodes looked at.
         notes: sentences for the user (a front end that was fallen back to, shapes that are unknown, ...).
+        view: the graph that was looked at, ``None`` where it is not at hand.
+        evidence: what each verdict rests on, residual connections first.
     """
 
     model: str
@@ -120,7 +147,27 @@ class Detection:
     rejected: tuple[Rejected, ...]
     nodes: int = 0
     notes: tuple[str, ...] = field(default_factory=tuple)
+    view: GraphView | None = field(default=None, repr=False, compare=False)
+    evidence: tuple[Evidence, ...] = field(default=(), repr=False, compare=False)
     describes_graph: ClassVar[bool] = True
+
+    def to_networkx(self) -> nx.DiGraph[int]:
+        """Returns the graph with the verdicts in it, for questions of one's own.
+
+        Beside what :meth:`~laurel_graph.graph_view.GraphView.to_networkx` gives, the adds of residual connections
+        carry ``verdict="residual"``, ``site``, ``kind``, ``stream`` and ``index``; other adds carry
+        ``verdict="rejected"``, ``reason`` and ``detail``; everything between a fork and its add on the skip's side
+        carries ``stream``, too; the edges into an add carry ``part="skip"`` or ``part="branch"``.
+
+        Raises:
+            ModelError: this detection has no graph at hand.
+        """
+        if self.view is None:
+            raise ModelError("this Detection holds no graph: expected one that inspect or transform returned.")
+        graph = self.view.to_networkx()
+        for item in self.evidence:
+            _note(graph, item)
+        return graph
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form of ``laurel inspect --json``."""
@@ -130,6 +177,24 @@ class Detection:
             "rejected": [r.to_dict() for r in self.rejected],
             "notes": list(self.notes),
         }
+
+
+def _note(graph: nx.DiGraph[int], item: Evidence) -> None:
+    import networkx as nx
+
+    verdict, adds = item.verdict, [add for add in item.adds if add in graph]
+    if isinstance(verdict, Rejected):
+        for add in adds:
+            graph.nodes[add].update(verdict="rejected", reason=verdict.reason, detail=verdict.detail)
+        return
+    for add in adds:
+        place = {"stream": verdict.stream, "index": verdict.index}
+        graph.nodes[add].update(verdict="residual", site=verdict.site, kind=verdict.kind, **place)
+        for u in graph.predecessors(add):
+            graph.edges[u, add]["part"] = "branch" if u in item.branches else "skip"
+    if item.skip is not None and item.fork is not None:
+        for index in nx.shortest_path(graph, item.fork, item.skip):
+            graph.nodes[index].setdefault("stream", verdict.stream)
 
 
 @dataclass(frozen=True)

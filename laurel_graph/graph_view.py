@@ -180,12 +180,34 @@ class GraphView:
         return self
 
     def to_networkx(self) -> nx.DiGraph[int]:
-        """Returns the live vertices as a networkx graph; node attribute ``vertex`` holds the :class:`Vertex`."""
+        """Returns the live vertices as a networkx graph, made anew each time; changing it changes nothing here.
+
+        A node is the vertex's index, which grows from inputs to outputs. Node attributes: ``value``, ``node`` (the
+        node's name), ``op``, ``role`` (all text), ``shape`` (a tuple or ``None``), ``dtype``, ``scope``, ``source``
+        (text, "" if unknown), ``weighted`` (bool), ``weight`` (text), ``output`` (bool). The graph is named after the
+        model.
+        """
         import networkx as nx
 
-        graph: nx.DiGraph[int] = nx.DiGraph()
-        graph.add_nodes_from((i, {"vertex": v}) for i, v in enumerate(self.vertices) if v.live)
-        graph.add_edges_from((u, i) for i, v in enumerate(self.vertices) if v.live for u in v.inputs)
+        graph: nx.DiGraph[int] = nx.DiGraph(name=self.model)
+        leaving = set(self.outputs)
+        for index, vertex in enumerate(self.vertices):
+            if vertex.live:
+                graph.add_node(
+                    index,
+                    value=vertex.value,
+                    node=vertex.name,
+                    op=vertex.op,
+                    role=str(vertex.role),
+                    shape=vertex.shape,
+                    dtype=vertex.dtype or "",
+                    scope=vertex.scope or "",
+                    source=vertex.source,
+                    weighted=vertex.weighted,
+                    weight=vertex.weight,
+                    output=index in leaving,
+                )
+                graph.add_edges_from((u, index) for u in vertex.inputs)
         return graph
 
     def up(self, index: int, roles: Iterable[Role] = (Role.PASS,)) -> int:

@@ -6,9 +6,12 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,23 +44,68 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table on stdout; numbers are right-aligned. Nothing in it is read as markup."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Prints a table on stdout; numbers are right-aligned. Nothing in it is read as markup.
 
+    It is as wide as the terminal at most, as 160 characters where there is none: the widest columns wrap.
+    """
     cells = [[printable(cell) if isinstance(cell, str) else format_cell(cell) for cell in row] for row in rows]
-    title_text = Text(printable(title), style="table.title")
-    table = Table(title=title_text, title_justify="left", show_edge=False, pad_edge=False)
-    for i, name in enumerate(columns):
-        numeric = bool(cells) and all(row[i][:1] in "-0123456789" for row in cells if row[i])
-        table.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 160
-    console = Console(width=width, highlight=False)
-    console.on_broken_pipe = pipe_closed  # type: ignore[method-assign]
-    console.print(table)
+    numeric = [bool(cells) and all(row[i][:1] in "-0123456789" for row in cells if row[i]) for i in range(len(columns))]
+    lines = [list(map(printable, columns)), *cells]
+    widths = _fitting([max(_cell_width(line[i]) for line in lines) for i in range(len(columns))])
+    head, *body = (
+        "\n".join(_table_line(line, widths, numeric, "│" if place else "┃")) for place, line in enumerate(lines)
+    )
+    _write("\n".join([printable(title), head, "━╇━".join("━" * width for width in widths), *body, ""]))
+
+
+_GAP = 3
+"""Characters between two columns of a table."""
+_NARROWEST = 8
+"""Characters of the narrowest column that text wraps in."""
+
+
+def _fitting(widths: list[int]) -> list[int]:
+    """Returns the widths of a table's columns, the widest ones cut down until a line fits."""
+    widths = list(widths)
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    excess = sum(widths) + _GAP * (len(widths) - 1) - room
+    while excess > 0 and max(widths) > _NARROWEST:
+        widest = widths.index(max(widths))
+        second = max((width for i, width in enumerate(widths) if i != widest), default=0)
+        cut = min(excess, max(1, widths[widest] - max(second, _NARROWEST)))
+        widths[widest] -= cut
+        excess -= cut
+    return widths
+
+
+def _table_line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool], bar: str) -> Iterator[str]:
+    """Yields the lines that one row of a table takes."""
+    folded = [_wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    for parts in zip_longest(*folded, fillvalue=""):
+        padded = []
+        for part, width, right in zip(parts, widths, numeric, strict=True):
+            space = " " * (width - _cell_width(part))
+            padded.append(space + part if right else part + space)
+        yield f" {bar} ".join(padded).rstrip()
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    if len(cell) <= width and cell.isascii():
+        return [cell]
+    if cell.isascii():
+        return textwrap.wrap(cell, width)
+    from rich.cells import chop_cells
+
+    return chop_cells(cell, width)
+
+
+def _cell_width(text: str) -> int:
+    """Columns that *text* takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def format_cell(value: object) -> str:

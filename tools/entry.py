@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
 def main() -> None:
     """Entry point of ``laurel``; see :func:`laurel_graph.tools.cli.main`."""
+    gc.set_threshold(100_000, 50, 50)  # one command makes millions of small objects and throws few away
     try:
         from .cli import main as run
 

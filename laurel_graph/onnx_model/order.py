@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import onnx
 
@@ -18,7 +18,7 @@ def in_order(nodes: Sequence[onnx.NodeProto], model: str) -> Iterator[onnx.NodeP
     """
     made: set[str] = set()
     makers: dict[str, int] = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    reads = [[name for name in _reads(node) if name in makers] for node in nodes]
+    reads = [_reads(node, makers) for node in nodes]
     for node, needs in zip(nodes, reads, strict=True):
         if not made.issuperset(needs):
             break
@@ -43,10 +43,12 @@ def in_order(nodes: Sequence[onnx.NodeProto], model: str) -> Iterator[onnx.NodeP
         yield nodes[i]
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    yield from (name for name in node.input if name)
+def _reads(node: onnx.NodeProto, makers: Container[str]) -> list[str]:
+    """Which names of *makers* a node reads, the graphs inside it included."""
+    found = [name for name in node.input if name in makers]
     for body in bodies(node):
         inside = {name for inner in body.node for name in inner.output} | {value.name for value in body.input}
         for inner in body.node:
-            yield from (name for name in _reads(inner) if name not in inside)
-        yield from (value.name for value in body.output if value.name not in inside)
+            found += [name for name in _reads(inner, makers) if name not in inside]
+        found += [value.name for value in body.output if value.name not in inside and value.name in makers]
+    return found

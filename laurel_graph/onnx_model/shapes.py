@@ -49,6 +49,7 @@ _STAND_INS = {
     "BiasGelu": ("Identity", 1),
     "SkipLayerNormalization": ("Identity", 1),
     "SkipSimplifiedLayerNormalization": ("Identity", 1),
+    "SkipGroupNorm": ("Identity", 1),
     "SimplifiedLayerNormalization": ("Identity", 1),
     "RotaryEmbedding": ("Identity", 1),
     "MultiHeadAttention": ("Identity", 1),
@@ -93,7 +94,7 @@ def tensor_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[Shape | None, 
     else:
         inferred = light
     types: TypeTable = {}
-    _collect(inferred.graph, types)
+    _collect(inferred.graph, types, {})
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     for _ in range(_ROUNDS):
         unknown = {name for name, (shape, dtype) in types.items() if shape is None or dtype is None}
@@ -169,18 +170,26 @@ def _count(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> f
     return float((limit - start) / delta)
 
 
-def _collect(graph: onnx.GraphProto, types: dict[str, tuple[Shape | None, str | None]]) -> None:
+def _collect(
+    graph: onnx.GraphProto,
+    types: dict[str, tuple[Shape | None, str | None]],
+    seen: dict[bytes, tuple[Shape | None, str | None]],
+) -> None:
+    """Fills *types*; *seen* holds what was read of each type already: a large graph has few."""
     for info in (*graph.value_info, *graph.input, *graph.output):
-        if info.type.HasField("tensor_type"):
-            tensor = info.type.tensor_type
-            shape = shape_of(tensor)
-            if shape is not None or info.name not in types:
-                types[info.name] = (shape, dtype_name(tensor.elem_type))
+        stated = info.type
+        if stated.HasField("tensor_type"):
+            key = stated.SerializeToString()
+            if (known := seen.get(key)) is None:
+                tensor = stated.tensor_type
+                known = seen[key] = shape_of(tensor), dtype_name(tensor.elem_type)
+            if known[0] is not None or info.name not in types:
+                types[info.name] = known
     for tensor in graph.initializer:
         types[tensor.name] = (tuple(tensor.dims), dtype_name(tensor.data_type))
     for node in graph.node:
         for body in bodies(node):
-            _collect(body, types)
+            _collect(body, types, seen)
 
 
 _GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
@@ -24,6 +24,9 @@ def default_opset(model: ModelProto) -> int:
     raise ModelError("the model imports no opset of the default domain (ai.onnx); expected one opset_import entry.")
 
 
+_GRAPH, _GRAPHS = AttributeProto.GRAPH, AttributeProto.GRAPHS
+
+
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """Yields the graphs that *node* holds as attributes (bodies of If, Loop, Scan)."""
     for attribute in node.attribute:
@@ -37,31 +40,44 @@ def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
     """Yields *graph* and every graph inside its nodes, outer before inner."""
     yield graph
     for node in graph.node:
-        if node.attribute:  # most nodes of large graphs have none
-            for inner in subgraphs(node):
-                yield from graphs_of(inner)
+        for attribute in node.attribute:
+            kind = attribute.type
+            if kind == _GRAPH:
+                yield from graphs_of(attribute.g)
+            elif kind == _GRAPHS:
+                for inner in attribute.graphs:
+                    yield from graphs_of(inner)
 
 
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
     """Yields every tensor of *model*: initializers, tensors in attributes, in subgraphs and in functions."""
-    for graph in _all_graphs(model):
+    sparse: list[SparseTensorProto] = []
+    graphs = list(_all_graphs(model))
+    for graph in graphs:
         yield from graph.initializer
-    for attribute in _attributes(model):
+        sparse.extend(graph.sparse_initializer)
+    for attribute in _attributes(model, graphs):
         if attribute.type == AttributeProto.TENSOR:
             yield attribute.t
         yield from attribute.tensors
-    for sparse in sparse_tensors_of(model):
-        yield from (sparse.values, sparse.indices)
+        sparse.extend(_sparse_in(attribute))
+    for tensor in sparse:
+        yield from (tensor.values, tensor.indices)
 
 
 def sparse_tensors_of(model: ModelProto) -> Iterator[SparseTensorProto]:
     """Yields every sparse tensor of *model*, wherever it stands."""
-    for graph in _all_graphs(model):
+    graphs = list(_all_graphs(model))
+    for graph in graphs:
         yield from graph.sparse_initializer
-    for attribute in _attributes(model):
-        if attribute.type == AttributeProto.SPARSE_TENSOR:
-            yield attribute.sparse_tensor
-        yield from attribute.sparse_tensors
+    for attribute in _attributes(model, graphs):
+        yield from _sparse_in(attribute)
+
+
+def _sparse_in(attribute: AttributeProto) -> Iterator[SparseTensorProto]:
+    if attribute.type == AttributeProto.SPARSE_TENSOR:
+        yield attribute.sparse_tensor
+    yield from attribute.sparse_tensors
 
 
 def _all_graphs(model: ModelProto) -> Iterator[GraphProto]:
@@ -73,11 +89,12 @@ def _all_graphs(model: ModelProto) -> Iterator[GraphProto]:
                 yield from graphs_of(graph)
 
 
-def _attributes(model: ModelProto) -> Iterator[AttributeProto]:
+def _attributes(model: ModelProto, graphs: Iterable[GraphProto]) -> Iterator[AttributeProto]:
+    """Yields the attributes of every node of *graphs* and of the functions of *model*."""
     for function in model.functions:
         yield from function.attribute_proto
         for node in function.node:
             yield from node.attribute
-    for graph in _all_graphs(model):
+    for graph in graphs:
         for node in graph.node:
             yield from node.attribute

@@ -88,22 +88,30 @@ def _sound_nodes(
     reads: list[set[str]] = []
     for index, node in enumerate(nodes):
         check_node(node, scope.opsets, scope.functions, scope.function)
-        names = {name for name in node.input if name}
-        for inner in subgraphs(node):
+        names = set(node.input)
+        names.discard("")
+        for inner in subgraphs(node) if node.attribute else ():
             names |= _free_names(inner, scope, f"a graph inside {label(node)}")
         reads.append(names)
-        for name in filter(None, node.output):
+        for name in node.output:
+            if not name:
+                continue
             if name in made or name in given:
                 what = "another node computes" if name in made else "is an input or initializer"
                 raise ModelError(f"{label(node)} computes {name!r}, which {what} too; each value has one source.")
             made[name] = index
     free: set[str] = set()
+    needs: list[list[int]] = []
     for index, names in enumerate(reads):
+        befores: list[int] = []
         for name in names:
-            if name not in made and name not in given:
+            if (before := made.get(name)) is not None:
+                befores.append(before)
+            elif name not in given:
                 free.add(name)
                 scope.readers.setdefault(name, label(nodes[index]))
-    _check_order(nodes, [[made[name] for name in names if name in made] for names in reads], where)
+        needs.append(befores)
+    _check_order(nodes, needs, where)
     return free, made
 
 

@@ -111,9 +111,9 @@ def check_node(node: NodeProto, opsets: Mapping[str, int], functions: Functions,
     """
     if not node.op_type:
         raise ModelError(f"{label(node)} has no operator type; export the model again.")
-    _check_attributes(node, body)
+    held = _checked_attributes(node, body)
     domain = plain_domain(node.domain)
-    function = functions.get((domain, node.op_type, node.overload))
+    function = functions.get((domain, node.op_type, node.overload)) if functions else None
     needs = needs_of(domain, node.op_type, opsets.get(domain, 1))
     if function is not None and domain != DOMAIN:  # the bodies of ours have the inputs of their operators
         needs = Needs((0, len(function.input)), (0, len(function.output)))
@@ -121,9 +121,9 @@ def check_node(node: NodeProto, opsets: Mapping[str, int], functions: Functions,
         return
     _check_places(node, "input", node.input, needs.inputs, needs.named_inputs)
     _check_places(node, "output", node.output, needs.outputs, needs.named_outputs)
-    held = {attribute.name: attribute for attribute in node.attribute}
+    kinds = needs.attributes or {}
     for name, attribute in held.items():
-        kind = (needs.attributes or {}).get(name, attribute.type)
+        kind = kinds.get(name, attribute.type)
         if attribute.type != kind:
             raise ModelError(
                 f"{label(node)}: its attribute {name!r} must be of kind {_NAMES.get(kind, kind)}, found "
@@ -146,6 +146,7 @@ def _check_places(
     node: NodeProto, what: str, names: Sequence[str], bounds: tuple[int, int], named: tuple[int, ...]
 ) -> None:
     low, high = bounds
+    names = list(names)  # one step into protobuf instead of many
     if not low <= len(names) <= high:
         expected = str(low) if low == high else f"at least {low}" if high >= _ANY else f"{low} to {high}"
         raise ModelError(f"{label(node)} has {len(names)} {what}s; {node.op_type} takes {expected}.")
@@ -154,24 +155,27 @@ def _check_places(
             raise ModelError(f"{label(node)}: its {what} number {place + 1} has no name, but {node.op_type} needs it.")
 
 
-def _check_attributes(node: NodeProto, body: FunctionProto | None) -> None:
-    seen = set()
+def _checked_attributes(node: NodeProto, body: FunctionProto | None) -> dict[str, AttributeProto]:
+    """Returns the attributes by name, after making sure that each has one and a value of its kind."""
+    held: dict[str, AttributeProto] = {}
     for attribute in node.attribute:
-        if not attribute.name or attribute.name in seen:
-            raise ModelError(f"{label(node)} has the attribute {attribute.name!r} twice, or one without a name.")
-        seen.add(attribute.name)
+        name, kind = attribute.name, attribute.type
+        if not name or name in held:
+            raise ModelError(f"{label(node)} has the attribute {name!r} twice, or one without a name.")
+        held[name] = attribute
         if attribute.ref_attr_name:
             if body is None:
                 raise ModelError(
-                    f"{label(node)}: its attribute {attribute.name!r} refers to {attribute.ref_attr_name!r}, which "
+                    f"{label(node)}: its attribute {name!r} refers to {attribute.ref_attr_name!r}, which "
                     "only nodes of a function may."
                 )
             continue
-        if attribute.type not in _NAMES or attribute.type == AttributeProto.UNDEFINED:
-            raise ModelError(f"{label(node)}: its attribute {attribute.name!r} has no kind; export the model again.")
-        field = _FIELDS.get(attribute.type)
+        if not kind or kind not in _NAMES:
+            raise ModelError(f"{label(node)}: its attribute {name!r} has no kind; export the model again.")
+        field = _FIELDS.get(kind)
         if field is not None and not attribute.HasField(field):
-            raise ModelError(f"{label(node)}: its attribute {attribute.name!r} holds no {_NAMES[attribute.type]}.")
+            raise ModelError(f"{label(node)}: its attribute {name!r} holds no {_NAMES[kind]}.")
+    return held
 
 
 def _arity(node: NodeProto, name: str, what: str, found: int, expected: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 from google.protobuf.message import Message  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from ..errors import ModelError
 
@@ -21,13 +21,19 @@ _OF_TENSOR = ("name", "doc_string", "external_data", "metadata_props")
 def check_text(model: ModelProto) -> None:
     """Raises ModelError if a name, a domain, metadata or a doc string is no text, or messages lie too deep."""
     waiting: list[tuple[Any, int]] = [(model, 0)]
+    inner: Iterable[Any]
     while waiting:
         message, depth = waiting.pop()
         if depth > MAX_DEPTH:
             raise ModelError(f"its graphs lie more than {MAX_DEPTH // 3} deep in each other; expected a flatter model.")
+        if isinstance(message, NodeProto) and _has_sound_texts(message):
+            for inner in (message.attribute, message.metadata_props, message.device_configurations):
+                if inner:
+                    waiting.extend((one, depth + 1) for one in inner)
+            continue
         for field, value in _fields(message):
             if field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE:
-                inner: Iterable[Any] = (value,) if isinstance(value, Message) else value
+                inner = (value,) if isinstance(value, Message) else value
                 waiting.extend((one, depth + 1) for one in inner)
             elif field.type == FieldDescriptor.TYPE_STRING:
                 for text in (value,) if isinstance(value, (str, bytes)) else value:
@@ -44,6 +50,15 @@ def _fields(message: Any) -> Iterator[tuple[Any, Any]]:
         value = getattr(message, name)
         if value:
             yield message.DESCRIPTOR.fields_by_name[name], value
+
+
+def _has_sound_texts(node: NodeProto) -> bool:
+    """Tells in one step whether what a node itself says is text; graphs are made of nodes above all."""
+    try:
+        "".join((node.name, node.op_type, node.domain, node.overload, node.doc_string, *node.input, *node.output))
+    except TypeError:  # one of them is bytes
+        return False
+    return True
 
 
 def _damaged(message: Any, field: str, text: bytes) -> ModelError:

@@ -42,12 +42,21 @@ class Joins:
         facts: what is known of the paths.
         found: add to the reading that made it a join.
         verdicts: add to (reason, detail) of those that are none.
+        nearest: add to the reading that a verdict speaks of, where there is one.
+        origins: LAuReL vertex to the fork that its skip and its branch come from.
     """
 
     view: GraphView
     facts: Facts
     found: dict[int, Candidate] = field(default_factory=dict)
     verdicts: dict[int, tuple[str, str]] = field(default_factory=dict)
+    nearest: dict[int, Candidate] = field(default_factory=dict)
+    origins: dict[int, int] = field(default_factory=dict)
+
+    def take_back(self, index: int, detail: str) -> None:
+        """Makes a join that was found a sum of branches of another one."""
+        self.nearest[index] = self.found.pop(index)
+        self.verdicts[index] = BRANCH_SUM, detail
 
 
 def read_elsewhere(view: GraphView, branch: int, add: int) -> bool:
@@ -92,7 +101,8 @@ def residual_connections(joins: Joins) -> list[Found]:
         found.append(Found(kind, item.fork, item.skip, tuple(branches), tuple(adds)))
     for site in {id(site): site for site in sites.values()}.values():
         skip = view.vertices[site.adds[0]].inputs[0]
-        found.append(Found("laurel", skip, skip, tuple(site.branches), tuple(site.adds), site.rank))
+        fork = joins.origins.get(site.adds[0], skip)
+        found.append(Found("laurel", fork, skip, tuple(site.branches), tuple(site.adds), site.rank))
     found.sort(key=lambda item: item.adds[0])
     return found
 
@@ -106,8 +116,7 @@ def _drop_inner_sums(joins: Joins, index: int) -> None:
         inner = view.up(branch)
         other = joins.found.get(inner)
         if other is not None and other.chain.projection and other.fork == item.fork:
-            del joins.found[inner]
-            joins.verdicts[inner] = BRANCH_SUM, f"it adds branches of the join {view.vertices[index].value}"
+            joins.take_back(inner, f"it adds branches of the join {view.vertices[index].value}")
 
 
 def _outer_branch(joins: Joins, index: int, item: Candidate) -> tuple[int, int] | None:
@@ -161,8 +170,7 @@ def _rewritten(joins: Joins) -> dict[int, _Rewritten]:
             continue
         ours = bool(vertex.site) and view.vertices[inner].value.startswith(tensor_name(vertex.site, ""))
         if ours or (join.chain.projection and view.up(join.fork) == view.up(vertex.inputs[0])):
-            del joins.found[inner]
-            joins.verdicts[inner] = BRANCH_SUM, f"it adds branches of the site {vertex.site or vertex.value}"
+            joins.take_back(inner, f"it adds branches of the site {vertex.site or vertex.value}")
     return sites
 
 

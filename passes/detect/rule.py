@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from laurel_graph.detection import Detection, Rejected
+from laurel_graph.detection import Detection, Evidence, Rejected, Residual
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex
 
 from . import reasons as why
@@ -63,7 +63,13 @@ def detect(view: GraphView) -> Detection:
     chains: Chains = {}
     last: dict[int, int] = {}
     for index, vertex in enumerate(view.vertices):
-        if vertex.role is not Role.ADD or not vertex.live or not vertex.data:
+        if not vertex.live or not vertex.data:
+            continue
+        if vertex.role is Role.LAUREL and len(vertex.inputs) > 1:
+            chains[index] = [list(forks(view, vertex.inputs[0], on_chain))]
+            for fork, _ in chains[index][0]:
+                last[fork] = max(last.get(fork, -1), index)
+        if vertex.role is not Role.ADD:
             continue
         if (verdict := _at_sight(view, vertex)) is not None:
             early[index] = verdict
@@ -75,14 +81,21 @@ def detect(view: GraphView) -> Detection:
                 last[fork] = max(last.get(fork, -1), end)
     facts = Facts(view, last)
     joins = Joins(view, facts, verdicts=early)
-    facts.sweep(chains.keys(), lambda index: _is_residual(joins, chains[index], index))
+    facts.sweep(chains.keys(), lambda index: _is_join_now(joins, chains[index], index))
     found = residual_connections(joins)
+    used = [
+        Evidence(verdict, item.adds, item.fork, item.skip, item.branches)
+        for verdict, item in zip(residuals(view, found), found, strict=True)
+    ]
+    refused = list(_rejected(joins, {add for item in found for add in item.adds}))
     return Detection(
         model=view.model,
-        residuals=residuals(view, found),
-        rejected=tuple(_rejected(joins, {add for item in found for add in item.adds})),
+        residuals=tuple(item.verdict for item in used if isinstance(item.verdict, Residual)),
+        rejected=tuple(item.verdict for item in refused if isinstance(item.verdict, Rejected)),
         nodes=view.nodes,
         notes=tuple(view.notes),
+        view=view,
+        evidence=(*used, *refused),
     )
 
 
@@ -141,24 +154,37 @@ _REARRANGES = frozenset({Role.PASS, Role.RESHAPE, Role.SLICE, Role.CONCAT})
 _CHANGES = frozenset({Role.NORM, Role.POOL, Role.ADD, Role.SUB})
 
 
+def _is_join_now(joins: Joins, chains: list[list[tuple[int, Chain]]], index: int) -> bool:
+    """Judges an add; notes where the two sides of a LAuReL residual that is already there come from."""
+    vertex = joins.view.vertices[index]
+    if vertex.role is not Role.LAUREL:
+        return _is_residual(joins, chains, index)
+    for fork, _ in chains[0]:
+        if joins.facts.between(fork, vertex.inputs[1]) is not None:
+            joins.origins[index] = fork
+            break
+    return False  # its role says so already
+
+
 def _is_residual(joins: Joins, chains: list[list[tuple[int, Chain]]], index: int) -> bool:
     """Keeps the best reading of one add, or the reason of the one that came nearest."""
     view, vertex = joins.view, joins.view.vertices[index]
     passed: list[Candidate] = []
-    refused: list[tuple[str, str]] = []
+    refused: list[tuple[tuple[str, str], Candidate]] = []
     for place, chain in enumerate(chains):
         candidate = _candidate(joins.facts, vertex.inputs, place, chain)
         if candidate is not None:
             reason, detail = _judge(joins, index, candidate)
             if reason:
-                refused.append((reason, detail))
+                refused.append(((reason, detail), candidate))
             else:
                 passed.append(candidate)
     if passed:
         joins.found[index] = min(passed, key=lambda candidate: candidate.rank)
         return True
     if refused:
-        joins.verdicts[index] = max(refused, key=lambda verdict: why.NEAR.get(verdict[0], 0.0))
+        verdict, joins.nearest[index] = max(refused, key=lambda item: why.NEAR.get(item[0][0], 0.0))
+        joins.verdicts[index] = verdict
     elif len(set(vertex.inputs)) < len(vertex.inputs):
         joins.verdicts[index] = why.SAME_OPERAND, view.vertices[vertex.inputs[0]].value
     elif (bias := next((u for u in vertex.inputs if not view.vertices[u].data), None)) is not None:
@@ -317,7 +343,7 @@ def _is_join(joins: Joins, index: int) -> bool:
     return top in joins.found or joins.view.vertices[top].role is Role.LAUREL
 
 
-def _rejected(joins: Joins, kept: set[int]) -> Iterator[Rejected]:
+def _rejected(joins: Joins, kept: set[int]) -> Iterator[Evidence]:
     for index, vertex in enumerate(joins.view.vertices):
         if vertex.role is not Role.ADD or index in kept or vertex.op == "bias":
             continue
@@ -326,4 +352,8 @@ def _rejected(joins: Joins, kept: set[int]) -> Iterator[Rejected]:
         else:
             reason = why.INSIDE_NORM if vertex.folded else why.UNUSED
             detail = why.REASONS[reason]
-        yield Rejected(vertex.name or vertex.key, reason, detail, why.NEAR.get(reason, 0.0))
+        verdict = Rejected(vertex.name or vertex.key, reason, detail, why.NEAR.get(reason, 0.0))
+        if (near := joins.nearest.get(index)) is None:
+            yield Evidence(verdict, (index,))
+        else:
+            yield Evidence(verdict, (index,), near.fork, near.skip, tuple(near.branches))

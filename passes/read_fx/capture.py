@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,6 @@ from laurel_graph.errors import ModelError
 from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
 from laurel_graph.torch_residual.module import ATTRIBUTES
 
-from .roles import is_in_place, operator_name
 from .view import fx_view
 
 if TYPE_CHECKING:
@@ -86,8 +86,9 @@ def capture(
         return _captured(_unlifted(model), "ExportedProgram", [FROZEN_NOTE])
     if isinstance(model, fx.GraphModule):
         check_paths((str(node.target) for node in model.graph.nodes if node.op in _HOLDING), type(model).__name__)
-        notes = _add_shapes(model, args, kwargs)
-        return _captured(model, type(model).__name__, notes)
+        module = _with_own_nodes(model)
+        notes = _add_shapes(module, args, kwargs)
+        return _captured(module, type(model).__name__, notes)
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"expected an nn.Module, a GraphModule or an ExportedProgram, found {type(model).__name__}. "
@@ -125,8 +126,13 @@ def capture(
     return _captured(module, name, [*notes, *([] if dynamic_shapes else [FIXED_NOTE])])
 
 
+def _with_own_nodes(module: fx.GraphModule) -> fx.GraphModule:
+    """Returns the module with a graph of its own, in which shapes may be noted; layers and tensors are shared."""
+    shared = (*module.parameters(), *module.buffers(), *module.children())
+    return deepcopy(module, {id(part): part for part in shared})
+
+
 def _captured(module: fx.GraphModule, name: str, notes: Sequence[str]) -> Captured:
-    functional_adds(module)
     view = fx_view(module, name)
     view.notes.extend(notes)
     return Captured(module, view, tuple(view.notes))
@@ -193,27 +199,43 @@ def _add_shapes(
     module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], strict: bool = False
 ) -> list[str]:
     """Runs the graph on fake tensors and notes every value's shape; without example inputs it only says so."""
-    if any("val" in node.meta for node in module.graph.nodes if node.op.startswith("call")):
-        return []
+    known = {node: node.meta["val"] for node in module.graph.nodes if "val" in node.meta}
     if not args and not kwargs:
-        return ["no example inputs: shapes are unknown."]
+        return [] if known else ["no example inputs: shapes are unknown."]
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
     training = {name: layer.training for name, layer in module.named_modules()}
     try:
         values = _in_placeholder_order(module, args, kwargs)
+        if known and _fit(module, values):
+            return []
         module.eval()
         with torch.no_grad():
             FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*values)
     except Exception as error:  # the traced code runs here
         if strict:
             raise
-        return [f"shapes are unknown: running the graph stopped at {_where(error, module)}."]
+        for node, value in known.items():
+            node.meta["val"] = value
+        shapes = "are those of an earlier tracing" if known else "are unknown"
+        return [f"shapes {shapes}: running the graph stopped at {_where(error, module)}."]
     finally:
         for name, layer in module.named_modules():
             layer.training = training[name]
     return []
+
+
+def _fit(module: fx.GraphModule, values: Sequence[Any]) -> bool:
+    """Whether the shapes that are noted in the graph hold for these inputs."""
+    noted = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    return all(
+        isinstance(old, torch.Tensor)
+        and old.dim() == new.dim()
+        and all(a == b for a, b in zip(old.shape, new.shape, strict=True) if isinstance(a, int))
+        for old, new in zip(noted, values, strict=False)
+        if isinstance(new, torch.Tensor)
+    )
 
 
 def _in_placeholder_order(module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -234,42 +256,6 @@ def _in_placeholder_order(module: fx.GraphModule, args: Sequence[Any], kwargs: M
     if remaining or left:
         raise ModelError(f"the traced graph does not take {len(remaining)} positional inputs and {sorted(left)}.")
     return values
-
-
-def functional_adds(module: fx.GraphModule) -> None:
-    """Writes ``aten.add_`` as ``aten.add`` where nothing but the sum is seen afterwards; values stay the same bits."""
-    order = {node: place for place, node in enumerate(module.graph.nodes)}
-    views = {
-        node
-        for node in order
-        if node.op in ("call_function", "call_method") and node.all_input_nodes and _shares_memory(node)
-    }
-    changed = False
-    for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.target is not torch.ops.aten.add_.Tensor:
-            continue
-        target = node.args[0]
-        if (
-            target.op not in ("call_function", "call_module")
-            or target in views
-            or any(u in views for u in target.users)
-        ):
-            continue
-        node.target = torch.ops.aten.add.Tensor
-        target.replace_all_uses_with(node, delete_user_cb=lambda user, at=node: order[user] > order[at])
-        changed = True
-    if changed:
-        module.recompile()
-
-
-def _shares_memory(node: fx.Node) -> bool:
-    """Tells whether the result of *node* may be the memory of its operand."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return any(argument.alias_info is not None for argument in target._schema.arguments) or operator_name(
-            target
-        ) in ("reshape", "contiguous", "to", "flatten")
-    return not is_in_place(node)
 
 
 def _where(error: BaseException, model: nn.Module) -> str:

@@ -42,12 +42,14 @@ _ROLES: dict[Role, str] = {
     ),
     Role.SELECT: "where masked_fill",
     Role.REDUCE: "mean sum var std var_mean std_mean norm linalg_vector_norm prod logsumexp cumsum",
-    Role.MATH: "pow square sqrt rsqrt reciprocal neg abs exp log log1p expm1 floor ceil round sign sin cos clamp_min "
-    "clamp_max softplus float_power",
+    Role.MATH: (
+        "pow square sqrt rsqrt reciprocal neg abs exp exp2 log log2 log10 log1p expm1 floor ceil round sign sin cos "
+        "float_power"
+    ),
     Role.ACTIVATION: (
         "relu relu6 leaky_relu prelu elu selu celu sigmoid tanh softsign hardsigmoid hardswish hardtanh mish "
-        "gelu silu swish clamp clip erf threshold glu logsigmoid log_sigmoid rrelu tanhshrink quick_gelu max min "
-        "maximum minimum"
+        "gelu silu swish clamp clip clamp_min clamp_max erf threshold _threshold softplus softshrink hardshrink glu "
+        "logsigmoid log_sigmoid rrelu tanhshrink quick_gelu max min maximum minimum"
     ),
     Role.SOFTMAX: "softmax log_softmax _softmax _log_softmax softmin gumbel_softmax _safe_softmax",
     Role.NORM: (
@@ -70,7 +72,7 @@ _ROLES: dict[Role, str] = {
         "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
         "_scaled_dot_product_efficient_attention _scaled_dot_product_attention_math flex_attention fft fft2 fftn rfft "
         "rfft2 irfft irfft2 ifft ifft2 ifftn fft_fft fft_fft2 fft_fftn fft_rfft fft_rfft2 fft_irfft fft_irfft2 "
-        "fft_ifft fft_ifft2 _fft_r2c _fft_c2c _fft_c2r rfftn fft_rfftn irfftn fft_irfftn unfold im2col"
+        "fft_ifft fft_ifft2 _fft_r2c _fft_c2c _fft_c2r rfftn fft_rfftn irfftn fft_irfftn unfold im2col fold col2im"
     ),
     Role.CONCAT: "cat concat concatenate stack hstack vstack",
     Role.ADD: "add iadd",

@@ -13,13 +13,11 @@ from typing import Any
 from onnx import NodeProto, TensorProto, helper
 
 from laurel_graph.errors import RewriteError
+from laurel_graph.onnx_model.hidden_adds import HIDDEN_ADDS, at
 from laurel_graph.opset.nodes import NodeList
 
 Fresh = Callable[[str], str]
 """Makes a new value name out of a word for what the value is."""
-
-_SKIP_EPSILON = 1e-12
-"""Default epsilon of ONNX Runtime's SkipLayerNormalization; that of LayerNormalization is another."""
 
 
 @dataclass
@@ -83,10 +81,6 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-def _optional(names: Any, index: int) -> str:
-    return names[index] if len(names) > index else ""
-
-
 def _make(kind: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> NodeProto:
     while inputs and not inputs[-1]:
         inputs = inputs[:-1]
@@ -101,24 +95,23 @@ def _open_add(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
 
 
 def _skip_norm(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
-    """input + skip + bias, then the norm; outputs: normed, mean, 1/deviation, sum."""
-    simplified = node.op_type == "SkipSimplifiedLayerNormalization"
-    normed, mean, deviation, total = (_optional(node.output, i) for i in range(4))
-    scale, offset = node.input[2], "" if simplified else _optional(node.input, 3)
-    bias = _optional(node.input, 3 if simplified else 4)
-    if mean or deviation:
+    """(input + skip) + bias, then the norm."""
+    form = HIDDEN_ADDS[node.op_type]
+    normed, total, bias = node.output[0], at(node.output, form.total), at(node.input, form.bias)
+    if any(at(node.output, place) for place in form.statistics):
         raise RewriteError(
             f"{node.op_type} {node.name or normed!r} gives out its mean or deviation, which only training needs; "
             "expected a node without them."
         )
     total = total or fresh("sum")
-    join = Join((node.input[0], node.input[1]), total, bias=bias)
+    first, second = form.addends
+    join = Join((node.input[first], node.input[second]), total, bias=bias)
     if normed:
-        norm = NodeList(opset, dtype, fresh, float(attributes_of(node).get("epsilon", _SKIP_EPSILON)))
-        if simplified:
-            norm.rms_norm(total, scale)
+        norm = NodeList(opset, dtype, fresh, float(attributes_of(node).get("epsilon", form.epsilon)))
+        if form.norm == "rms":
+            norm.rms_norm(total, node.input[form.scale])
         else:
-            norm.layer_norm(total, scale, offset)
+            norm.layer_norm(total, node.input[form.scale], at(node.input, form.offset))
         norm.nodes[-1].output[0] = normed
         for part in norm.nodes:
             part.name = part.output[0]
@@ -138,7 +131,7 @@ _ACTIVATION_PARAMETERS = {
 
 def _fused_conv(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
     """Conv, then + the fourth input, then the activation."""
-    addend = _optional(node.input, 3)
+    addend = at(node.input, HIDDEN_ADDS[node.op_type].addends[0])
     if not addend:
         raise RewriteError(f"FusedConv {node.name or node.output[0]!r} has no fourth input, so it adds nothing.")
     attributes = attributes_of(node)
@@ -174,7 +167,7 @@ def _clip(value: str, output: str, bounds: list[float], opset: int, fresh: Fresh
 def _gemm(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
     """alpha·A·B + beta·C, with beta = 1 and a C of the output's shape."""
     attributes = attributes_of(node)
-    addend = _optional(node.input, 2)
+    addend = at(node.input, HIDDEN_ADDS[node.op_type].addends[0])
     if not addend or attributes.pop("beta", 1.0) != 1.0:
         raise RewriteError(
             f"Gemm {node.name or node.output[0]!r} scales its third input or has none; expected beta = 1."
@@ -188,11 +181,9 @@ def _gemm(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
     return Join((branch, addend), node.output[0], [product], hidden=branch)
 
 
+_HIDDEN = {"Gemm": _gemm, "FusedConv": _fused_conv}
 _PARTS: dict[tuple[str, str], Callable[[NodeProto, int, str, Fresh], Join]] = {
     ("", "Add"): _open_add,
     ("", "Sum"): _open_add,
-    ("", "Gemm"): _gemm,
-    ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
-    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
-    ("com.microsoft", "FusedConv"): _fused_conv,
+    **{(form.domain, op): _HIDDEN.get(op, _skip_norm) for op, form in HIDDEN_ADDS.items() if form.comes_apart},
 }

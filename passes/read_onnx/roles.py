@@ -7,6 +7,7 @@ from laurel_graph.graph_view import Role
 _ROLES: dict[Role, str] = {
     Role.META: (
         "Shape Size ConstantOfShape NonZero Range Greater GreaterOrEqual Less LessOrEqual Equal Not And Or Xor "
+        "BitwiseAnd BitwiseOr BitwiseXor BitwiseNot "
         "ArgMax ArgMin IsNaN IsInf EyeLike RandomNormalLike RandomUniformLike SequenceLength"
     ),
     Role.PASS: (
@@ -17,7 +18,9 @@ _ROLES: dict[Role, str] = {
     Role.UPSAMPLE: "Resize Upsample DepthToSpace ConvTranspose MaxUnpool GridSample",
     Role.SCATTER: "ScatterND ScatterElements Scatter TensorScatter",
     Role.SELECT: "Where",
-    Role.REDUCE: ("ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceLogSumExp ReduceSumSquare ReduceProd ReduceLogSum"),
+    Role.REDUCE: (
+        "ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceLogSumExp ReduceSumSquare ReduceProd ReduceLogSum CumSum CumProd"
+    ),
     Role.MATH: "Pow Sqrt Reciprocal Neg Abs Floor Ceil Round Sign Exp Log Sin Cos",
     Role.ACTIVATION: (
         "Relu LeakyRelu PRelu Elu Selu Celu Sigmoid Tanh Softplus Softsign HardSigmoid HardSwish Mish Gelu Clip Erf "
@@ -43,7 +46,7 @@ _ROLES: dict[Role, str] = {
         "MoE QMoE"
     ),
     Role.MIX: (
-        "DFT STFT Rfft Irfft MultiHeadAttention GroupQueryAttention PackedMultiHeadAttention SparseAttention "
+        "DFT STFT Rfft Irfft Col2Im MultiHeadAttention GroupQueryAttention PackedMultiHeadAttention SparseAttention "
         "DecoderMaskedMultiHeadAttention PagedAttention LinearAttention FlexAttention"
     ),
     Role.CONCAT: "Concat",
@@ -116,11 +119,13 @@ OPERANDS: dict[str, tuple[int, ...]] = {
             "SequenceAt",
             "Compress",
             "CenterCropPad",
-            "Pow",
             "PRelu",
             "BiasGelu",
             "FastGelu",
             "DFT",
+            "Col2Im",
+            "CumSum",
+            "CumProd",
             "TrainableDropout",
         ),
         (0,),

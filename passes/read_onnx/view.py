@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from laurel_graph.errors import ModelError
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex, source_line
 from laurel_graph.onnx_model import shape_rules
+from laurel_graph.onnx_model.hidden_adds import HIDDEN_ADDS, at
 from laurel_graph.onnx_model.order import in_order
 from laurel_graph.onnx_model.shapes import Types, bodies, constant_tensor, dtype_name, tensor_types
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
@@ -28,7 +29,6 @@ from .roles import OPERANDS, ROLE_OF
 NCHWC_DOMAIN = "com.microsoft.nchwc"
 SUPPORTED_OPSET = 9
 
-_SKIP_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm")
 _QUANTISED_ADVICE = (
     "it adds quantised integers (QLinearAdd); rewrite the float model, or its QDQ form, and quantise the result"
 )
@@ -220,14 +220,14 @@ class _Builder:
 
     def fused_conv(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
         """Conv, then + Z, then activation."""
-        more, value = self.more, node.output[0]
+        more, value, form = self.more, node.output[0], HIDDEN_ADDS[node.op_type]
         last = self.put(
             Role.CONV, node.op_type, value, self.operands(node, names), **more, width=self.width(node), axis=1
         )
-        if len(node.input) > 3 and node.input[3]:
-            if node.op_type != "FusedConv":
+        if addend := at(node.input, form.addends[0]):
+            if not form.comes_apart:
                 more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
-            last = self.put(Role.ADD, node.op_type, value, [last, self.lookup(node.input[3], names)], **more)
+            last = self.put(Role.ADD, node.op_type, value, [last, self.lookup(addend, names)], **more)
         if _attribute(node, "activation", b""):
             last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
         names[value] = last
@@ -236,8 +236,8 @@ class _Builder:
         """A·B, then + C where C is no constant, then activation."""
         more, value = self.more, node.output[0]
         last = self.put(Role.LINEAR, node.op_type, value, self.operands(node, names), **more, width=self.width(node))
-        if len(node.input) > 2 and node.input[2]:
-            addend = self.lookup(node.input[2], names)
+        if name := at(node.input, HIDDEN_ADDS[node.op_type].addends[0]):
+            addend = self.lookup(name, names)
             if self.view.vertices[addend].data:
                 more = {**more, "blocked": self.body or self.gemm_blocked(node)}
                 last = self.put(Role.ADD, node.op_type, value, [last, addend], **more)
@@ -247,7 +247,7 @@ class _Builder:
 
     def gemm_blocked(self, node: onnx.NodeProto) -> str:
         """Why the add in a Gemm cannot be taken apart, or ""."""
-        if node.op_type != "Gemm":
+        if not HIDDEN_ADDS[node.op_type].comes_apart:
             return _FUSED_ADVICE.format(op=node.op_type)
         beta = _attribute(node, "beta", 1.0)
         if beta != 1:
@@ -257,26 +257,25 @@ class _Builder:
         return ""
 
     def skip_norm(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
-        """x + skip (+ bias), then the norm; the fourth output is the sum."""
-        more, values = dict(self.more), list(node.output)
-        if node.op_type == "SkipGroupNorm":
+        """x + skip (+ bias), then the norm, which the first output is; a further output may be the sum."""
+        more, values, form = dict(self.more), list(node.output), HIDDEN_ADDS[node.op_type]
+        statistics = [name for place in form.statistics if (name := at(values, place))]
+        if not form.comes_apart:
             more["blocked"] = self.body or _FUSED_ADVICE.format(op=node.op_type)
-        elif any(values[1:3]):
+        elif statistics:
             more["blocked"] = self.body or f"{node.op_type} gives out its mean or deviation, which only training needs"
-        total = values[3] if len(values) > 3 else ""
+        total = at(values, form.total)
         named = next(name for name in (total, *values) if name)
-        last = self.put(Role.ADD, node.op_type, named, [self.lookup(name, names) for name in node.input[:2]], **more)
-        place = 3 if node.op_type == "SkipSimplifiedLayerNormalization" else 4
-        bias = node.input[place] if len(node.input) > place else ""
-        if bias:
+        addends = [self.lookup(name, names) for place in form.addends if (name := at(node.input, place))]
+        last = self.put(Role.ADD, node.op_type, named, addends, **more)
+        if bias := at(node.input, form.bias):
             last = self.put(Role.ADD, "bias", named, [last, self.lookup(bias, names)], **more)
         if total:
             names[total] = last
         if values[0]:
             names[values[0]] = self.put(Role.NORM, node.op_type, values[0], [last], **more)
-        for name in values[1:3]:
-            if name:
-                names[name] = self.put(Role.META, node.op_type, name, [last], **more)
+        for name in statistics:
+            names[name] = self.put(Role.META, node.op_type, name, [last], **more)
 
     def slice(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
         """One vertex per output, with the window it takes where that is constant."""
@@ -414,7 +413,7 @@ _SPECIAL: dict[str, tuple[Callable[[_Builder, onnx.NodeProto, MutableMapping[str
     "Slice": (_Builder.slice, 1),
     "Split": (_Builder.slice, 1),
     "Gather": (_Builder.gather, 1),
-    **dict.fromkeys(_SKIP_NORMS, (_Builder.skip_norm, 2)),
+    **{op: (_Builder.skip_norm, form.addends[-1] + 1) for op, form in HIDDEN_ADDS.items() if form.norm},
 }
 """Operators with a translation of their own, and how many inputs it needs."""
 

@@ -148,3 +148,26 @@ def test_stages_make_the_same_graph_when_the_module_is_transformed_part_by_part(
     assert sorted(staged.report.plans, key=str) == sorted(
         (plan for plan in once.report.plans if plan.spec.site not in first), key=str
     )
+
+
+class _Block(nn.Module):
+    """Two convolutions and a skip, with a 1×1 convolution on it where the channels change."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(n, outputs, 3, padding=1) for n in (inputs, outputs))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x):
+        return torch.relu(self.b(torch.relu(self.a(x))) + self.skip(x))
+
+
+@pytest.mark.parametrize("variant", ["rw", "rw+pa"])
+def test_streams_stay_the_same_when_projections_on_them_are_rewritten(variant):
+    model = nn.Sequential(*(_Block(*sizes) for sizes in ((8, 8), (8, 16), (16, 16), (16, 8)))).eval()
+    x = torch.randn(1, 8, 6, 6)
+    before = [(r.site, r.stream, r.index, r.fork) for r in inspect(model, x).residuals]
+    changed = transform(model, LaurelConfig(variant=variant), x).model
+    after = inspect(changed, x).residuals
+    assert [(r.site, r.stream, r.index, r.fork) for r in after] == before
+    assert {r.stream for r in after} == {0} and {r.kind for r in after} == {"laurel"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,34 +14,116 @@ from laurel_graph.tools.console import note, print_json, print_table, print_wrot
 from .arguments import Json, Model, OnnxModel, Size, load_model, parse_sizes
 
 if TYPE_CHECKING:
+    from laurel_graph.detection import Detection
     from laurel_graph.passes.verify import VerifyReport
 
 
-def inspect(model: Model, json: Json = False) -> None:
+Only = Enum("Only", {"residual": "residual", "rejected": "rejected"})
+"""What ``--only`` takes."""
+
+
+def inspect(
+    model: Model,
+    json: Json = False,
+    only: Annotated[
+        Only | None, typer.Option(help="Show residual connections alone, or the other joins alone.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List every other join, not only counts by reason.")
+    ] = False,
+    why: Annotated[str | None, typer.Option(metavar="JOIN", help="Explain the verdict on one add or site.")] = None,
+    graph: Annotated[Path | None, typer.Option(help="Write the graph with its verdicts: .graphml or .dot.")] = None,
+) -> None:
     """List every join of MODEL: used, or the reason why not. Changes nothing; --json has skip and branch too."""
     from laurel_graph.passes.pipeline import inspect as run
+    from laurel_graph.tools.inputs import source_files
 
+    if graph is not None:
+        from laurel_graph.outputs import check_outputs
+        from laurel_graph.outputs.graphs import check_format, write_graph
+
+        check_format(graph)
+        check_outputs(graph, inputs=source_files(model))
     with progress(f"inspecting {model}"):
         target, args, kwargs, shapes = load_model(model)
         found = run(target, args, kwargs, shapes)
+        if graph is not None:
+            write_graph(found.to_networkx(), graph, source_files(model))
+    if graph is not None:
+        note(f"wrote {graph}")
+    if why is not None:
+        _explain(found, why, json)
+        return
+    hidden = {None: "", Only.residual: "rejected", Only.rejected: "residuals"}[only]
     if json:
-        print_json({**found.to_dict(), "model": model})
+        print_json({key: value for key, value in {**found.to_dict(), "model": model}.items() if key != hidden})
     else:
-        rows = [(r.site, r.kind, r.join, _dims(r.shape), f"{r.stream}.{r.index}", _remark(r)) for r in found.residuals]
-        columns = ("site", "kind", "join", "shape", "stream", "remark")
-        if rows:
-            print_table(f"{len(rows)} residual connections in {model}", columns, rows)
-        if found.rejected:
-            say("")
-            reasons = [(r.join, r.reason, r.detail) for r in found.rejected]
-            print_table(f"{len(reasons)} other joins", ("join", "reason", "detail"), reasons)
-        kinds = [residual.kind for residual in found.residuals]
-        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "no residual connection"
-        say(f"\n{counts}; {len(found.rejected)} other joins; {found.nodes} nodes")
-        for line in found.notes:
-            note(f"note: {line}")
+        _show(found, model, hidden, everything)
     if not found.residuals:
         raise typer.Exit(1)
+
+
+def _explain(found: Detection, join: str, json: bool) -> None:
+    from laurel_graph.passes.detect.explain import explain
+
+    explained = explain(found, join)
+    if json:
+        print_json(explained.to_dict())
+        return
+    for sentence in explained.sentences:
+        say(sentence)
+    for path in explained.paths:
+        say("")
+        steps = [(step.value, step.operator, step.meaning, step.source) for step in path.steps]
+        columns = ["value", "operator", "what it does", "source"]
+        shown = 4 if any(step.source for step in path.steps) else 3
+        print_table(path.title, columns[:shown], [step[:shown] for step in steps])
+
+
+FEW = 5
+"""So many other joins are listed one by one without being asked for."""
+
+
+def _show(found: Detection, model: str, hidden: str, everything: bool) -> None:
+    if found.residuals and hidden != "residuals":
+        named_after = all(r.site == f"res_{r.join}" for r in found.residuals)
+        columns = ("site", *(() if named_after else ("join",)), "kind", "shape", "stream", "remark")
+        rows = [
+            (r.site, *(() if named_after else (r.join,)), r.kind, _dims(r.shape), f"{r.stream}.{r.index}", _remark(r))
+            for r in found.residuals
+        ]
+        print_table(f"{len(rows)} residual connections in {model}", columns, rows)
+        say("")
+    if found.rejected and hidden != "rejected":
+        count = len(found.rejected)
+        if everything or count <= FEW:
+            print_table(
+                f"{count} other joins",
+                ("join", "reason", "detail"),
+                [(r.join, r.reason, r.detail) for r in found.rejected],
+            )
+        else:
+            _show_reasons(found)
+        say("")
+    kinds = [residual.kind for residual in found.residuals]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "no residual connection"
+    say(f"{counts}; {len(found.rejected)} other joins; {found.nodes} nodes")
+    for line in found.notes:
+        note(f"note: {line}")
+
+
+def _show_reasons(found: Detection) -> None:
+    """Counts the other joins by reason, the nearest misses first."""
+    from laurel_graph.passes.detect.reasons import NEAR, REASONS
+
+    counts = Counter(rejected.reason for rejected in found.rejected)
+    first = {rejected.reason: rejected.join for rejected in reversed(found.rejected)}
+    rows = [
+        (reason, str(counts[reason]), REASONS[reason], first[reason])
+        for reason in sorted(counts, key=lambda reason: -NEAR.get(reason, 0.0))
+    ]
+    title = f"{len(found.rejected)} other joins by reason; --all lists each, --why JOIN explains one"
+    print_table(title, ("reason", "joins", "meaning", "one of them"), rows)
 
 
 def verify(

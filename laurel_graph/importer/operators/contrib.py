@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...onnx_model.hidden_adds import HIDDEN_ADDS, at
 from ..builder import Value
 from ..node import Node
 from ..registry import Registry
@@ -35,18 +36,20 @@ def summed(*parts: Tensor | None) -> Tensor:
 
 
 def _skip_norm(node: Node) -> list[Value]:
-    simplified = node.op == "SkipSimplifiedLayerNormalization"
-    epsilon = node.attr("epsilon", 1e-12 if not simplified else 1e-6)
-    gamma, beta = node[2], None if simplified else node.get(3)
-    total = node.emit(summed, node[0], node[1], node.get(3 if simplified else 4))
-    if simplified:
-        outputs = [node.emit(rms_norm, total, gamma, -1, epsilon)]
+    form = HIDDEN_ADDS[node.op]
+    epsilon, gamma = node.attr("epsilon", form.epsilon), node[form.scale]
+    node.require(
+        not any(at(node.proto.output, place) for place in form.statistics), "the mean and deviation as outputs"
+    )
+    bias = None if form.bias is None else node.get(form.bias)
+    total = node.emit(summed, *(node[place] for place in form.addends), bias)
+    if form.norm == "rms":
+        normed = node.emit(rms_norm, total, gamma, -1, epsilon)
     else:
-        outputs = [node.emit(layer_norm, total, gamma, beta, -1, epsilon)]
-    if node.output_count > 1:
-        node.require(not any(node.proto.output[1:3]), "the mean and deviation as outputs")
-        outputs += [total, total, total]
-    return outputs
+        normed = node.emit(
+            layer_norm, total, gamma, None if form.offset is None else node.get(form.offset), -1, epsilon
+        )
+    return [normed, *[total] * (node.output_count - 1)]
 
 
 def _simplified_norm(node: Node) -> list[Value]:

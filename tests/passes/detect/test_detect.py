@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import laurel_graph as lg
 from laurel_graph.config import LaurelConfig, SiteOverride
 from laurel_graph.errors import ModelError, NoResidualError, SelectorError
 from laurel_graph.passes.detect.reasons import REASONS
@@ -291,3 +292,35 @@ def test_detect_finds_the_joins_when_the_model_is_exported_for_training(decompos
 def test_detect_knows_shared_weights_when_each_use_transposes_them_anew():
     program = torch.export.export(Net(REJECTS["shared-map"]).eval(), (TOKENS,), strict=False).run_decompositions()
     assert "shared-map" in {rejected.reason for rejected in detect(capture(program).view).rejected}
+
+
+def _state(module):
+    return str(module.graph), module.code, [dict(node.meta) for node in module.graph.nodes], module.training
+
+
+@pytest.mark.parametrize("export", [False, True])
+def test_inspect_leaves_the_callers_graph_alone_when_it_is_given_one(export):
+    def writes_in_place(m, x):
+        y = branch(m, x)
+        y += x
+        return torch.tanh(y)
+
+    module = Net(writes_in_place).eval()
+    traced = torch.export.export(module, (TOKENS,)).module() if export else torch.fx.symbolic_trace(module)
+    before = _state(traced)
+    assert len(lg.inspect(traced, TOKENS).residuals) == 1
+    assert _state(traced) == before
+
+
+def test_inspect_tells_the_shapes_of_these_inputs_when_it_saw_others_before():
+    traced = torch.fx.symbolic_trace(Net(lambda m, x: x + branch(m, x)))
+    assert [lg.inspect(traced, torch.randn(n, D)).residuals[0].shape for n in (2, 5)] == [(2, D), (5, D)]
+    changed = lg.transform(traced, LaurelConfig(variant="rw"), torch.randn(2, D)).model
+    assert lg.inspect(changed, torch.randn(5, D)).residuals[0].shape == (5, D)
+
+
+def test_inspect_keeps_the_noted_shapes_and_says_so_when_the_inputs_do_not_run():
+    traced = lg.transform(Net(lambda m, x: x + branch(m, x)), LaurelConfig(variant="rw"), torch.randn(2, D)).model
+    found = lg.inspect(traced, torch.randn(2, D + 1))
+    assert found.residuals[0].shape == (2, D)
+    assert any("earlier tracing" in note for note in found.notes)

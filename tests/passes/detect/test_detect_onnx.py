@@ -91,7 +91,7 @@ BLOCKED = {
     ),
     "Gemm": "f = MatMul(x, w) y = Gemm<beta = 0.5>(f, w, x)",
     "SkipLayerNormalization": "f = MatMul(x, w) y, m = com.microsoft.SkipLayerNormalization(x, f, g)",
-    "SkipGroupNorm": "f = MatMul(x, w) y = com.microsoft.SkipGroupNorm(x, f, g)",
+    "SkipGroupNorm": "f = MatMul(x, w) y = com.microsoft.SkipGroupNorm(x, g, g, f)",
     "FusedGemm": "f = MatMul(x, w) y = com.microsoft.FusedGemm(f, w, x)",
 }
 

@@ -1,0 +1,34 @@
+"""Tables: they fit the terminal, and everything that was put in comes out."""
+
+from __future__ import annotations
+
+import pytest
+from rich.cells import cell_len
+
+from laurel_graph.tools import console
+
+ROWS = [
+    ("/bert/encoder/layer.0/attention/output/LayerNorm/Add", "no-skip", "neither a nor b leads straight back " * 4),
+    ("漢字" * 30, "bias", "b does not depend on the input"),
+    ("x" * 200, "gate", ""),
+]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_table_fits_and_keeps_every_character_when_the_terminal_is_narrow(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    console.print_table("joins", ("join", "reason", "detail"), ROWS)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    columns = ["", "", ""]
+    for line in lines[3:]:
+        for place, part in enumerate(line.split("│")):
+            columns[place] += "".join(part.split())
+    assert columns == ["".join("".join(row[i] for row in ROWS).split()) for i in range(3)]
+
+
+def test_table_aligns_numbers_right_and_text_left_when_it_is_printed(capsys):
+    console.print_table("sizes", ("name", "size"), [("a", 1.5), ("long name", 12), ("b", None)])
+    assert capsys.readouterr().out == (
+        "sizes\nname      ┃ size\n━━━━━━━━━━╇━━━━━\na         │  1.5\nlong name │   12\nb         │\n"
+    )
