@@ -127,7 +127,7 @@ def _inferred_again(inferred: onnx.ModelProto, types: TypeTable, learned: set[st
     except Exception:  # as above: go on with what is known
         return False
     fresh: TypeTable = {}
-    _collect(again.graph, fresh)
+    _collect(again.graph, fresh, {})
     changed = False
     for name, (shape, dtype) in fresh.items():
         old = types.get(name, (None, None))
