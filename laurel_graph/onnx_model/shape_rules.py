@@ -74,15 +74,27 @@ def complete(graph: onnx.GraphProto, types: Types, opset: int) -> set[str]:
         opset: version of the default domain.
     """
     rules = _Rules(types, opset)
+    nodes = [node for node in graph.node if not _is_settled(node, types)]
     for _ in range(_SWEEPS):
-        before = len(rules.learned), rules.changes
-        for node in graph.node:
+        before = rules.changes
+        for node in nodes:
             rules.forward(node)
-        for node in reversed(graph.node):
+        for node in reversed(nodes):
             rules.backward(node)
-        if (len(rules.learned), rules.changes) == before:
+        if rules.changes == before:
             break
+        nodes = list(graph.node)  # what was learned may tell more at any of them
     return rules.learned
+
+
+def _is_settled(node: onnx.NodeProto, types: Types) -> bool:
+    """Whether a node between values of one known shape and type has nothing to tell: most of a graph are such."""
+    if not node.output or (node.op_type not in _SAME and node.op_type not in _BROADCAST) or node.domain:
+        return False
+    first = types.get(node.output[0])
+    if first is None or first[0] is None or first[1] is None or None in first[0]:
+        return False
+    return len(node.output) == 1 and all(types.get(name) == first for name in node.input)
 
 
 class _Rules:
