@@ -53,6 +53,8 @@ METADATA_DEPLOYED = "laurel.deployed"
 
 EPILOGUES = ("", "Relu", "LayerNorm", "RMSNorm")
 LAYOUTS = ("", "1d", "2d", "3d")
+LEARNED = ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
+"""The learned inputs of an operator."""
 
 _NAME = re.compile(
     r"Laurel(?P<rw>_RW)?(?P<lr>_LR)?(?:_PA(?P<low>L?)(?P<k>[1-9]))?(?P<bias>_Bias)?"
@@ -118,6 +120,11 @@ class Operator:
         if self.quantized:
             names += [f"{array}_{part}" for array in ("x", "f", "y") for part in ("scale", "zero_point")]
         return (*names, *(f"previous_{j + 1}" for j in range(self.previous)))
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Those of :attr:`inputs` that are learned."""
+        return tuple(name for name in self.inputs if name in LEARNED)
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, TensorProto
 
 from ..errors import ModelError
 from ..onnx_model.walk import graphs_of
-from ..opset.schema import DOMAIN, Operator
+from ..opset.laurel_node import LaurelNode
 from .nodes import label
 
 _AXES = {
@@ -24,9 +24,8 @@ def check_laurel(graph: GraphProto) -> None:
     held = {name: (shape, kind) for inner in graphs_of(graph) for name, shape, kind in _stored(inner)}
     for inner in graphs_of(graph):
         for node in inner.node:
-            operator = Operator.parse(node.op_type) if node.domain == DOMAIN else None
-            if operator is not None:
-                _check(node, operator, held)
+            if (ours := LaurelNode.of(node)) is not None:
+                _check(ours, held)
 
 
 def _stored(graph: GraphProto) -> Iterator[tuple[str, tuple[int, ...], int]]:
@@ -49,9 +48,9 @@ _SCALARS = {"value_float": TensorProto.FLOAT, "value_int": TensorProto.INT64}
 _LISTS = {"value_floats": TensorProto.FLOAT, "value_ints": TensorProto.INT64}
 
 
-def _check(node: NodeProto, operator: Operator, held: Mapping[str, tuple[tuple[int, ...], int]]) -> None:
-    sizes = {"k": operator.previous} if operator.previous else {}
-    for name, given in zip(operator.inputs, node.input, strict=False):
+def _check(ours: LaurelNode, held: Mapping[str, tuple[tuple[int, ...], int]]) -> None:
+    sizes = {"k": ours.operator.previous} if ours.operator.previous else {}
+    for name, given in ours.inputs.items():
         found = held.get(given)
         if found is None or not (name in _AXES or name in ("alpha", "beta")):
             continue
@@ -60,6 +59,6 @@ def _check(node: NodeProto, operator: Operator, held: Mapping[str, tuple[tuple[i
         expected = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False))
         if len(shape) != len(axes) or shape != expected or 0 in shape or kind not in _FLOATS:
             raise ModelError(
-                f"{label(node)}: its input {name} is the tensor {given!r} of shape {shape} and element type "
+                f"{label(ours.node)}: its input {name} is the tensor {given!r} of shape {shape} and element type "
                 f"{kind}; expected floats of shape ({', '.join(axes)}) as the other tensors of the node."
             )

@@ -22,10 +22,11 @@ from laurel_graph.errors import RewriteError
 from laurel_graph.onnx_model.editor import GraphEditor
 from laurel_graph.onnx_model.element_range import UnfitError
 from laurel_graph.onnx_model.walk import graphs_of
-from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator, laurel_nodes
+from laurel_graph.opset.laurel_node import known_nodes
+from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
 
 from .context import ONE, RIGID, Context, Rule
-from .joins import TrainedJoin, joins_of, site_of
+from .joins import TrainedJoin, joins_of
 from .rules import channel_axes, rule_for
 from .system import ScaleSystem, same
 
@@ -157,12 +158,10 @@ def _rule(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
 def _inner_sites(model: onnx.ModelProto) -> tuple[FoldedSite, ...]:
     """Returns the records of sites in subgraphs, which stay as they are."""
     sites = []
-    for node in (node for graph in list(graphs_of(model.graph))[1:] for node in laurel_nodes(graph)):
-        op = Operator.parse(node.op_type)
-        if op is not None and len(op.inputs) == len(node.input):
-            state = "kept" if op.rw else "absent"
-            why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded"
-            sites.append(FoldedSite(site_of(node, op), node.output[0], op.name, op.name, state, state, why))
+    for ours in (ours for graph in list(graphs_of(model.graph))[1:] for ours in known_nodes(graph.node)):
+        name, state = ours.operator.name, "kept" if ours.operator.rw else "absent"
+        why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded"
+        sites.append(FoldedSite(ours.site, ours.output, name, name, state, state, why))
     return tuple(sites)
 
 

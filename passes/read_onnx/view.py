@@ -20,7 +20,8 @@ from laurel_graph.errors import ModelError
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex, source_line
 from laurel_graph.onnx_model.order import in_order
 from laurel_graph.onnx_model.shapes import bodies, constant_tensor, dtype_name, tensor_types
-from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
+from laurel_graph.opset.laurel_node import LaurelNode
+from laurel_graph.opset.schema import DOMAIN, PREFIX
 
 from .roles import OPERANDS, ROLE_OF
 
@@ -324,9 +325,9 @@ class _Builder:
         )
 
     def laurel(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
-        operator = Operator.parse(node.op_type)
+        known = LaurelNode.of(node)
+        operator, named = (known.operator, known.inputs) if known is not None else (None, {})
         inputs = list(node.input)
-        named = dict(zip(operator.inputs, inputs, strict=False)) if operator is not None else {}
         ours = next((name for name in inputs if name.startswith(f"{PREFIX}.") and name in self.constants), "")
         values = [
             name

@@ -21,6 +21,7 @@ from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.tensors import make_tensor
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.opset.functions import attach
+from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.nodes import ELEMENT_TYPES
 from laurel_graph.opset.schema import (
     METADATA_BASE,
@@ -28,7 +29,6 @@ from laurel_graph.opset.schema import (
     METADATA_FORMAT,
     METADATA_SITES,
     PREFIX,
-    Operator,
     laurel_nodes,
     tensor_name,
 )
@@ -157,7 +157,8 @@ def finish(model: onnx.ModelProto, module: nn.Module) -> None:
         resolved = modules[site].resolved()
         if outer:
             resolved = {"alpha": resolved["alpha"], "beta": torch.ones_like(resolved["alpha"]).flatten()[0]}
-        for place, name in enumerate(_inputs(node)):
+        inputs = ours.inputs if (ours := LaurelNode.of(node)) is not None else ()
+        for place, name in enumerate(inputs):
             if name in resolved:
                 full = tensor_name(site, ONE if outer and name == "beta" else name)
                 replaced.add(node.input[place])
@@ -183,11 +184,6 @@ def finish(model: onnx.ModelProto, module: nn.Module) -> None:
         base = json.dumps(module_digests(module))
         model.metadata_props.add(key=METADATA_BASE, value=base)
     attach(model)
-
-
-def _inputs(node: onnx.NodeProto) -> tuple[str, ...]:
-    operator = Operator.parse(node.op_type)
-    return operator.inputs if operator is not None else ()
 
 
 def _tensor(name: str, value: torch.Tensor) -> onnx.TensorProto:
