@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from laurel_graph.adapters import files_of
+from laurel_graph.adapters.trained import own_spec
 from laurel_graph.config import PARTS, LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError
 from laurel_graph.fingerprint.digest import module_digests
@@ -36,7 +37,7 @@ from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
 from laurel_graph.passes.read_fx.capture import check_paths, module_paths
-from laurel_graph.torch_residual.module import CONFIG, LaurelResidual, laurel_modules
+from laurel_graph.torch_residual.module import CONFIG, laurel_modules
 
 if TYPE_CHECKING:
     import onnx
@@ -175,7 +176,7 @@ def finish(model: onnx.ModelProto, module: nn.Module) -> None:
     renamed |= _original_names(module, model.graph, taken)
     _rename(model.graph, renamed)
     _replace_tensors(model.graph, replaced, tensors)
-    specs = [with_own_dtype(modules[site]) for site in calls]
+    specs = [own_spec(modules[site]) for site in calls]
     if specs:
         config = getattr(module, "meta", {}).get(CONFIG) or common_config(specs).to_json()
         sites = json.dumps([spec.to_dict() for spec in specs])
@@ -223,12 +224,6 @@ def _replace_tensors(graph: onnx.GraphProto, old: set[str], new: Mapping[str, on
     del graph.value_info[:]
     graph.initializer.extend([*kept, *new.values()])
     graph.value_info.extend(infos)
-
-
-def with_own_dtype(module: LaurelResidual) -> SiteSpec:
-    """Returns the spec of *module* with the element type that its parameters have now."""
-    dtype = next(module.parameters()).dtype
-    return module.spec.with_dtype(str(dtype).removeprefix("torch."))
 
 
 def common_config(specs: Sequence[SiteSpec]) -> LaurelConfig:
