@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from laurel_graph.config import LaurelConfig
+from laurel_graph.config import MAX_PREVIOUS, LaurelConfig
 from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import NoResidualError, SelectorError, near
 
@@ -30,8 +30,8 @@ class Selection:
 def select(detection: Detection, config: LaurelConfig) -> Selection:
     """Applies the kinds, globs and overrides of *config* to what was found.
 
-    PA links the skips of the earlier sites on the same stream with the same shape, nearest first; those sites need not
-    be rewritten themselves.
+    PA, and other terms that take earlier activations, link the skips of the earlier sites on the same stream with the
+    same shape, nearest first; those sites need not be rewritten themselves.
 
     Raises:
         NoResidualError: nothing was found, or nothing that was found can be rewritten as asked.
@@ -48,6 +48,8 @@ def select(detection: Detection, config: LaurelConfig) -> Selection:
                 raise SelectorError(
                     f"{what} {glob!r} matches none of the {len(sites)} sites of {detection.model}.{near(glob, sites)}"
                 )
+    if config.most_earlier(len(found)) > MAX_PREVIOUS:
+        found = _with_all_earlier(found)
     skips = {residual.site: residual.skip for residual in found}
     plans: list[SitePlan] = []
     skipped = [
@@ -99,7 +101,17 @@ def _plan(residual: Residual, config: LaurelConfig, skips: dict[str, str]) -> Si
     )
     if spec is None:
         return f"variant {config.variant} needs earlier activations and there are none on its stream"
+    if len(residual.branches) > 1 and (one := next((one for one in spec.terms if not one.several_branches), None)):
+        return f"it adds {len(residual.branches)} branches, and {one.name} is defined for one"
     return SitePlan(residual, spec, earlier[: spec.previous])
+
+
+def _with_all_earlier(found: Iterable[Residual]) -> list[Residual]:
+    """Returns residual connections with every earlier site of their stream, where detection names the nearest alone."""
+    every: dict[str, tuple[str, ...]] = {}
+    for residual in found:
+        every[residual.site] = (*residual.previous[:1], *every.get(next(iter(residual.previous), ""), ()))
+    return [replace(residual, previous=every[residual.site]) for residual in found]
 
 
 def _nothing_found(detection: Detection) -> str:

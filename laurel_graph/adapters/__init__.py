@@ -270,7 +270,7 @@ def _module_base(module: nn.Module) -> Fingerprint:
 def _check_fit(path: str | Path, adapter: Adapter, specs: Mapping[str, SiteSpec]) -> None:
     """Raises AdapterError when tensors are missing, extra or wrong-shaped, or sites are of another kind."""
     check_names(f"adapter {path} and the model", shapes_of(specs), {n: v.shape for n, v in adapter.tensors.items()})
-    fields = ("variant", "axis", "weights", "previous_map")
+    fields = ("variant", "axis", "weights", "previous_map", "options")
     other = [
         f"{site} ({field}: {getattr(adapter.specs[site], field)!r}, the model has {getattr(spec, field)!r})"
         for site, spec in specs.items()

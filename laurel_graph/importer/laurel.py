@@ -64,8 +64,8 @@ class LaurelSites:
         site, outer = found
         module = self._module(site)
         x, f = node[0], node[1]
-        first = len(ours.operator.inputs) - ours.operator.previous
-        previous = [node[first + j] for j in range(ours.operator.previous)]
+        first = len(ours.operator.inputs) - ours.operator.links
+        previous = [node[first + j] for j in range(ours.operator.links)]
         value = node.builder.call(tensor_name(site, "")[:-1], module, x, f, *previous, name=node.name)
         if outer and value.node is not None:
             value.node.kwargs = {"outer": True}

@@ -50,7 +50,7 @@ class LaurelNode:
     @property
     def previous(self) -> list[str]:
         """The earlier activations, nearest first."""
-        return [self.inputs[f"previous_{j + 1}"] for j in range(self.operator.previous)]
+        return [self.inputs[f"previous_{j + 1}"] for j in range(self.operator.links)]
 
     @property
     def site(self) -> str:

@@ -118,6 +118,8 @@ def join_at(editor: GraphEditor, node: onnx.NodeProto) -> Join:
 def _obstacle(editor: GraphEditor, join: Join) -> str:
     """Returns why a join must keep its operator as it is (a portable file has its function body in the place)."""
     tensors = {role: join.names[role] for role in join.op.tensors}
+    if join.op.further:
+        return f"{', '.join(join.op.further)} has no form beside its operator and its function body"
     loose = [role for role, name in tensors.items() if not editor.is_constant(name)]
     if loose:
         return f"{loose[0]} is no constant"

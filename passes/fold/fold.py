@@ -95,7 +95,7 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
         editor = GraphEditor(model, base)
         joins = joins_of(editor)
         if not joins:
-            return FoldReport(_inner_sites(model))
+            return FoldReport(_sites_left(model))
         context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked)
         _relate(context, joins)
         order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
@@ -113,7 +113,7 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
         blocked = blocked | (every if unfit <= blocked else unfit)
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
-    return FoldReport((*sites, *_inner_sites(model)), changed, multiplied, renamed, _scales(context, renamed))
+    return FoldReport((*sites, *_sites_left(model)), changed, multiplied, renamed, _scales(context, renamed))
 
 
 def _limits(editor: GraphEditor, joins: list[TrainedJoin]) -> Callable[[str], float | None]:
@@ -155,13 +155,17 @@ def _rule(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
     return RIGID if node.domain == DOMAIN else rule_for(node, editor)
 
 
-def _inner_sites(model: onnx.ModelProto) -> tuple[FoldedSite, ...]:
-    """Returns the records of sites in subgraphs, which stay as they are."""
+def _sites_left(model: onnx.ModelProto) -> tuple[FoldedSite, ...]:
+    """Returns the records of sites that stay as they are: in subgraphs, and of terms beside RW, LR and PA."""
+    main, *inner = graphs_of(model.graph)
+    left = [(ours, f"{', '.join(ours.operator.further)} has no fold") for ours in known_nodes(main.node)]
+    left = [(ours, why) for ours, why in left if ours.operator.further]
+    why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded"
+    left += [(ours, why) for graph in inner for ours in known_nodes(graph.node)]
     sites = []
-    for ours in (ours for graph in list(graphs_of(model.graph))[1:] for ours in known_nodes(graph.node)):
+    for ours, reason in left:
         name, state = ours.operator.name, "kept" if ours.operator.rw else "absent"
-        why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded"
-        sites.append(FoldedSite(ours.site, ours.output, name, name, state, state, why))
+        sites.append(FoldedSite(ours.site, ours.output, name, name, state, state, reason))
     return tuple(sites)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from laurel_graph.errors import RewriteError
 from laurel_graph.onnx_model.editor import GraphEditor
 from laurel_graph.opset.laurel_node import LaurelNode
-from laurel_graph.opset.schema import DOMAIN, Operator
+from laurel_graph.opset.schema import DOMAIN, Operator, unknown_operator
 
 Array = NDArray[Any]
 
@@ -55,6 +55,8 @@ class TrainedJoin:
 def joins_of(editor: GraphEditor) -> list[TrainedJoin]:
     """Returns the ``ai.laurel`` nodes of the main graph whose tensors are constants, in graph order.
 
+    Those with terms beside RW, LR and PA are not among them: what folding knows of those is a rule, if anything.
+
     Raises:
         RewriteError: a node of ``ai.laurel`` is unknown, or the model is deployed already.
     """
@@ -64,13 +66,12 @@ def joins_of(editor: GraphEditor) -> list[TrainedJoin]:
             continue
         ours = LaurelNode.of(node)
         if ours is None or not ours.is_whole:
-            raise RewriteError(
-                f"node {node.output[0]!r} is {DOMAIN}.{node.op_type}, which is no operator of this version; "
-                "expected a model that `laurel transform` of this version wrote."
-            )
+            raise RewriteError(f"node {node.output[0]!r} ({node.op_type}): {unknown_operator(node.op_type)}")
         op = ours.operator
         if op.bias or op.epilogue or op.quantized:
             raise RewriteError(f"the model is deployed already (node {node.output[0]!r} is {node.op_type}).")
+        if op.further:
+            continue
         tensors = {role: editor.constant(name) for role, name in ours.tensors.items()}
         if all(value is not None for value in tensors.values()):
             known = {r: np.asarray(value, np.float64) for r, value in tensors.items() if value is not None}

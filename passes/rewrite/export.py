@@ -14,7 +14,7 @@ from torch import nn
 
 from laurel_graph.adapters import files_of
 from laurel_graph.adapters.trained import own_spec
-from laurel_graph.config import PARTS, LaurelConfig, SiteSpec
+from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError
 from laurel_graph.fingerprint.digest import module_digests
 from laurel_graph.importer import META
@@ -228,7 +228,7 @@ def _replace_tensors(graph: onnx.GraphProto, old: set[str], new: Mapping[str, on
 
 def common_config(specs: Sequence[SiteSpec]) -> LaurelConfig:
     """Returns a config that covers *specs*, for a module that was built without one."""
-    first, variant = specs[0], "+".join(part for part in PARTS if any(part in spec.variant for spec in specs))
+    first, variant = specs[0], "+".join(dict.fromkeys(one.name for spec in specs for one in spec.terms))
     ranks = {spec.rank for spec in specs if spec.rank}
     return LaurelConfig(
         variant=variant,
@@ -239,4 +239,5 @@ def common_config(specs: Sequence[SiteSpec]) -> LaurelConfig:
         previous=max(1, *(spec.previous for spec in specs)),
         previous_map=first.previous_map,
         seed=first.seed,
+        options={name: value for spec in specs for name, value in spec.options},
     )

@@ -60,7 +60,14 @@ Size = Annotated[list[str] | None, typer.Option("--size", help="Size of a symbol
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; anywhere.")] = False,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="Module that registers variants, roles, rules; before the command.")
+    ] = None,
 ) -> None:
+    for module in plugin or ():
+        from laurel_graph.tools.callables import load_plugin
+
+        load_plugin(module)
     if version:
         import laurel_graph
 
@@ -114,6 +121,9 @@ def transform(
         typer.Option(help="GLOB=off, GLOB=VARIANT, GLOB=RANK or GLOB=VARIANT:RANK; may be repeated, the last wins."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the Xavier initialisation.")] = 0,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Option of a term, NAME=VALUE; may be repeated.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A LaurelConfig as JSON, instead of the flags above.")] = None,
     adapter_inputs: Annotated[
         bool, typer.Option("--adapter-inputs", help="Make the new tensors overridable inputs, for ORT adapters.")
@@ -125,6 +135,7 @@ def transform(
     from laurel_graph.outputs import check_outputs
     from laurel_graph.passes.pipeline import transform as run
     from laurel_graph.tools.inputs import source_files
+    from laurel_graph.variants.combine import read_settings
 
     check_outputs(output, inputs=(config, *source_files(model)))
     if config is not None:
@@ -142,6 +153,7 @@ def transform(
             sites=tuple(sites or ("*",)),
             overrides=dict(map(_parse_override, override or ())),
             seed=seed,
+            options=read_settings(options),
         )
     with progress(f"transforming {model}"):
         target, args, kwargs, shapes = _load(model)
