@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from onnx import FunctionProto, ModelProto, TensorProto, helper
 
 from ..errors import ModelError
@@ -108,6 +109,12 @@ class _Body(NodeList):
         for term in (term for term in terms if term.is_last):
             skip, branch = term.body(self, skip, branch, at)
         return self.add("Add", branch, skip)
+
+    def scalar(self, value: float) -> str:
+        """A number in the type of the arithmetic."""
+        if self.dtype == "float64":
+            return self.constant(value, np.float64)
+        return self.narrow(self.constant(value, np.float32))
 
     def element(self, tensor: str, j: int) -> str:
         """Number j of a tensor's first axis."""

@@ -171,8 +171,8 @@ class Term:
 
         Args:
             nodes: takes the nodes, one ``add(operator, *inputs, **attributes)`` at a time, for any opset from
-                ``nodes.opset`` on. ``times(x, matrix)``, ``low_rank(x, A, B)``, ``along_features(vector)`` and
-                ``element(tensor, j)`` also do what they say where features lie on axis 1.
+                ``nodes.opset`` on. ``times(x, matrix)``, ``low_rank(x, A, B)`` and ``along_features(vector)`` do what
+                they say where features lie on axis 1, too; ``scalar(number)`` and ``element(tensor, j)`` are numbers.
             skip: the name of the skip.
             branch: the name of the branch.
             at: names of the operands.
