@@ -137,6 +137,11 @@ class Operator:
         return applied((*own, *map(term, self.further)))
 
     @property
+    def variant(self) -> str:
+        """The variant that it stands for."""
+        return "+".join(in_order(one.name for one in self.terms))
+
+    @property
     def links(self) -> int:
         """How many earlier activations enter."""
         return self.previous + self.earlier

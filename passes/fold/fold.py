@@ -22,10 +22,10 @@ from laurel_graph.errors import RewriteError
 from laurel_graph.onnx_model.editor import GraphEditor
 from laurel_graph.onnx_model.element_range import UnfitError
 from laurel_graph.onnx_model.walk import graphs_of
-from laurel_graph.opset.laurel_node import known_nodes
+from laurel_graph.opset.laurel_node import LaurelNode, known_nodes
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
 
-from .context import ONE, RIGID, Context, Rule
+from .context import ONE, RIGID, Context, Rule, added_rule
 from .joins import TrainedJoin, joins_of
 from .rules import channel_axes, rule_for
 from .system import ScaleSystem, same
@@ -95,7 +95,7 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
         editor = GraphEditor(model, base)
         joins = joins_of(editor)
         if not joins:
-            return FoldReport(_sites_left(model))
+            return FoldReport(_inner_sites(model))
         context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked)
         _relate(context, joins)
         order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
@@ -113,7 +113,7 @@ def fold(model: onnx.ModelProto, base: Path | None = None) -> FoldReport:
         blocked = blocked | (every if unfit <= blocked else unfit)
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
-    return FoldReport((*sites, *_sites_left(model)), changed, multiplied, renamed, _scales(context, renamed))
+    return FoldReport((*sites, *_inner_sites(model)), changed, multiplied, renamed, _scales(context, renamed))
 
 
 def _limits(editor: GraphEditor, joins: list[TrainedJoin]) -> Callable[[str], float | None]:
@@ -152,14 +152,20 @@ def _rescale(context: Context, joins: list[TrainedJoin]) -> tuple[list[FoldedSit
 
 
 def _rule(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
-    return RIGID if node.domain == DOMAIN else rule_for(node, editor)
+    if node.domain != DOMAIN:
+        return rule_for(node, editor)
+    ours = LaurelNode.of(node)
+    return (added_rule(DOMAIN, ours.operator.variant) if ours is not None else None) or RIGID
 
 
-def _sites_left(model: onnx.ModelProto) -> tuple[FoldedSite, ...]:
+def _inner_sites(model: onnx.ModelProto) -> tuple[FoldedSite, ...]:
     """Returns the records of sites that stay as they are: in subgraphs, and of terms beside RW, LR and PA."""
     main, *inner = graphs_of(model.graph)
-    left = [(ours, f"{', '.join(ours.operator.further)} has no fold") for ours in known_nodes(main.node)]
-    left = [(ours, why) for ours, why in left if ours.operator.further]
+    left = [
+        (ours, "" if added_rule(DOMAIN, ours.operator.variant) else f"{ours.operator.variant} has no rule to fold by")
+        for ours in known_nodes(main.node)
+        if ours.operator.further
+    ]
     why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded"
     left += [(ours, why) for graph in inner for ours in known_nodes(graph.node)]
     sites = []

@@ -23,7 +23,7 @@ from laurel_graph.onnx_model.shapes import bodies, constant_tensor, dtype_name, 
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.schema import DOMAIN, PREFIX
 
-from .roles import OPERANDS, ROLE_OF
+from .roles import is_added, operands_of, role_of
 
 NCHWC_DOMAIN = "com.microsoft.nchwc"
 SUPPORTED_OPSET = 9
@@ -146,6 +146,8 @@ class _Builder:
         self.more = {"key": self.prefix + outputs[0], "name": node.name, "blocked": self.body, **_origin(node)}
         if node.domain == DOMAIN:
             self.laurel(node, names)
+        elif is_added(node.domain, op):
+            self.plain(node, names)
         elif (function := self.functions.get((node.domain, op))) is not None and self.depth < 8:
             self.call(node, function, names)
         elif bodies(node):
@@ -155,13 +157,13 @@ class _Builder:
             (special if len(node.input) >= least else _Builder.plain)(self, node, names)
 
     def operands(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> list[int]:
-        chosen = OPERANDS.get(node.op_type)
+        chosen = operands_of(node.domain, node.op_type)
         given = node.input if chosen is None else [node.input[i] for i in chosen if i < len(node.input)]
         return [self.lookup(name, names) for name in given if name]
 
     def plain(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
         op = node.op_type
-        role = ROLE_OF.get(op, Role.OTHER)
+        role = role_of(node.domain, op)
         if op == "Attention" and not node.domain:
             role = Role.MIX
         inputs = self.operands(node, names)
@@ -205,7 +207,7 @@ class _Builder:
             shape = tuple(tensor.dims)
         if not shape:
             return None
-        if ROLE_OF[op] is Role.CONV:
+        if role_of(node.domain, op) is Role.CONV:
             width = shape[-1] if op.startswith("Nhwc") else shape[0]
         else:
             width = shape[-2 if len(shape) > 1 and _attribute(node, "transB", 0) else -1]
