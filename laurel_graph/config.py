@@ -15,21 +15,23 @@ from typing import Any
 
 from .errors import ConfigError
 from .errors import invalid as _fail
-from .variants.combine import VARIANTS as OWN_VARIANTS
+from .variants import combine, pa
 from .variants.combine import Options, canonical_variant, options_of
-from .variants.pa import MAX_PREVIOUS
 from .variants.registry import terms_of
-from .variants.term import Term, shape_of, symbols_of
+from .variants.term import Scalar, Term, shape_of, symbols_of
 
 FORMAT_VERSION = 1
 """Version of the JSON form of :class:`LaurelConfig`; a newer one is refused."""
 
-VARIANTS = OWN_VARIANTS
+VARIANTS = combine.VARIANTS
+"""Those that the package brings; terms that are registered beside them go with each of them."""
 WEIGHTS = ("softmax", "sigmoid", "free")
 INITS = ("xavier", "orthogonal")
 PREVIOUS_MAPS = ("identity", "low-rank")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 KINDS = ("identity", "projection")
+MAX_PREVIOUS = pa.MAX_PREVIOUS
+"""The largest k of PA."""
 MOST_EARLIER = 4096
 """The largest number of earlier activations of a term that takes all."""
 
@@ -215,7 +217,7 @@ class LaurelConfig:
             previous=links,
             previous_map=self.previous_map,
             seed=self.seed,
-            options={name: value for name, value in dict(self.options).items() if name in names},
+            options=tuple((name, value) for name, value in dict(self.options).items() if name in names),
         )
 
     def to_json(self) -> str:
@@ -273,7 +275,7 @@ class SiteSpec:
         previous: k, the number of earlier activations that enter.
         previous_map: ``identity`` or ``low-rank``.
         seed: seed of the Xavier initialisation.
-        options: values of the options that its terms have.
+        options: every option that its terms have with its value, sorted by name.
     """
 
     site: str
@@ -289,7 +291,7 @@ class SiteSpec:
     previous: int = 0
     previous_map: str = "identity"
     seed: int = 0
-    options: Options = ()
+    options: tuple[tuple[str, Scalar], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variant", canonical_variant(self.variant))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .config import SiteSpec
 from .errors import ConfigError
-from .variants.registry import applied, terms_of
+from .variants.registry import TERMS, applied, terms_of
 from .variants.term import Operands, Scalar, Site, Term, shape_of
 
 Array = NDArray[Any]
@@ -70,7 +70,7 @@ def residual(
 
 
 def _own_terms(tensors: Tensors) -> tuple[Term, ...]:
-    names = [name for name, tensor in (("rw", "alpha"), ("lr", "A"), ("pa", "gamma")) if tensor in tensors]
+    names = [one.name for one in TERMS.values() if one.has_kernels and set(one.tensors) <= set(tensors)]
     return terms_of("+".join(names), "low-rank" if "previous_A" in tensors else "identity") if names else ()
 
 

@@ -15,6 +15,7 @@ from onnx import FunctionProto, ModelProto, TensorProto, helper
 
 from ..errors import ModelError
 from ..onnx_model.walk import default_opset, graphs_of
+from ..variants.registry import applied
 from ..variants.term import Operands
 from .nodes import ELEMENT_TYPES, NodeList
 from .schema import DOMAIN, VERSION, Operator, unknown_operator
@@ -99,7 +100,7 @@ class _Body(NodeList):
     def residual(self) -> str:
         """α·(f + bias) + β·(x + (xA)B + Σ γ_j·h_j(previous_j))."""
         x, branch = (self.array(name) for name in ("x", "f"))
-        skip, terms = x, self.op.terms
+        skip, terms = x, applied(self.op.terms)
         tensors = _Inputs(self, self.op.tensors)
         at = Operands(x, _Previous(self, self.op.links), tensors, dict(self.op.options))
         for term in (term for term in terms if not term.is_last):

@@ -36,9 +36,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import MAX_PREVIOUS, SiteSpec, options_of
+from ..config import MAX_PREVIOUS, SiteSpec
 from ..errors import ConfigError, ModelError, UnknownVariantError
-from ..variants.registry import applied, in_order, term
+from ..variants.combine import canonical_variant, options_of
+from ..variants.registry import term, terms_of
 from ..variants.term import Option, Scalar, Term
 
 if TYPE_CHECKING:
@@ -59,8 +60,6 @@ METADATA_DEPLOYED = "laurel.deployed"
 
 EPILOGUES = ("", "Relu", "LayerNorm", "RMSNorm")
 LAYOUTS = ("", "1d", "2d", "3d")
-LEARNED = ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
-"""The learned inputs of an operator."""
 
 _NAME = re.compile(
     r"Laurel(?P<rw>_RW)?(?P<lr>_LR)?(?:_PA(?P<low>L?)(?P<k>[1-9]))?(?P<further>(?:_(?!with_)[a-z][a-z0-9]*)*)"
@@ -118,28 +117,26 @@ class Operator:
             raise ValueError("a bias on f goes with the last axis alone; convolutions carry their own")
 
     def _check_further(self) -> None:
-        if self.bias or self.epilogue or self.quantized or list(self.further) != in_order(self.further):
-            raise ValueError(f"no operator of ai.laurel: {self}")
         terms = [term(name) for name in self.further]
-        takers = [one for one in terms if one.earlier != 0]
-        if any(one.has_kernels for one in terms) or len(takers) + bool(self.previous) > 1:
+        if any(one.has_kernels for one in terms) or canonical_variant(self.variant) != self.variant:
+            raise ValueError(f"no variant has the terms {self.variant}")
+        if self.bias or self.epilogue or self.quantized:
             raise ValueError(f"no operator of ai.laurel: {self}")
-        if self.earlier and not (takers and takers[0].links(self.earlier, self.earlier) == self.earlier):
+        if self.earlier and not any(one.links(self.earlier, self.earlier) == self.earlier for one in terms):
             raise ValueError(f"{self.further} do not take {self.earlier} earlier activations")
         if options_of(terms, self.options) != self.options:
             raise ValueError(f"{self.further} have other options than {self.options}")
 
     @property
-    def terms(self) -> list[Term]:
-        """What it is made of, in the order in which skip and branch are changed."""
-        own = [term("rw")] * self.rw + [term("lr")] * self.lr
-        own += [term("pa").form("low-rank" if self.low_rank_previous else "identity")] * bool(self.previous)
-        return applied((*own, *map(term, self.further)))
-
-    @property
     def variant(self) -> str:
         """The variant that it stands for."""
-        return "+".join(in_order(one.name for one in self.terms))
+        own = (("rw", self.rw), ("lr", self.lr), ("pa", self.previous))
+        return "+".join((*(name for name, there in own if there), *self.further))
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """What it is made of, in the order of the variant's name."""
+        return terms_of(self.variant, "low-rank" if self.low_rank_previous else "identity")
 
     @property
     def links(self) -> int:
@@ -164,10 +161,7 @@ class Operator:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The input names in order."""
-        names = ["x", "f"]
-        names += ["alpha", "beta"] * self.rw + ["A", "B"] * self.lr + ["gamma"] * bool(self.previous)
-        names += ["previous_A", "previous_B"] * (bool(self.previous) and self.low_rank_previous)
-        names += [tensor for name in self.further for tensor in term(name).tensors] + ["bias"] * self.bias
+        names = ["x", "f", *self.tensors] + ["bias"] * self.bias
         names += {"LayerNorm": ["scale", "offset"], "RMSNorm": ["scale"]}.get(self.epilogue, [])
         if self.quantized:
             names += [f"{array}_{part}" for array in ("x", "f", "y") for part in ("scale", "zero_point")]
@@ -176,8 +170,7 @@ class Operator:
     @property
     def tensors(self) -> tuple[str, ...]:
         """Those of :attr:`inputs` that are learned."""
-        learned = {*LEARNED, *(tensor for name in self.further for tensor in term(name).tensors)}
-        return tuple(name for name in self.inputs if name in learned)
+        return tuple(name for one in self.terms for name in one.tensors)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -228,7 +221,7 @@ class Operator:
             layout=layout,
             further=tuple(one.name for one in spec.terms if not one.has_kernels),
             earlier=0 if spec.has_pa else spec.previous,
-            options=tuple(spec.options),
+            options=spec.options,
         )
 
 

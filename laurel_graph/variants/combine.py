@@ -58,15 +58,13 @@ def options_of(terms: Iterable[Term], given: object) -> tuple[tuple[str, Scalar]
     Raises:
         ConfigError: no term has an option of that name, or the value is not valid.
     """
-    if not isinstance(given, Mapping):
-        try:
-            given = dict(given)  # type: ignore[call-overload]
-        except (TypeError, ValueError):
-            raise invalid("options", given, "a mapping from the name of an option to its value") from None
+    try:
+        values: dict[str, object] = dict(given)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise invalid("options", given, "a mapping from the name of an option to its value") from None
     known = {name: option for one in terms for name, option in one.options.items()}
-    for name in given:
+    for name in values:
         if name not in known:
-            raise invalid(
-                "options", name, f"one of {', '.join(known)}" if known else "none: the variant has no options"
-            )
-    return tuple((name, known[name].read(name, given.get(name, known[name].default))) for name in sorted(known))
+            valid = f"one of {', '.join(known)}" if known else "none: the variant has no options"
+            raise invalid("options", name, valid)
+    return tuple((name, known[name].read(name, values.get(name, known[name].default))) for name in sorted(known))

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TypeVar
 
 from ..errors import ConfigError, UnknownVariantError
+from ..names import LONGEST, printable
 from .lr import LowRank
 from .pa import Previous
 from .rw import Weights
@@ -84,9 +85,9 @@ def term(name: str) -> Term:
     if name not in TERMS:
         broken = f" ({'; '.join(_failures)})" if _failures else ""
         raise UnknownVariantError(
-            f"the variant {name!r} is not known here: expected one of {', '.join(TERMS)}. If it is your own or another "
-            f"package's, name the module that registers it with `laurel --plugin MODULE`, import it in Python, or "
-            f"install the package that has it as an entry point of {GROUP}{broken}."
+            f"the variant {printable(name, LONGEST)!r} is not known here: expected one of {', '.join(TERMS)}. If it is "
+            "your own or another package's, name the module that registers it with `laurel --plugin MODULE`, import it "
+            f"in Python, or install the package that has it as an entry point of {GROUP}{broken}."
         )
     return TERMS[name]
 

@@ -248,3 +248,10 @@ def test_installed_package_has_its_variant_registered_when_its_name_is_first_ask
     )
     paths = ":".join([str(tmp_path), *filter(None, sys.path)])
     subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONPATH": paths})
+
+
+def test_operator_is_unknown_when_two_of_its_terms_share_a_tensor():
+    for name in ("one", "two"):
+        register(type("Same", (Shift,), {"name": name, "options": {}}))
+    assert Operator.parse("Laurel_one") and Operator.parse("Laurel_two")
+    assert Operator.parse("Laurel_one_two") is None

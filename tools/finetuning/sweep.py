@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from laurel_graph.config import LaurelConfig, canonical_variant
+from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ConfigError, LaurelError, TrainingError
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import read_specs
 from laurel_graph.outputs import workspace
+from laurel_graph.variants.combine import canonical_variant
 
 from .finetune import FinetuneReport, finetune, with_changes
 from .options import FinetuneOptions
