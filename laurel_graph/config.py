@@ -135,7 +135,8 @@ class LaurelConfig:
         for kind in self.include:
             _check_choice("include", kind, KINDS)
         put(self, "overrides", self._read_overrides(self.overrides))
-        put(self, "options", options_of(self._terms(), self.options))
+        every = options_of(self._terms(), self.options)
+        put(self, "options", tuple((name, value) for name, value in every if name in dict(self.options)))
 
     def _terms(self) -> list[Term]:
         """Every term that some site may get."""

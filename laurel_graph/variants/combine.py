@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..errors import invalid
+from ..errors import UnknownVariantError, invalid
 from .registry import TERMS, in_order, is_name, term
 from .term import Scalar, Term
 
@@ -27,7 +27,10 @@ def canonical_variant(variant: object) -> str:
     if not parts or len(parts) != len(set(parts)) or not all(map(is_name, parts)):
         own = [name for name in TERMS if name not in VARIANTS]
         raise invalid("variant", variant, f"one of {', '.join((*VARIANTS, *own))}, or several joined by +")
-    terms = [term(name) for name in in_order(parts)]
+    try:
+        terms = [term(name) for name in in_order(parts)]
+    except UnknownVariantError as error:
+        raise UnknownVariantError(f"variant = {variant!r} is not valid: {error}") from None
     takers = [one.name for one in terms if one.earlier != 0]
     if len(takers) > 1:
         raise invalid("variant", variant, f"at most one of {', '.join(takers)}, which all take earlier activations")

@@ -33,6 +33,7 @@ _TAKEN = frozenset(
 """Names that no tensor of another term may have."""
 
 _failures: list[str] = []
+_plugins: list[str] = []
 Kind = TypeVar("Kind", bound=type[Term])
 
 
@@ -126,8 +127,15 @@ def load_plugin(module: str) -> None:
     """
     try:
         import_module(module)
+        _plugins.append(module)
     except Exception as error:  # whatever the user's own code raises when it is imported
         raise ConfigError(f"the plugin {module!r} cannot be imported: {type(error).__name__}: {error}.") from error
+
+
+def plugins() -> tuple[str, ...]:
+    """Returns the modules that a process of our own has to import to know what this one knows."""
+    terms = (type(one).__module__ for name, one in TERMS.items() if name not in _OWN)
+    return tuple(module for module in dict.fromkeys((*_plugins, *terms)) if module != "__main__")
 
 
 @cache

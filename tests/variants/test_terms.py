@@ -111,10 +111,11 @@ def test_options_are_read_and_kept_when_given():
     register(Shift)
     config = lg.LaurelConfig(variant="SHIFT+rw", options={"size": "-1e-3", "mode": "minus"})
     assert config.variant == "rw+shift"
-    assert dict(config.options) == {"count": 2, "mode": "minus", "size": -0.001}
+    assert dict(config.options) == {"mode": "minus", "size": -0.001}
     assert lg.LaurelConfig.from_json(config.to_json()) == config
     spec = config.spec_for("a.b", axis=1, width=8, ndim=4, dtype="float32", previous=2)
     assert SiteSpec.from_dict(spec.to_dict()) == spec and hash(spec)
+    assert dict(spec.options) == {"count": 2, "mode": "minus", "size": -0.001}  # what a file says is whole
     operator = Operator.of(spec)
     assert operator.name == "Laurel_RW_shift_2d_with_count_2_mode_minus_size_m0p001"
     assert Operator.parse(operator.name) == operator
