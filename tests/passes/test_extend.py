@@ -30,11 +30,14 @@ MINE = "my.domain"
 def nothing_added(monkeypatch):
     """What a test adds is gone afterwards."""
     monkeypatch.setattr(onnx_roles, "_ADDED", {})
-    monkeypatch.setattr(fx_roles, "ROLE_OF", dict(fx_roles.ROLE_OF))
     monkeypatch.setattr(registry.ADDED, "_handlers", {})
     monkeypatch.setattr(context, "_ADDED", {})
     monkeypatch.setattr(costs, "_ADDED", [])
     monkeypatch.setattr(runtime, "_added", [])
+    known = dict(fx_roles.ROLE_OF)
+    yield
+    fx_roles.ROLE_OF.clear()
+    fx_roles.ROLE_OF.update(known)
 
 
 def network(middle="m = Relu(y1)"):
