@@ -80,7 +80,8 @@ def add_fold_rule(operator: str, rule: Rule, *, domain: str = "") -> None:
 
 
 def add_costs(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds measured costs of the forms of a residual, as ``python -m laurel_graph.tools.benchmarks.forms`` prints them.
+    """Adds measured costs of the forms of a residual, as ``python -m laurel_graph.tools.benchmarks.forms --json``
+    prints them.
 
     Of two places that are as near to a site, the one added here counts.
 
