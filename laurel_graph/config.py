@@ -14,37 +14,26 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from .errors import ConfigError
+from .errors import invalid as _fail
+from .variants import combine, pa
+from .variants.combine import Options, canonical_variant, options_of
+from .variants.registry import terms_of
+from .variants.term import Scalar, Term, shape_of, symbols_of
 
 FORMAT_VERSION = 1
 """Version of the JSON form of :class:`LaurelConfig`; a newer one is refused."""
 
-PARTS = ("rw", "lr", "pa")
-VARIANTS = ("rw", "lr", "pa", "rw+lr", "rw+pa", "lr+pa", "rw+lr+pa")
+VARIANTS = combine.VARIANTS
+"""Those that the package brings; terms that are registered beside them go with each of them."""
 WEIGHTS = ("softmax", "sigmoid", "free")
 INITS = ("xavier", "orthogonal")
 PREVIOUS_MAPS = ("identity", "low-rank")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 KINDS = ("identity", "projection")
-DTYPES = ("float32", "float16", "bfloat16", "float64")
-MAX_PREVIOUS = 8
-"""The largest k of PA: what the operator set has names for."""
-
-
-def _fail(name: str, value: object, valid: str) -> ConfigError:
-    return ConfigError(f"{name} = {value!r} is not valid: expected {valid}.")
-
-
-def canonical_variant(variant: object) -> str:
-    """Returns *variant* in canonical spelling: ``"PA + rw"`` becomes ``"rw+pa"``.
-
-    Raises:
-        ConfigError: *variant* is not one of :data:`VARIANTS` in any order or case.
-    """
-    parts = [part.strip() for part in variant.lower().split("+")] if isinstance(variant, str) else []
-    name = "+".join(part for part in PARTS if part in parts)
-    if name not in VARIANTS or len(parts) != len(set(parts)) or set(parts) - set(PARTS):
-        raise _fail("variant", variant, f"one of {', '.join(VARIANTS)}")
-    return name
+MAX_PREVIOUS = pa.MAX_PREVIOUS
+"""The largest k of PA."""
+MOST_EARLIER = 4096
+"""The largest number of earlier activations of a term that takes all."""
 
 
 def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -91,7 +80,8 @@ class LaurelConfig:
     """How the residual connections of a model are rewritten.
 
     Attributes:
-        variant: ``rw``, ``lr``, ``pa`` or a combination joined by ``+`` (paper §2 and §3; table in the README).
+        variant: ``rw``, ``lr``, ``pa`` or a combination joined by ``+`` (paper §2 and §3; table in the README), and
+            the terms that are registered beside them (:mod:`laurel_graph.variants`).
         rank: r of every low-rank product; ``None`` takes 16 on channel axes (convolutional nets) and 32 on last axes
             (transformers), never above D/4.
         weights: how α and β are bounded: ``softmax`` (2·softmax(w)), ``sigmoid`` (2·σ(w)) or ``free``.
@@ -104,6 +94,7 @@ class LaurelConfig:
         sites: names or globs of the sites to rewrite.
         overrides: site name or glob to :class:`SiteOverride`; the last that matches wins.
         seed: seed of the Xavier initialisation, mixed with each site's name.
+        options: values of the options that registered terms have, by name.
 
     Raises:
         ConfigError: naming the field, the value and the valid ones.
@@ -120,6 +111,7 @@ class LaurelConfig:
     sites: tuple[str, ...] = ("*",)
     overrides: Mapping[str, SiteOverride] = field(default_factory=dict)
     seed: int = 0
+    options: Options = ()
 
     @classmethod
     def of(cls, value: object) -> LaurelConfig:
@@ -166,6 +158,17 @@ class LaurelConfig:
         for kind in self.include:
             _check_choice("include", kind, KINDS)
         put(self, "overrides", self._read_overrides(self.overrides))
+        every = options_of(self._terms(), self.options)
+        put(self, "options", tuple((name, value) for name, value in every if name in dict(self.options)))
+
+    def _terms(self) -> list[Term]:
+        """Every term that some site may get."""
+        variants = (self.variant, *(override.variant for override in self.overrides.values() if override.variant))
+        return [one for variant in dict.fromkeys(variants) for one in terms_of(variant, self.previous_map)]
+
+    def most_earlier(self, available: int) -> int:
+        """Returns how many of *available* earlier activations a site may take at most."""
+        return max(one.links(self.previous, available) if one.earlier != 0 else 0 for one in self._terms())
 
     @staticmethod
     def _read_overrides(overrides: object) -> dict[str, SiteOverride]:
@@ -207,15 +210,16 @@ class LaurelConfig:
             ConfigError: the rank asked for is larger than D.
         """
         override = self.override_for(site)
-        variant, links = override.variant or self.variant, min(self.previous, previous)
-        if "pa" in variant.split("+") and links == 0:
-            variant = "+".join(part for part in variant.split("+") if part != "pa")
-        if override.off or not variant:
+        terms = terms_of(override.variant or self.variant, self.previous_map)
+        links = max(one.links(self.previous, previous) if one.earlier != 0 else 0 for one in terms)
+        terms = tuple(one for one in terms if links or not one.needs_earlier)
+        if override.off or not terms:
             return None
         rank = override.rank or self.rank
         if rank is None:
             rank = max(1, min(16 if axis == 1 else 32, width // 4))
-        low_rank = "lr" in variant or ("pa" in variant and self.previous_map == "low-rank")
+        low_rank = any("r" in symbols_of(one) for one in terms)
+        names = {name for one in terms for name in one.options}
         if low_rank and rank > width:
             raise _fail("rank", rank, f"at most the width of site {site!r}, which is {width}")
         if low_rank and rank > width / 2:
@@ -225,7 +229,7 @@ class LaurelConfig:
             )
         return SiteSpec(
             site=site,
-            variant=variant,
+            variant="+".join(one.name for one in terms),
             axis=axis,
             width=width,
             ndim=ndim,
@@ -234,16 +238,19 @@ class LaurelConfig:
             weights=self.weights,
             per_channel=self.per_channel,
             init=self.init or ("xavier" if axis == 1 else "orthogonal"),
-            previous=links if "pa" in variant else 0,
+            previous=links,
             previous_map=self.previous_map,
             seed=self.seed,
+            options=tuple((name, value) for name, value in dict(self.options).items() if name in names),
         )
 
     def to_json(self) -> str:
         """Returns the config as one JSON object with a ``format`` version."""
         data: dict[str, Any] = {"format": FORMAT_VERSION}
-        data.update((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "overrides")
+        data.update((f.name, getattr(self, f.name)) for f in fields(self) if f.name not in ("overrides", "options"))
         data["overrides"] = {glob: asdict(override) for glob, override in self.overrides.items()}
+        if self.options:
+            data["options"] = dict(self.options)
         return json.dumps(data)
 
     @classmethod
@@ -292,6 +299,7 @@ class SiteSpec:
         previous: k, the number of earlier activations that enter.
         previous_map: ``identity`` or ``low-rank``.
         seed: seed of the Xavier initialisation.
+        options: every option that its terms have with its value, sorted by name.
     """
 
     site: str
@@ -307,6 +315,7 @@ class SiteSpec:
     previous: int = 0
     previous_map: str = "identity"
     seed: int = 0
+    options: tuple[tuple[str, Scalar], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "variant", canonical_variant(self.variant))
@@ -325,23 +334,30 @@ class SiteSpec:
         _check_choice("weights", self.weights, WEIGHTS)
         _check_choice("init", self.init, INITS)
         _check_choice("previous_map", self.previous_map, PREVIOUS_MAPS)
-        _check_int("previous", self.previous, 1 if self.has_pa else 0, MAX_PREVIOUS)
-        _check_int("rank", self.rank, 1 if self.has_lr or self.has_low_rank_pa else 0, self.width)
+        most = max((MOST_EARLIER if one.earlier is None else one.earlier for one in self.terms), default=0)
+        _check_int("previous", self.previous, int(any(one.needs_earlier for one in self.terms)), most)
+        _check_int("rank", self.rank, int(any("r" in symbols_of(one) for one in self.terms)), self.width)
+        object.__setattr__(self, "options", options_of(self.terms, self.options))
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """What the site's residual is made of, in the order of its tensors."""
+        return terms_of(self.variant, self.previous_map)
 
     @property
     def has_rw(self) -> bool:
         """Whether α and β are learned."""
-        return "rw" in self.variant
+        return "rw" in self.variant.split("+")
 
     @property
     def has_lr(self) -> bool:
         """Whether (xA)B is added."""
-        return "lr" in self.variant
+        return "lr" in self.variant.split("+")
 
     @property
     def has_pa(self) -> bool:
-        """Whether earlier activations are added."""
-        return "pa" in self.variant
+        """Whether earlier activations are added as PA does."""
+        return "pa" in self.variant.split("+")
 
     @property
     def has_low_rank_pa(self) -> bool:
@@ -352,29 +368,14 @@ class SiteSpec:
         """Returns name to shape of the *resolved* tensors, in operator input order.
 
         ``alpha``, ``beta`` ``()`` or ``(D,)``; ``A`` ``(D, r)``; ``B`` ``(r, D)``; ``gamma`` ``(k,)``;
-        ``previous_A`` ``(k, D, r)``; ``previous_B`` ``(k, r, D)``.
+        ``previous_A`` ``(k, D, r)``; ``previous_B`` ``(k, r, D)``; then those of other terms.
         """
-        d, r, k = self.width, self.rank, self.previous
-        shapes: dict[str, tuple[int, ...]] = {}
-        if self.has_rw:
-            shapes["alpha"] = shapes["beta"] = (d,) if self.per_channel else ()
-        if self.has_lr:
-            shapes.update(A=(d, r), B=(r, d))
-        if self.has_pa:
-            shapes["gamma"] = (k,)
-        if self.has_low_rank_pa:
-            shapes.update(previous_A=(k, d, r), previous_B=(k, r, d))
-        return shapes
+        return {name: shape_of(axes, self) for one in self.terms for name, axes in one.tensors.items()}
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns name to shape of the *trained* tensors: as :meth:`tensor_shapes`, with α and β as one ``w`` of
         shape ``(2,)`` or ``(2, D)`` unless :attr:`weights` is ``free``."""
-        shapes = self.tensor_shapes()
-        if self.has_rw and self.weights != "free":
-            tail = shapes.pop("alpha")
-            del shapes["beta"]
-            shapes = {"w": (2, *tail), **shapes}
-        return shapes
+        return {name: shape_of(axes, self) for one in self.terms for name, axes in one.parameters(self).items()}
 
     def parameter_count(self) -> int:
         """Returns the number of new parameters: 2 or 2D (RW) + 2rD (LR) + k or 2rDk + k (PA)."""
@@ -391,8 +392,10 @@ class SiteSpec:
         return replace(self, dtype=dtype)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as a JSON-ready mapping."""
-        return asdict(self)
+        """Returns the fields as a JSON-ready mapping; options alone may be absent."""
+        data = asdict(self)
+        options = dict(data.pop("options"))
+        return {**data, "options": options} if options else data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SiteSpec:

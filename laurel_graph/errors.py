@@ -27,6 +27,10 @@ class ConfigError(LaurelError):
     """A field of :class:`laurel_graph.LaurelConfig` has a value outside its domain."""
 
 
+class UnknownVariantError(ConfigError):
+    """A config, model or adapter speaks of a variant that is not registered here."""
+
+
 class ModelError(LaurelError):
     """A model could not be read, traced or understood (missing, truncated, not ONNX, untraceable)."""
 
@@ -79,6 +83,11 @@ class KernelLibraryError(LaurelError):
 
 class DependencyError(LaurelError):
     """An optional package is needed; the message says which extra installs it."""
+
+
+def invalid(name: str, value: object, valid: str) -> ConfigError:
+    """Returns the error about a field or option whose value is not valid, given what is."""
+    return ConfigError(f"{name} = {value!r} is not valid: expected {valid}.")
 
 
 MOST_COMPARED = 5000

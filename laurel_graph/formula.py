@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import SiteSpec
+from .errors import ConfigError
+from .variants.registry import TERMS, applied, terms_of
+from .variants.term import Operands, Scalar, Site, Term, shape_of
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -28,7 +31,13 @@ def low_rank(x: Array, A: Array, B: Array) -> Array:
 
 
 def residual(
-    x: Array, branches: Array | Sequence[Array], tensors: Tensors, previous: Sequence[Array] = (), axis: int = -1
+    x: Array,
+    branches: Array | Sequence[Array],
+    tensors: Tensors,
+    previous: Sequence[Array] = (),
+    axis: int = -1,
+    terms: Sequence[Term] | None = None,
+    options: Mapping[str, Scalar] | None = None,
 ) -> Array:
     """Returns x' for one site.
 
@@ -39,25 +48,30 @@ def residual(
             does not have is absent.
         previous: the k earlier activations x_{i-1}, x_{i-2}, ... of x's shape, nearest first.
         axis: the feature axis.
+        terms: what the residual is made of; by default those of RW, LR and PA that *tensors* hold.
+        options: the options of *terms*.
 
     Returns:
         An array of x's shape.
     """
     branches = [branches] if isinstance(branches, np.ndarray) else list(branches)
-    x = np.moveaxis(x, axis, -1)
-    carried = x
-    if "A" in tensors:
-        carried = carried + low_rank(x, tensors["A"], tensors["B"])
-    for j, p in enumerate(previous):
-        p = np.moveaxis(p, axis, -1)
-        if "previous_A" in tensors:
-            p = low_rank(p, tensors["previous_A"][j], tensors["previous_B"][j])
-        carried = carried + tensors["gamma"][j] * p
-    alpha, beta = tensors.get("alpha", 1), tensors.get("beta", 1)
-    out = beta * carried
-    for f in branches:
-        out = out + alpha * np.moveaxis(f, axis, -1)
+    x, first, *others = (np.moveaxis(each, axis, -1) for each in (x, *branches))
+    at = Operands(x, [np.moveaxis(p, axis, -1) for p in previous], tensors, options or {})
+    parts = applied(_own_terms(tensors) if terms is None else terms)
+    skip, branch = x, first
+    for part in parts:
+        skip, branch = part.formula(skip, branch, at)
+    out = skip + branch
+    for f in others:  # what changes the skip alone has changed it
+        for part in parts:
+            _, f = part.formula(skip, f, at)
+        out = out + f
     return np.moveaxis(out, -1, axis)
+
+
+def _own_terms(tensors: Tensors) -> tuple[Term, ...]:
+    names = [one.name for one in TERMS.values() if one.has_kernels and set(one.tensors) <= set(tensors)]
+    return terms_of("+".join(names), "low-rank" if "previous_A" in tensors else "identity") if names else ()
 
 
 def resolve_weights(kind: str, w: Array) -> tuple[Array, Array]:
@@ -99,18 +113,16 @@ def unresolve_weights(kind: str, alpha: Array, beta: Array, dtype: str = "float6
 def resolve(spec: SiteSpec, parameters: Tensors) -> dict[str, Array]:
     """Returns the resolved tensors (:meth:`SiteSpec.tensor_shapes`) of trained ones (``parameter_shapes``)."""
     tensors = dict(parameters)
-    if "w" in tensors:
-        alpha, beta = resolve_weights(spec.weights, tensors.pop("w"))
-        tensors = {"alpha": np.asarray(alpha), "beta": np.asarray(beta), **tensors}
+    for part in spec.terms:
+        tensors.update(part.resolve(spec, parameters))
     return {name: tensors[name] for name in spec.tensor_shapes()}
 
 
 def unresolve(spec: SiteSpec, tensors: Tensors) -> dict[str, Array]:
     """Returns trained tensors whose :func:`resolve` gives *tensors*: the inverse of :func:`resolve`."""
     parameters = dict(tensors)
-    if spec.has_rw and spec.weights != "free":
-        w = unresolve_weights(spec.weights, parameters.pop("alpha"), parameters.pop("beta"), spec.dtype)
-        parameters = {"w": w, **parameters}
+    for part in spec.terms:
+        parameters.update(part.unresolve(spec, tensors))
     return {name: parameters[name] for name in spec.parameter_shapes()}
 
 
@@ -132,23 +144,27 @@ def initial_parameters(spec: SiteSpec) -> dict[str, Array]:
     """Returns the trained tensors at the start, float32: x' = Σf + x holds exactly.
 
     w = 0 (α = β = 1), B = 0, A after :attr:`SiteSpec.init`; γ = 0 for the identity map, γ = 1 and B_j = 0 for the
-    low-rank map. The Xavier draw depends on the seed and the site's name alone, not on the order of the sites.
+    low-rank map; other terms say themselves where they start. The Xavier draw depends on the seed and the site's name
+    alone, not on the order of the sites.
+
+    Raises:
+        ConfigError: a term starts a tensor in another shape than it has.
     """
     rng = np.random.default_rng([spec.seed, zlib.crc32(spec.site.encode())])
-
-    def start_a() -> Array:
-        if spec.init == "orthogonal":
-            return column_orthogonal(spec.width, spec.rank)
-        return xavier(spec.width, spec.rank, rng)
-
     parameters: dict[str, Array] = {}
-    for name, shape in spec.parameter_shapes().items():
-        if name == "A":
-            parameters[name] = start_a()
-        elif name == "previous_A":
-            parameters[name] = np.stack([start_a() for _ in range(spec.previous)])
-        elif name in ("alpha", "beta") or (name == "gamma" and spec.previous_map == "low-rank"):
-            parameters[name] = np.ones(shape, np.float32)
-        else:
-            parameters[name] = np.zeros(shape, np.float32)
+    for part in spec.terms:
+        shapes = {name: shape_of(axes, spec) for name, axes in part.parameters(spec).items()}
+        given = part.start(spec, shapes, rng)
+        for name, shape in shapes.items():
+            value = np.asarray(given.get(name, np.zeros(shape)), np.float32)
+            if value.shape != shape:
+                raise ConfigError(f"term {part.name!r} starts {name!r} as {value.shape}; expected the shape {shape}.")
+            parameters[name] = value
     return parameters
+
+
+def start_of_map(site: Site, draw: np.random.Generator) -> Array:
+    """Returns the first factor A (D, r) of a low-rank map at the start, after the site's ``init``."""
+    return (
+        column_orthogonal(site.width, site.rank) if site.init == "orthogonal" else xavier(site.width, site.rank, draw)
+    )

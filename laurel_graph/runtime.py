@@ -104,6 +104,36 @@ def multiply_adds(rounds: int) -> float:
     return float(library.laurel_multiply_adds(rounds)) if library is not None else 0.0
 
 
+_added: list[Path] = []
+"""Libraries of custom operators that a person added."""
+
+
+def add_library(library: str | os.PathLike[str]) -> None:
+    """See :func:`laurel_graph.passes.extend.add_kernels`.
+
+    Raises:
+        KernelLibraryError: there is no such file.
+    """
+    path = Path(library).resolve()
+    if not path.is_file():
+        raise KernelLibraryError(f"there is no library {path}: expected a shared library of custom operators.")
+    if path not in _added:
+        _added.append(path)
+
+
+def register_added(options: onnxruntime.SessionOptions) -> None:
+    """Registers the libraries that a person added with the options of a session.
+
+    Raises:
+        KernelLibraryError: ONNX Runtime does not load one.
+    """
+    for path in _added:
+        try:
+            options.register_custom_ops_library(str(path))
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            raise KernelLibraryError(f"ONNX Runtime does not load {path}: {' '.join(str(error).split())}") from error
+
+
 def session_options(
     threads: int | None = None, optimize: bool = True, operators: Sequence[str] | None = None
 ) -> onnxruntime.SessionOptions:
@@ -122,6 +152,7 @@ def session_options(
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    register_added(options)
     library = kernel_library()
     if library is None:
         if operators is None or operators:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
-from laurel_graph.config import LaurelConfig
+from laurel_graph.config import MAX_PREVIOUS, LaurelConfig
 from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import NoResidualError, SelectorError, near
 
@@ -42,8 +42,9 @@ def select(
 ) -> Selection:
     """Applies the kinds, globs and overrides of *config* to what was found.
 
-    PA links the skips of the earlier sites on the same stream with the same shape, nearest first; those sites need not
-    be rewritten themselves. A skip that has no name of its own, inside an operator that hides an add, is not linked.
+    PA, and other terms that take earlier activations, link the skips of the earlier sites on the same stream with the
+    same shape, nearest first; those sites need not be rewritten themselves. A skip that has no name of its own, inside
+    an operator that hides an add, is not linked.
 
     Args:
         detection: what was found.
@@ -66,6 +67,8 @@ def select(
                 raise SelectorError(
                     f"{what} {glob!r} matches none of the {len(sites)} sites of {detection.model}.{near(glob, sites)}"
                 )
+    if config.most_earlier(len(found)) > MAX_PREVIOUS:
+        found = _with_all_earlier(found)
     skips = {r.site: r.skip for r in detection.residuals if r.skip not in r.joins}
     plans: list[SitePlan] = []
     skipped = [
@@ -125,6 +128,8 @@ def _plan(
     )
     if spec is None:
         return f"variant {config.variant} needs earlier activations and there are none on its stream"
+    if len(residual.branches) > 1 and (one := next((one for one in spec.terms if not one.several_branches), None)):
+        return f"it adds {len(residual.branches)} branches, and {one.name} is defined for one"
     return SitePlan(residual, spec, earlier[: spec.previous])
 
 
@@ -151,6 +156,14 @@ def _without_pa(detection: Detection, config: LaurelConfig, plans: Iterable[Site
         f"{', ...' if len(sites) > LISTED else ''}."
         for reason, sites in why.items()
     )
+
+
+def _with_all_earlier(found: Iterable[Residual]) -> list[Residual]:
+    """Returns residual connections with every earlier site of their stream, where detection names the nearest alone."""
+    every: dict[str, tuple[str, ...]] = {}
+    for residual in found:
+        every[residual.site] = (*residual.previous[:1], *every.get(next(iter(residual.previous), ""), ()))
+    return [replace(residual, previous=every[residual.site]) for residual in found]
 
 
 def _nothing_found(detection: Detection) -> str:

@@ -40,6 +40,18 @@ def current_folder() -> Iterator[None]:
             sys.path.remove(str(Path.cwd()))
 
 
+def load_plugin(module: str) -> None:
+    """Imports the module that ``laurel --plugin`` names; the current folder is searched too.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    from laurel_graph.variants import load_plugin as load
+
+    with current_folder():
+        load(module)
+
+
 def load_callable(reference: str, option: str) -> Callable[..., Any]:
     """Returns the function that *reference* names; the current folder is searched too.
 

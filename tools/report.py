@@ -38,10 +38,11 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; } code { font-size
 {% for stream in streams %}<div class="stream">{{ stream }}</div>{% endfor %}
 {% if chart %}<h2>Learned weights by depth</h2><div class="chart">{{ chart }}</div>{% endif %}
 {% if rows %}<h2>Sites</h2><table><tr><th>site<th>variant<th>width<th>rank<th>parameters<th>α<th>β<th>γ
-<th>size of AB</tr>
+<th>size of AB{% if rows|map(attribute="others")|select|list %}<th>other tensors{% endif %}</tr>
 {% for row in rows %}<tr><td><code>{{ row.site }}</code><td>{{ row.variant }}<td class="n">{{ row.width }}
 <td class="n">{{ row.rank or "" }}<td class="n">{{ "{:,}".format(row.parameters) }}<td class="n">{{ row.alpha }}
-<td class="n">{{ row.beta }}<td class="n">{{ row.gamma }}<td class="n">{{ row.product }}</tr>{% endfor %}</table>
+<td class="n">{{ row.beta }}<td class="n">{{ row.gamma }}<td class="n">{{ row.product }}
+{%- if row.others %}<td>{{ row.others }}{% endif %}</tr>{% endfor %}</table>
 <p class="muted">α and β per channel are shown as mean ± standard deviation. Size of AB is the Frobenius norm of the
 low-rank product: the length of its answer to a random input of unit variance, per unit of that input.</p>{% endif %}
 <h2>Residual connections</h2>
@@ -72,6 +73,7 @@ class SiteRow:
         beta: β likewise.
         gamma: the k values of γ; "" without PA.
         product: ‖AB‖_F / sqrt(D); "" without LR.
+        others: the tensors of other terms, each as its number or mean ± standard deviation.
     """
 
     site: str
@@ -83,6 +85,7 @@ class SiteRow:
     beta: str
     gamma: str
     product: str
+    others: str = ""
 
 
 def write_report(model: str | Path, output: str | Path) -> Path:
@@ -159,9 +162,10 @@ def _row(spec: SiteSpec, tensors: dict[str, Any]) -> SiteRow:
     if spec.has_lr:
         ab = np.asarray(tensors["A"], np.float64) @ np.asarray(tensors["B"], np.float64)
         product = f"{np.linalg.norm(ab) / np.sqrt(spec.width):.3g}"
-    rank = spec.rank if spec.has_lr or spec.has_low_rank_pa else 0
-    count = spec.parameter_count()
-    return SiteRow(spec.site, spec.variant, spec.width, rank, count, spread("alpha"), spread("beta"), gamma, product)
+    further = [name for one in spec.terms if not one.has_kernels for name in one.tensors]
+    others = ", ".join(f"{name} {spread(name)}" for name in further)
+    weights, count = (spread("alpha"), spread("beta")), spec.parameter_count()
+    return SiteRow(spec.site, spec.variant, spec.width, spec.rank, count, *weights, gamma, product, others)
 
 
 def draw_streams(found: Detection) -> list[str]:
@@ -210,9 +214,9 @@ def draw_weights(tensors: dict[SiteSpec, dict[str, Any]]) -> str:
         axes.plot(depths, mean, "o-", color=colour, label={"alpha": "α", "beta": "β"}[name], markersize=4)
         if spread.any():
             axes.fill_between(depths, mean - spread, mean + spread, color=colour, alpha=0.15)
-    links = max((spec.previous for spec in tensors), default=0)
-    for j in range(links):
-        points = [(depth, held["gamma"][j]) for depth, (spec, held) in enumerate(tensors.items()) if spec.previous > j]
+    gammas = [(depth, held["gamma"]) for depth, held in enumerate(tensors.values()) if "gamma" in held]
+    for j in range(max((len(gamma) for _, gamma in gammas), default=0)):
+        points = [(depth, gamma[j]) for depth, gamma in gammas if len(gamma) > j]
         axes.plot(*zip(*points, strict=True), "s--", label=f"γ{j + 1}", markersize=3, linewidth=1)
     axes.set_xlabel("site, in depth order")
     axes.axhline(1, color="#9aa0a6", linewidth=0.8)

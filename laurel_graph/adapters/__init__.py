@@ -20,6 +20,7 @@ from ..fingerprint import Fingerprint, compare
 from ..formula import unresolve
 from ..opset.schema import METADATA_CONFIG, read_metadata, read_specs, tensor_name
 from .file import Adapter, Array, check_finite, check_names, listed, read_adapter, rounded, shapes_of, to_bytes
+from .trained import site_parameters
 
 if TYPE_CHECKING:
     import onnx
@@ -202,19 +203,15 @@ def adapter_of(model: nn.Module | str | Path) -> Adapter:
     """Returns the adapter that *model* holds now; see :func:`save_adapter`."""
     if isinstance(model, (str, Path)):
         return _of_file(Path(model))
-    from ..torch_residual.module import CONFIG, laurel_modules
+    from ..torch_residual.module import CONFIG
 
-    modules = laurel_modules(model)
-    if not modules:
-        raise AdapterError(f"{type(model).__name__} has no LAuReL residuals: transform it first.")
     specs: dict[str, SiteSpec] = {}
     tensors: dict[str, Array] = {}
-    for site, laurel in modules.items():
-        dtypes = {p.dtype for p in laurel.parameters()}
-        specs[site] = laurel.spec.with_dtype(str(dtypes.pop()).removeprefix("torch."))
-        for name in specs[site].parameter_shapes():
-            value = laurel.get_parameter(name).detach().cpu()
-            tensors[f"{site}.{name}"] = (value.float() if specs[site].dtype == "bfloat16" else value).numpy()
+    for spec, values in site_parameters(model):
+        specs[spec.site] = spec
+        tensors.update((f"{spec.site}.{name}", value) for name, value in values.items())
+    if not specs:
+        raise AdapterError(f"{type(model).__name__} has no LAuReL residuals: transform it first.")
     metas: list[Any] = [getattr(m, "meta", {}) for m in model.modules()]
     config = next((str(meta[CONFIG]) for meta in metas if CONFIG in meta), "")
     return Adapter(specs, tensors, {WEIGHTS: _module_base(model).to_text()}, config)
@@ -273,7 +270,7 @@ def _module_base(module: nn.Module) -> Fingerprint:
 def _check_fit(path: str | Path, adapter: Adapter, specs: Mapping[str, SiteSpec]) -> None:
     """Raises AdapterError when tensors are missing, extra or wrong-shaped, or sites are of another kind."""
     check_names(f"adapter {path} and the model", shapes_of(specs), {n: v.shape for n, v in adapter.tensors.items()})
-    fields = ("variant", "axis", "weights", "previous_map")
+    fields = ("variant", "axis", "weights", "previous_map", "options")
     other = [
         f"{site} ({field}: {getattr(adapter.specs[site], field)!r}, the model has {getattr(spec, field)!r})"
         for site, spec in specs.items()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import SiteSpec
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError, ConfigError, UnknownVariantError
 from ..formula import resolve
 from ..opset.schema import tensor_name
 
@@ -164,6 +164,8 @@ def _read_metadata(path: Path, metadata: Mapping[str, Any]) -> tuple[dict[str, S
             raise ValueError("its base is no mapping of names to texts")
         if unknown := [spec.dtype for spec in specs.values() if spec.dtype not in _KINDS]:
             raise ValueError(f"element type {unknown[0]!r}; expected one of {', '.join(_KINDS)}")
+    except UnknownVariantError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
         raise AdapterError(f"the metadata of {path} is damaged: {error}.") from error
     return specs, base
@@ -229,7 +231,7 @@ def _compact(value: Any) -> str:
 def _pack(specs: Mapping[str, SiteSpec]) -> str:
     """The specs as JSON: what all have in common once, then what differs by site."""
     rows = [spec.to_dict() for spec in specs.values()]
-    common = {k: v for k, v in rows[0].items() if k != "site" and all(row[k] == v for row in rows)}
+    common = {k: v for k, v in rows[0].items() if k != "site" and all(row.get(k) == v for row in rows)}
     sites = {row.pop("site"): {k: v for k, v in row.items() if k not in common} for row in rows}
     return _compact({"common": common, "sites": sites})
 

@@ -18,7 +18,7 @@ from .builder import Builder, Origin, Value, ValueName
 from .elements import FLOATS, HALF, STORAGE, attribute_value, tensor_to_torch, type_name
 from .fusion import fuse
 from .node import Node
-from .registry import NEWEST, Registry, since_version
+from .registry import ADDED, NEWEST, Registry, since_version
 
 MAX_LISTED = 20
 """How many refused nodes one error message lists."""
@@ -214,9 +214,10 @@ class Converter:
             return results
         overload = getattr(proto, "overload", "")
         function = self.functions.get((domain, proto.op_type, overload))
-        if function is not None:
+        handler = ADDED.find(domain, proto.op_type, opset)
+        if handler is None and function is not None:
             return self.expand(function, inputs, attributes, builder)
-        handler = self.registry.find(domain, proto.op_type, opset)
+        handler = handler or self.registry.find(domain, proto.op_type, opset)
         if handler is not None:
             found = handler(node)
             return [found] if isinstance(found, Value) else found

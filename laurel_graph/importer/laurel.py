@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,7 +13,8 @@ from ..config import SiteSpec
 from ..errors import ModelError
 from ..formula import resolve, unresolve
 from ..onnx_model.tensors import tensor_array
-from ..opset.schema import Operator, tensor_name
+from ..opset.laurel_node import LaurelNode
+from ..opset.schema import tensor_name
 from ..torch_residual.module import LaurelResidual
 from .builder import Value
 from .node import Node
@@ -54,23 +55,23 @@ class LaurelSites:
 
     def translate(self, node: Node) -> Sequence[Value] | None:
         """Returns the output of the site's module, or ``None`` for a node whose function body is to be expanded."""
-        op = Operator.parse(node.op)
-        if op is None or op.bias or op.epilogue:
+        ours = LaurelNode.of(node.proto)
+        if ours is None or ours.operator.bias or ours.operator.epilogue:
             return None
-        names = dict(zip(op.inputs, node.proto.input, strict=False))
-        found = self._site_of(names)
+        found = self._site_of(ours.inputs)
         if found is None:
             return None
         site, outer = found
         module = self._module(site)
         x, f = node[0], node[1]
-        previous = [node[i] for i, name in enumerate(op.inputs) if name.startswith("previous_") and name[9:].isdigit()]
+        first = len(ours.operator.inputs) - ours.operator.links
+        previous = [node[first + j] for j in range(ours.operator.links)]
         value = node.builder.call(tensor_name(site, "")[:-1], module, x, f, *previous, name=node.name)
         if outer and value.node is not None:
             value.node.kwargs = {"outer": True}
         return [value]
 
-    def _site_of(self, names: dict[str, str]) -> tuple[str, bool] | None:
+    def _site_of(self, names: Mapping[str, str]) -> tuple[str, bool] | None:
         """Returns the site whose tensors the node reads, and whether it is an outer add of an n-ary join."""
         for site, spec in self.specs.items():
             expected = {name: tensor_name(site, name) for name in spec.tensor_shapes()}

@@ -79,9 +79,18 @@ FAMILIES = (
 """The modules beside this one that hold one operator family each."""
 
 
+ADDED = Registry()
+"""Handlers that a person added; they come before function bodies and before those of the package."""
+
+
+def add_handler(operator: str, handler: Handler, domain: str = "", since: int = 1) -> None:
+    """See :func:`laurel_graph.passes.extend.add_handler`."""
+    ADDED.add(operator, handler, since, max(since, NEWEST), domain)
+
+
 @cache
 def default_registry() -> Registry:
-    """Returns the registry with every operator family."""
+    """Returns the registry with every operator family of the package."""
     registry = Registry()
     for family in FAMILIES:
         import_module(f".operators.{family}", __package__).register(registry)

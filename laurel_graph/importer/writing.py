@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from ..adapters.trained import trained_tensors
 from ..errors import AdapterError
-from ..formula import resolve
 from ..onnx_model.file import read
 from ..onnx_model.tensors import set_tensors
-from ..opset.schema import tensor_name
 from ..outputs import check_outputs
 from ..outputs.models import model_files, write_model
-from ..torch_residual.module import LaurelResidual
-from .record import META, ImportRecord
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -55,20 +50,7 @@ def patch(module: nn.Module, model: ModelProto) -> tuple[str, ...]:
         ModelError: the model has no tensor of that name, or of another shape.
         AdapterError: the module trains nothing that has a name in the model.
     """
-    record: ImportRecord | None = getattr(module, "meta", {}).get(META)
-    tensors: dict[str, np.ndarray] = {}
-    inside: set[str] = set()
-    for path, part in module.named_modules():
-        if isinstance(part, LaurelResidual):
-            inside.update(f"{path}.{name}" for name, _ in part.named_parameters())
-            if any(p.requires_grad for p in part.parameters()):
-                trained = {name: p.detach().cpu().double().numpy() for name, p in part.named_parameters()}
-                found = resolve(part.spec, trained)
-                tensors.update((tensor_name(part.spec.site, name), array) for name, array in found.items())
-    for path, parameter in module.named_parameters():
-        if path not in inside and parameter.requires_grad:
-            name = record.tensors.get(path, path) if record is not None else path
-            tensors[name] = parameter.detach().cpu().double().numpy()
+    tensors = trained_tensors(module)
     if not tensors:
         raise AdapterError("the module trains no tensor, so there is nothing to write back.")
     set_tensors(model, tensors)

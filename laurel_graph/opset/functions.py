@@ -7,12 +7,18 @@ by 1x1 convolutions, so that everything stays in the runtime's own convolution l
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 from onnx import FunctionProto, ModelProto, TensorProto, helper
 
 from ..errors import ModelError
 from ..onnx_model.walk import default_opset, graphs_of
+from ..variants.registry import applied
+from ..variants.term import Operands
 from .nodes import ELEMENT_TYPES, NodeList
-from .schema import DOMAIN, VERSION, Operator
+from .schema import DOMAIN, VERSION, Operator, unknown_operator
 
 IR_VERSION = 8
 """The first ONNX IR version with functions in a model."""
@@ -93,27 +99,62 @@ class _Body(NodeList):
 
     def residual(self) -> str:
         """α·(f + bias) + β·(x + (xA)B + Σ γ_j·h_j(previous_j))."""
-        op = self.op
-        x, f = (self.array(name) for name in ("x", "f"))
-        carried = x
-        if op.lr:
-            carried = self.add("Add", carried, self.low_rank(x, self.input("A"), self.input("B")))
-        if op.previous:
-            gamma = self.input("gamma")
-            maps = [self.input(name) for name in ("previous_A", "previous_B")] if op.low_rank_previous else []
-            for j in range(op.previous):
-                index = self.constant(j)
-                p = self.input(f"previous_{j + 1}")
-                if maps:
-                    a, b = (self.add("Gather", stack, index) for stack in maps)
-                    p = self.low_rank(p, a, b)
-                carried = self.add("Add", carried, self.add("Mul", p, self.add("Gather", gamma, index)))
-        if op.bias:
-            f = self.add("Add", f, self.input("bias"))
-        if op.rw:
-            f = self.add("Mul", f, self.along_features(self.input("alpha")))
-            carried = self.add("Mul", carried, self.along_features(self.input("beta")))
-        return self.add("Add", f, carried)
+        x, branch = (self.array(name) for name in ("x", "f"))
+        skip, terms = x, applied(self.op.terms)
+        tensors = _Inputs(self, self.op.tensors)
+        at = Operands(x, _Previous(self, self.op.links), tensors, dict(self.op.options))
+        for term in (term for term in terms if not term.is_last):
+            skip, branch = term.body(self, skip, branch, at)
+        if self.op.bias:
+            branch = self.add("Add", branch, self.input("bias"))
+        for term in (term for term in terms if term.is_last):
+            skip, branch = term.body(self, skip, branch, at)
+        return self.add("Add", branch, skip)
+
+    def scalar(self, value: float) -> str:
+        """A number in the type of the arithmetic."""
+        if self.dtype == "float64":
+            return self.constant(value, np.float64)
+        return self.narrow(self.constant(value, np.float32))
+
+    def element(self, tensor: str, j: int) -> str:
+        """Number j of a tensor's first axis."""
+        return self.add("Gather", tensor, self.constant(j))
+
+
+class _Inputs(Mapping[str, str]):
+    """Inputs by name, brought into the type of the arithmetic when they are first asked for."""
+
+    def __init__(self, body: _Body, names: Sequence[str]) -> None:
+        self.body, self.names = body, names
+        self.read: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self.names:
+            raise KeyError(name)
+        if name not in self.read:
+            self.read[name] = self.body.input(name)
+        return self.read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class _Previous(Sequence[str]):
+    """The earlier activations, likewise."""
+
+    def __init__(self, body: _Body, count: int) -> None:
+        self.inputs = _Inputs(body, [f"previous_{j + 1}" for j in range(count)])
+
+    def __getitem__(self, j: Any) -> Any:
+        names = list(self.inputs.names)[j]
+        return self.inputs[names] if isinstance(names, str) else [self.inputs[name] for name in names]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
 
 def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
@@ -164,6 +205,9 @@ def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
 
 
 def _formula(op: Operator) -> str:
+    if op.further:
+        told = ((type(term).__doc__ or term.name).strip().partition("\n")[0].rstrip(".") for term in op.terms)
+        return f"branch + skip of: {'; '.join(told)}; features {'on axis 1' if op.layout else 'on the last axis'}"
     carried = ["x"] + ["(xA)B"] * op.lr
     for j in range(1, op.previous + 1):
         h = f"(previous_{j} previous_A[{j - 1}]) previous_B[{j - 1}]" if op.low_rank_previous else f"previous_{j}"
@@ -227,9 +271,7 @@ def _needed(model: ModelProto) -> dict[str, FunctionProto]:
     for name in sorted(used):
         op = Operator.parse(name)
         if op is None:
-            raise ModelError(
-                f"{DOMAIN} has no operator {name!r} in version {VERSION}; a newer laurel-graph may have written it."
-            )
+            raise ModelError(unknown_operator(name))
         bodies[name] = function(op, opset, _body_dtype(used[name], opset))
     return bodies
 

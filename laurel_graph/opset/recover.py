@@ -22,6 +22,7 @@ from ..onnx_model.shapes import dtype_name, tensor_types
 from ..onnx_model.tensors import array_of
 from ..onnx_model.walk import graphs_of
 from .functions import attach
+from .laurel_node import LaurelNode
 from .schema import (
     METADATA_CONFIG,
     METADATA_DEPLOYED,
@@ -34,10 +35,10 @@ from .schema import (
     read_metadata,
     read_specs,
     tensor_name,
+    unknown_operator,
 )
 from .undo import read_undo
 
-_TENSORS = ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
 DEPLOYED = "Part of a deployed model: its weights are folded; train and remove in the file it was made from."
 """The doc string of function bodies in deployed files: tools that drop the model's metadata keep it."""
 
@@ -126,10 +127,12 @@ def _sites(model: ModelProto, held: dict[str, TensorProto], types: dict[str, Any
     found: dict[str, _Site] = {}
     for graph in graphs_of(model.graph):
         for node in laurel_nodes(graph):
-            op = Operator.parse(node.op_type)
-            if op is None or op.bias or op.epilogue or op.quantized or len(node.input) < len(op.inputs):
+            ours = LaurelNode.of(node)
+            if ours is None:
+                raise _foreign(node, unknown_operator(node.op_type).rstrip("."))
+            op, roles = ours.operator, ours.tensors
+            if op.bias or op.epilogue or op.quantized or not ours.is_whole:
                 raise _foreign(node, "its operator is of a deployed model, or of a newer version")
-            roles = {role: name for role, name in zip(op.inputs, node.input, strict=False) if role in _TENSORS}
             names = {
                 name.removesuffix("." + ("one" if name.endswith(".one") else role)) for role, name in roles.items()
             }
@@ -165,34 +168,32 @@ def _spec(
 ) -> SiteSpec:
     tensors = {role: held[name] for role, name in roles.items()}
     shape = next((types[n][0] for n in (*node.input[:2], node.output[0]) if n in types and types[n][0]), None)
-    low_rank = tensors.get("A") or tensors.get("previous_A")
-    alpha = tensors.get("alpha")
-    width: Any = None
-    if low_rank is not None:
-        width = low_rank.dims[-2]
-    elif alpha is not None and alpha.dims:
-        width = alpha.dims[0]
-    elif shape is not None:
-        width = shape[op.axis]
+    sizes: dict[Any, Any] = {
+        axis: size
+        for one in op.terms
+        for name, axes in one.tensors.items()
+        for axis, size in zip(axes, tensors[name].dims, strict=False)
+    }
+    width = sizes.get("D", sizes.get("C", shape[op.axis] if shape is not None else None))
     if not isinstance(width, int) or width < 1:
         raise _foreign(node, f"the width of site {site!r} cannot be told")
     ndim = int(op.layout[0]) + 2 if op.layout else len(shape) if shape is not None else 3
     weight = next(iter(tensors.values()))
-    parts = [part for part, there in (("rw", op.rw), ("lr", op.lr), ("pa", op.previous)) if there]
     try:
         return SiteSpec(
             site=site,
-            variant="+".join(parts),
+            variant=op.variant,
             axis=op.axis,
             width=width,
             ndim=ndim,
             dtype=dtype_name(weight.data_type) or "float32",
-            rank=int(low_rank.dims[-1]) if low_rank is not None else 0,
+            rank=sizes.get("r", 0),
             weights=_bound(tensors) if op.rw else "softmax",
-            per_channel=bool(alpha is not None and alpha.dims),
+            per_channel="C" in sizes,
             init="xavier" if op.axis == 1 else "orthogonal",
-            previous=op.previous,
+            previous=op.links,
             previous_map="low-rank" if op.low_rank_previous else "identity",
+            options=op.options,
         )
     except (ConfigError, LaurelError) as error:
         raise _foreign(node, str(error).rstrip(".")) from None

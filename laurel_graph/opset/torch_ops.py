@@ -62,7 +62,7 @@ class ExportedResidual(nn.Module):
         relu: bool = False,
     ) -> Tensor:
         """The node or nodes of :meth:`LaurelResidual.forward`, in the order of its adds."""
-        links = 0 if outer else self.spec.previous
+        links = 0 if outer else self.operator.links
         branches, previous = values[: len(values) - links], values[len(values) - links :]
         if skip_scale != 1.0:
             x, previous = x * skip_scale, tuple(p * skip_scale for p in previous)

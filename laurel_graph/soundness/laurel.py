@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, TensorProto
 
 from ..errors import ModelError
 from ..onnx_model.walk import graphs_of
-from ..opset.schema import DOMAIN, Operator
+from ..opset.laurel_node import LaurelNode
+from ..variants.term import Axis, size_of
 from .nodes import label
 
-_AXES = {
-    "A": ("D", "r"), "B": ("r", "D"), "gamma": ("k",), "previous_A": ("k", "D", "R"), "previous_B": ("k", "R", "D"),
-    "bias": ("D",), "scale": ("D",), "offset": ("D",),
-}  # fmt: skip
-"""Input to its axes; D, r and the others are one size each within a node. α and β are () or (D,)."""
+_AXES: dict[str, tuple[Axis, ...]] = {"bias": ("D",), "scale": ("D",), "offset": ("D",)}
+"""Axes of inputs that belong to no term; D, r and k are one size each within a node."""
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
@@ -24,9 +22,8 @@ def check_laurel(graph: GraphProto) -> None:
     held = {name: (shape, kind) for inner in graphs_of(graph) for name, shape, kind in _stored(inner)}
     for inner in graphs_of(graph):
         for node in inner.node:
-            operator = Operator.parse(node.op_type) if node.domain == DOMAIN else None
-            if operator is not None:
-                _check(node, operator, held)
+            if (ours := LaurelNode.of(node)) is not None:
+                _check(ours, held)
 
 
 def _stored(graph: GraphProto) -> Iterator[tuple[str, tuple[int, ...], int]]:
@@ -49,17 +46,33 @@ _SCALARS = {"value_float": TensorProto.FLOAT, "value_int": TensorProto.INT64}
 _LISTS = {"value_floats": TensorProto.FLOAT, "value_ints": TensorProto.INT64}
 
 
-def _check(node: NodeProto, operator: Operator, held: Mapping[str, tuple[tuple[int, ...], int]]) -> None:
-    sizes = {"k": operator.previous} if operator.previous else {}
-    for name, given in zip(operator.inputs, node.input, strict=False):
-        found = held.get(given)
-        if found is None or not (name in _AXES or name in ("alpha", "beta")):
+def _check(ours: LaurelNode, held: Mapping[str, tuple[tuple[int, ...], int]]) -> None:
+    sizes = {"k": ours.operator.links}
+    of_terms = {
+        name: tuple(f"r of {term.name}" if axis == "r" else axis for axis in axes)  # each term has a rank of its own
+        for term in ours.operator.terms
+        for name, axes in term.tensors.items()
+    }
+    for name, given in ours.inputs.items():
+        found, axes = held.get(given), of_terms.get(name, _AXES.get(name))
+        if found is None or axes is None:
             continue
         shape, kind = found
-        axes = _AXES.get(name, ("D",) if shape else ())
-        expected = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False))
+        if "C" in axes:  # one value per channel, or one for all
+            axes = tuple("D" if axis == "C" else axis for axis in axes if axis != "C" or len(shape) == len(axes))
+        expected = tuple(_size(axis, size, sizes) for axis, size in zip(axes, shape, strict=False))
         if len(shape) != len(axes) or shape != expected or 0 in shape or kind not in _FLOATS:
             raise ModelError(
-                f"{label(node)}: its input {name} is the tensor {given!r} of shape {shape} and element type "
-                f"{kind}; expected floats of shape ({', '.join(axes)}) as the other tensors of the node."
+                f"{label(ours.node)}: its input {name} is the tensor {given!r} of shape {shape} and element type "
+                f"{kind}; expected floats of shape ({', '.join(map(str, axes))}) as the other tensors of the node."
             )
+
+
+def _size(axis: Axis, found: int, sizes: dict[str, int]) -> int:
+    """Returns what an axis must be, given one that was found where its symbol has no size yet."""
+    if isinstance(axis, str) and "+" not in axis:
+        sizes.setdefault(axis, found)
+    try:
+        return size_of(axis, sizes)
+    except KeyError:  # "D+1" before any "D"
+        return found

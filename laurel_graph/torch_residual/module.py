@@ -17,10 +17,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..config import SiteSpec
+from ..errors import ConfigError
 from ..formula import initial_parameters
 from ..importer.record import META, ImportRecord
 from ..opset.schema import PREFIX
+from ..variants.registry import applied, term
+from ..variants.term import Operands
 from .sum import Form, laurel_sum, memory_order
+
+_WEIGHTS = term("rw")
 
 FROZEN = "laurel_frozen"
 """Key of ``GraphModule.meta``: the parameters that :func:`freeze_base` froze."""
@@ -37,18 +42,23 @@ class LaurelResidual(nn.Module):
     """The LAuReL residual of one site in the place of ``x + f``.
 
     Its parameters are those of :meth:`SiteSpec.parameter_shapes` under their own names: ``w`` or ``alpha`` and
-    ``beta``, ``A``, ``B``, ``gamma``, ``previous_A``, ``previous_B``.
+    ``beta``, ``A``, ``B``, ``gamma``, ``previous_A``, ``previous_B``, and those of other terms.
 
     Attributes:
         spec: what the site gets.
         joins: what the pass that put the module into a graph needs to take it out again.
+        is_fused: RW, LR and PA alone are one sum (:mod:`.sum`); with other terms each computes its part.
 
     Args:
         spec: what the site gets.
         device: where the parameters live.
         dtype: their element type; ``None`` takes :attr:`SiteSpec.dtype`.
+
+    Raises:
+        ConfigError: a term has a tensor whose name a module has other use for.
     """
 
+    is_fused = True
     w: Tensor
     alpha: Tensor
     beta: Tensor
@@ -64,8 +74,14 @@ class LaurelResidual(nn.Module):
         super().__init__()
         self.spec = spec
         self.joins: tuple[Any, ...] = ()
+        if not all(one.has_kernels for one in spec.terms):
+            self.is_fused = False
         dtype = dtype or getattr(torch, spec.dtype)
         for name, array in initial_parameters(spec).items():
+            if name not in LaurelResidual.__annotations__ and hasattr(self, name):
+                raise ConfigError(
+                    f"variant {spec.variant!r}: a torch module has a {name!r} already; rename the tensor."
+                )
             self.register_parameter(name, nn.Parameter(torch.from_numpy(array).to(device=device, dtype=dtype)))
 
     def forward(
@@ -116,7 +132,8 @@ class LaurelResidual(nn.Module):
             last = j == len(branches) - 1
             form = Form(2, (), self.spec.axis % x.ndim, order, dtype, work, relu=relu and last and not scaled)
             if j == 0 and not outer:
-                x = self._join(form, x, f, previous, skip_scale, branch_scale)
+                join = self._join if self.is_fused else self._apply_terms
+                x = join(form, x, f, previous, skip_scale, branch_scale)
             else:
                 skip_scale = skip_scale if j == 0 else 1.0
                 x = self._add(form, (None, x), (self._weights(form)[0], f), skip_scale, branch_scale)
@@ -155,6 +172,21 @@ class LaurelResidual(nn.Module):
         y = laurel_sum(skip, [s for s, _ in terms], [*(t for _, t in terms), *extra], downs, up)
         return self._add(form, (None, y), (alpha, f), skip_scale, branch_scale) if scaled else y
 
+    def _apply_terms(
+        self, form: Form, x: Tensor, f: Tensor, previous: Sequence[Tensor], skip_scale: float, branch_scale: float
+    ) -> Tensor:
+        """As :meth:`_join` for any terms: each changes skip and branch in turn, features last."""
+        with torch.autocast(x.device.type, enabled=False):
+            skip, branch, *earlier = (t.to(form.work).movedim(form.axis, -1) for t in (x, f, *previous))
+            tensors = {name: tensor.to(form.work) for name, tensor in self.resolved().items()}
+            at = Operands(skip, earlier, tensors, dict(self.spec.options))
+            for one in applied(self.spec.terms):
+                skip, branch = one.forward(skip, branch, at)
+            sides = [side.broadcast_to(at.x.shape).movedim(-1, form.axis) for side in (skip, branch)]
+        if skip_scale == branch_scale == 1.0:
+            return laurel_sum(form, [None, None], sides, [], None)
+        return self._add(form, (None, sides[0].to(form.dtype)), (None, sides[1]), skip_scale, branch_scale)
+
     @staticmethod
     def _add(
         form: Form,
@@ -183,16 +215,14 @@ class LaurelResidual(nn.Module):
         """Returns α and β, ``()`` or ``(D,)``, rounded to the element type of the parameters."""
         if self.spec.weights == "free":
             return self.alpha, self.beta
-        w = self.w if self.w.dtype == torch.float64 else self.w.float()
-        pair = 2 * (w.sigmoid() if self.spec.weights == "sigmoid" else w.softmax(0))
-        alpha, beta = pair.to(self.w.dtype).unbind()
-        return alpha, beta
+        pair = _WEIGHTS.resolve_torch(self.spec, {"w": self.w})
+        return pair["alpha"], pair["beta"]
 
     def resolved(self) -> dict[str, Tensor]:
         """Returns the tensors that the operator of this site takes (:meth:`SiteSpec.tensor_shapes`), with gradients."""
         tensors: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
-        if self.spec.has_rw:
-            tensors["alpha"], tensors["beta"] = self._resolved_weights()
+        for one in self.spec.terms:
+            tensors.update(one.resolve_torch(self.spec, tensors))
         return {name: tensors[name] for name in self.spec.tensor_shapes()}
 
     def extra_repr(self) -> str:
@@ -204,6 +234,9 @@ class LaurelResidual(nn.Module):
             parts.append(f"weights={spec.weights}" + " per channel" * spec.per_channel)
         if spec.has_pa:
             parts.append(f"k={spec.previous} {spec.previous_map}")
+        elif spec.previous:
+            parts.append(f"k={spec.previous}")
+        parts += [f"{name}={value}" for name, value in spec.options]
         return ", ".join(parts)
 
 

@@ -12,8 +12,8 @@ from laurel_graph.onnx_model.element_range import UnfitError
 from laurel_graph.onnx_model.shapes import Types
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.opset import functions
-from laurel_graph.opset.schema import Operator, laurel_nodes
-from laurel_graph.passes.fold.joins import site_of
+from laurel_graph.opset.laurel_node import known_nodes
+from laurel_graph.opset.schema import Operator
 
 from .absorb import absorb, skip_map
 from .costs import CostModel, Place
@@ -112,12 +112,11 @@ def absorb_all(
 
 def _inner_sites(model: onnx.ModelProto, portable: bool) -> list[FusedSite]:
     """Returns the records of sites in subgraphs, which keep their operator or get its function body."""
-    nodes = [node for graph in list(graphs_of(model.graph))[1:] for node in laurel_nodes(graph)]
     why = "it stands in a subgraph"
     return [
-        FusedSite(site_of(node, op), node.output[0], *_kept(op, portable), reason=why)
-        for node in nodes
-        if (op := Operator.parse(node.op_type)) is not None and len(op.inputs) == len(node.input)
+        FusedSite(ours.site, ours.output, *_kept(ours.operator, portable), reason=why)
+        for graph in list(graphs_of(model.graph))[1:]
+        for ours in known_nodes(graph.node)
     ]
 
 

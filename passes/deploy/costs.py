@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from laurel_graph.errors import ConfigError
+
 TABLE = Path(__file__).with_name("costs.json")
 
 
@@ -91,9 +93,33 @@ class CostModel:
         return [{**asdict(place), "us": dict(costs)} for place, costs in self.rows]
 
 
-@cache
+_ADDED: list[Mapping[str, Any]] = []
+"""Rows that a person added, the latest first."""
+
+
+def add_costs(rows: Iterable[Mapping[str, Any]]) -> None:
+    """See :func:`laurel_graph.passes.extend.add_costs`.
+
+    Raises:
+        ConfigError: a row is none.
+    """
+    rows = list(rows)
+    try:
+        CostModel.from_rows(rows)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"a row of costs is not valid ({error}): expected fields of Place and us={{form: µs}}."
+        ) from None
+    _ADDED[:0] = rows
+
+
 def default_costs() -> CostModel:
-    """Returns the table that comes with the package."""
+    """Returns the table that comes with the package, behind what a person added."""
+    return CostModel((*CostModel.from_rows(_ADDED).rows, *_own_costs().rows), channel_block())
+
+
+@cache
+def _own_costs() -> CostModel:
     return CostModel.from_rows(json.loads(TABLE.read_text()))
 
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from laurel_graph.onnx_model.editor import GraphEditor, attribute
 from laurel_graph.onnx_model.element_range import UnfitError
+from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.schema import DOMAIN, Operator
-from laurel_graph.passes.fold.joins import TENSORS, site_of
 
 from .norms import NormMatch, match_norm
 
@@ -80,21 +80,21 @@ class Join:
     @property
     def site(self) -> str:
         """The site."""
-        return site_of(self.node, self.op)
+        return LaurelNode(self.node, self.op, self.names).site
 
 
 def nodes_to_write(editor: GraphEditor) -> list[onnx.NodeProto]:
     """Returns the ``ai.laurel`` nodes of the main graph that have no form yet, in graph order."""
-    parsed = [(node, Operator.parse(node.op_type)) for node in editor if node.domain == DOMAIN]
-    return [node for node, op in parsed if op is not None and not op.epilogue and not op.bias]
+    found = (ours for node in editor if (ours := LaurelNode.of(node)) is not None)
+    return [ours.node for ours in found if not ours.operator.epilogue and not ours.operator.bias]
 
 
 def join_at(editor: GraphEditor, node: onnx.NodeProto) -> Join:
     """Returns an ``ai.laurel`` node with what stands around it *now*: the form of one site changes that of others."""
-    op = Operator.parse(node.op_type)
-    if op is None:
-        raise ValueError(f"{node.op_type!r} is no operator of {DOMAIN}")
-    names, out, last = dict(zip(op.inputs, node.input, strict=True)), node.output[0], op.axis == -1
+    ours = LaurelNode.of(node)
+    if ours is None or not ours.is_whole:
+        raise ValueError(f"{node.op_type!r} of {len(node.input)} inputs is no operator of {DOMAIN}")
+    op, names, out, last = ours.operator, dict(ours.inputs), ours.output, ours.operator.axis == -1
     join = Join(node, op, names)
     if op.lr:
         join.width, join.rank = (int(d) for d in editor.shape(names["A"]) or (0, 0))  # type: ignore[arg-type]
@@ -117,7 +117,9 @@ def join_at(editor: GraphEditor, node: onnx.NodeProto) -> Join:
 
 def _obstacle(editor: GraphEditor, join: Join) -> str:
     """Returns why a join must keep its operator as it is (a portable file has its function body in the place)."""
-    tensors = {role: name for role, name in join.names.items() if role in TENSORS}
+    tensors = {role: join.names[role] for role in join.op.tensors}
+    if join.op.further:
+        return f"{', '.join(join.op.further)} has no form beside its operator and its function body"
     loose = [role for role, name in tensors.items() if not editor.is_constant(name)]
     if loose:
         return f"{loose[0]} is no constant"

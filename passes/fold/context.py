@@ -121,3 +121,15 @@ class Rule:
 
 
 RIGID = Rule()
+_ADDED: dict[tuple[str, str], Rule] = {}
+"""Domain and operator type to rule, for what a person added."""
+
+
+def add_rule(operator: str, rule: Rule, domain: str = "") -> None:
+    """See :func:`laurel_graph.passes.extend.add_fold_rule`."""
+    _ADDED[domain, operator] = rule
+
+
+def added_rule(domain: str, operator: str) -> Rule | None:
+    """Returns the rule that a person added for an operator (in ``ai.laurel`` for a variant), or ``None``."""
+    return _ADDED.get((domain, operator))

@@ -23,10 +23,11 @@ from laurel_graph.onnx_model.editor import GraphEditor
 from laurel_graph.onnx_model.element_range import UnfitError
 from laurel_graph.onnx_model.shapes import Types, tensor_types
 from laurel_graph.onnx_model.walk import graphs_of
-from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator, laurel_nodes
+from laurel_graph.opset.laurel_node import LaurelNode, known_nodes
+from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
 
-from .context import ONE, RIGID, Context, Rule
-from .joins import TrainedJoin, joins_of, site_of
+from .context import ONE, RIGID, Context, Rule, added_rule
+from .joins import TrainedJoin, joins_of
 from .rules import channel_axes, rule_for
 from .system import ScaleSystem, same
 
@@ -157,18 +158,26 @@ def _rescale(context: Context, joins: list[TrainedJoin]) -> tuple[list[FoldedSit
 
 
 def _rule(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
-    return RIGID if node.domain == DOMAIN else rule_for(node, editor)
+    if node.domain != DOMAIN:
+        return rule_for(node, editor)
+    ours = LaurelNode.of(node)
+    return (added_rule(DOMAIN, ours.operator.variant) if ours is not None else None) or RIGID
 
 
 def _inner_sites(model: onnx.ModelProto) -> tuple[FoldedSite, ...]:
-    """Returns the records of sites in subgraphs, which stay as they are."""
+    """Returns the records of sites that stay as they are: in subgraphs, and of terms beside RW, LR and PA."""
+    main, *inner = graphs_of(model.graph)
+    left = [
+        (ours, "" if added_rule(DOMAIN, ours.operator.variant) else f"{ours.operator.variant} has no rule to fold by")
+        for ours in known_nodes(main.node)
+        if ours.operator.further
+    ]
+    why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded"
+    left += [(ours, why) for graph in inner for ours in known_nodes(graph.node)]
     sites = []
-    for node in (node for graph in list(graphs_of(model.graph))[1:] for node in laurel_nodes(graph)):
-        op = Operator.parse(node.op_type)
-        if op is not None and len(op.inputs) == len(node.input):
-            state = "kept" if op.rw else "absent"
-            why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded"
-            sites.append(FoldedSite(site_of(node, op), node.output[0], op.name, op.name, state, state, why))
+    for ours, reason in left:
+        name, state = ours.operator.name, "kept" if ours.operator.rw else "absent"
+        sites.append(FoldedSite(ours.site, ours.output, name, name, state, state, reason))
     return tuple(sites)
 
 

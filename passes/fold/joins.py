@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from laurel_graph.errors import RewriteError
 from laurel_graph.onnx_model.editor import GraphEditor
-from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
+from laurel_graph.opset.laurel_node import LaurelNode
+from laurel_graph.opset.schema import DOMAIN, Operator, unknown_operator
 
 Array = NDArray[Any]
-
-TENSORS = ("alpha", "beta", "A", "B", "gamma", "previous_A", "previous_B")
-"""The learned inputs of an operator."""
 
 
 @dataclass
@@ -32,11 +30,7 @@ class TrainedJoin:
     @property
     def site(self) -> str:
         """The site, from the name of one of its tensors."""
-        for role in ("alpha", "A", "gamma"):
-            name = self.names.get(role, "")
-            if name.startswith(PREFIX + ".") and "." in name[len(PREFIX) + 1 :]:
-                return name[len(PREFIX) + 1 :].rpartition(".")[0]
-        return str(self.node.output[0])
+        return LaurelNode(self.node, self.op, self.names).site
 
     @property
     def width(self) -> int:
@@ -46,7 +40,7 @@ class TrainedJoin:
     @property
     def previous(self) -> list[str]:
         """The earlier activations, nearest first."""
-        return [self.names[f"previous_{j + 1}"] for j in range(self.op.previous)]
+        return LaurelNode(self.node, self.op, self.names).previous
 
     @property
     def values(self) -> list[str]:
@@ -58,13 +52,10 @@ class TrainedJoin:
         return factor.reshape(-1, *(1,) * int(self.op.layout[:1] or 0)) if factor.ndim else factor
 
 
-def site_of(node: onnx.NodeProto, op: Operator) -> str:
-    """Returns the site that an ``ai.laurel`` node belongs to."""
-    return TrainedJoin(node, op, dict(zip(op.inputs, node.input, strict=True)), {}).site
-
-
 def joins_of(editor: GraphEditor) -> list[TrainedJoin]:
     """Returns the ``ai.laurel`` nodes of the main graph whose tensors are constants, in graph order.
+
+    Those with terms beside RW, LR and PA are not among them: what folding knows of those is a rule, if anything.
 
     Raises:
         RewriteError: a node of ``ai.laurel`` is unknown, or the model is deployed already.
@@ -73,17 +64,16 @@ def joins_of(editor: GraphEditor) -> list[TrainedJoin]:
     for node in editor:
         if node.domain != DOMAIN:
             continue
-        op = Operator.parse(node.op_type)
-        if op is None or len(op.inputs) != len(node.input):
-            raise RewriteError(
-                f"node {node.output[0]!r} is {DOMAIN}.{node.op_type}, which is no operator of this version; "
-                "expected a model that `laurel transform` of this version wrote."
-            )
+        ours = LaurelNode.of(node)
+        if ours is None or not ours.is_whole:
+            raise RewriteError(f"node {node.output[0]!r} ({node.op_type}): {unknown_operator(node.op_type)}")
+        op = ours.operator
         if op.bias or op.epilogue or op.quantized:
             raise RewriteError(f"the model is deployed already (node {node.output[0]!r} is {node.op_type}).")
-        names = dict(zip(op.inputs, node.input, strict=True))
-        tensors = {r: editor.constant(n) for r, n in names.items() if r in TENSORS}
+        if op.further:
+            continue
+        tensors = {role: editor.constant(name) for role, name in ours.tensors.items()}
         if all(value is not None for value in tensors.values()):
             known = {r: np.asarray(value, np.float64) for r, value in tensors.items() if value is not None}
-            joins.append(TrainedJoin(node, op, names, known))
+            joins.append(TrainedJoin(node, op, dict(ours.inputs), known))
     return joins

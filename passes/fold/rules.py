@@ -19,7 +19,7 @@ import onnx
 from laurel_graph.graph_view import Shape
 from laurel_graph.onnx_model.editor import FLOAT_TYPES, GraphEditor, attribute, captured_names, set_attribute
 
-from .context import RIGID, Context, Rule
+from .context import RIGID, Context, Rule, added_rule
 from .linear import BatchNorm, Conv, ConvTranspose, Gemm, MatMul
 from .system import same
 
@@ -380,6 +380,8 @@ _RULES = _table()
 def rule_for(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
     """Returns the rule of an operator; the ones that depend on an attribute or the opset are decided here."""
     op, opset = node.op_type, editor.opset
+    if (added := added_rule(node.domain, op)) is not None:
+        return added
     if node.domain not in ("", "ai.onnx") or captured_names(node):
         return RIGID
     if op.startswith("Gather") and editor.is_constant(node.input[0]):

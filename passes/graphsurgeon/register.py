@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laurel_graph.config import LaurelConfig
+from laurel_graph.config import MAX_PREVIOUS, LaurelConfig
 from laurel_graph.errors import ConfigError, RewriteError
 from laurel_graph.formula import initial_parameters, resolve
 from laurel_graph.opset.schema import DOMAIN, Operator, tensor_name
@@ -79,7 +79,7 @@ def laurel(
     elif _is_taken(site, names):
         raise RewriteError(f"site {site!r} is in the graph already; expected another name.")
     dtype = next((_numpy_type(t.dtype) for t in (x, f) if t.dtype is not None), np.dtype("float32"))
-    config = LaurelConfig(variant=variant, rank=rank, previous=max(1, len(previous)), **options)
+    config = LaurelConfig(variant=variant, rank=rank, previous=min(max(1, len(previous)), MAX_PREVIOUS), **options)
     spec = config.spec_for(site, axis=axis, width=width, ndim=rank_of_tensor, dtype=dtype.name, previous=len(previous))
     if spec is None:
         raise ConfigError(f"variant {variant!r} needs earlier activations: expected previous=[...].")

@@ -116,6 +116,11 @@ LAYER_ROLES: tuple[tuple[Role, str], ...] = (
 )
 
 
+def add_role(function: str, role: Role) -> None:
+    """See :func:`laurel_graph.passes.extend.add_torch_role`."""
+    ROLE_OF[function] = role
+
+
 def operator_name(target: object) -> str:
     """Returns the plain name of what an fx node calls: ``aten.add_.Tensor``, ``operator.iadd`` -> ``add``, ``iadd``."""
     if isinstance(target, str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from laurel_graph.graph_view import Role
 
 _ROLES: dict[Role, str] = {
@@ -138,3 +140,28 @@ OPERANDS: dict[str, tuple[int, ...]] = {
     "DynamicQuantizeLSTM": (0, 5, 6),
 }
 """Which inputs are operands; the others (zero points, axes, sizes, running statistics) only shape the result."""
+
+_ADDED: dict[tuple[str, str], tuple[Role, tuple[int, ...] | None]] = {}
+"""Domain and operator type to role and operands, for what a person added."""
+
+
+def add_role(operator: str, role: Role, domain: str = "", operands: Sequence[int] | None = None) -> None:
+    """See :func:`laurel_graph.passes.extend.add_role`."""
+    _ADDED[domain, operator] = role, None if operands is None else tuple(operands)
+
+
+def is_added(domain: str, operator: str) -> bool:
+    """Whether a person said what the operator means."""
+    return (domain, operator) in _ADDED
+
+
+def role_of(domain: str, operator: str) -> Role:
+    """Returns what an operator means."""
+    added = _ADDED.get((domain, operator))
+    return ROLE_OF.get(operator, Role.OTHER) if added is None else added[0]
+
+
+def operands_of(domain: str, operator: str) -> tuple[int, ...] | None:
+    """Returns the places of the inputs that are operands, ``None`` for all."""
+    added = _ADDED.get((domain, operator))
+    return OPERANDS.get(operator) if added is None else added[1]

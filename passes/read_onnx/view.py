@@ -22,9 +22,10 @@ from laurel_graph.onnx_model import shape_rules
 from laurel_graph.onnx_model.hidden_adds import HIDDEN_ADDS, at
 from laurel_graph.onnx_model.order import in_order
 from laurel_graph.onnx_model.shapes import Types, bodies, constant_tensor, dtype_name, tensor_types
-from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
+from laurel_graph.opset.laurel_node import LaurelNode
+from laurel_graph.opset.schema import DOMAIN, PREFIX
 
-from .roles import OPERANDS, ROLE_OF
+from .roles import is_added, operands_of, role_of
 
 NCHWC_DOMAIN = "com.microsoft.nchwc"
 SUPPORTED_OPSET = 9
@@ -151,6 +152,8 @@ class _Builder:
         self.more = {"key": self.prefix + outputs[0], "name": node.name, "blocked": self.body, **_origin(node)}
         if node.domain == DOMAIN:
             self.laurel(node, names)
+        elif is_added(node.domain, op):
+            self.plain(node, names)
         elif (function := self.functions.get((node.domain, op))) is not None and self.depth < 8:
             self.call(node, function, names)
         elif bodies(node):
@@ -160,13 +163,13 @@ class _Builder:
             (special if len(node.input) >= least else _Builder.plain)(self, node, names)
 
     def operands(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> list[int]:
-        chosen = OPERANDS.get(node.op_type)
+        chosen = operands_of(node.domain, node.op_type)
         given = node.input if chosen is None else [node.input[i] for i in chosen if i < len(node.input)]
         return [self.lookup(name, names) for name in given if name]
 
     def plain(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
         op = node.op_type
-        role = ROLE_OF.get(op, Role.OTHER)
+        role = role_of(node.domain, op)
         if op == "Attention" and not node.domain:
             role = Role.MIX
         inputs = self.operands(node, names)
@@ -210,7 +213,7 @@ class _Builder:
             shape = tuple(tensor.dims)
         if not shape:
             return None
-        if ROLE_OF[op] is Role.CONV:
+        if role_of(node.domain, op) is Role.CONV:
             width = shape[-1] if op.startswith("Nhwc") else shape[0]
         else:
             width = shape[-2 if len(shape) > 1 and _attribute(node, "transB", 0) else -1]
@@ -329,9 +332,9 @@ class _Builder:
         )
 
     def laurel(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
-        operator = Operator.parse(node.op_type)
+        known = LaurelNode.of(node)
+        operator, named = (known.operator, known.inputs) if known is not None else (None, {})
         inputs = list(node.input)
-        named = dict(zip(operator.inputs, inputs, strict=False)) if operator is not None else {}
         ours = next((name for name in inputs if name.startswith(f"{PREFIX}.") and name in self.constants), "")
         values = [
             name

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from laurel_graph.adapters import files_of
-from laurel_graph.config import PARTS, LaurelConfig, SiteSpec
+from laurel_graph.adapters.trained import own_spec
+from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError
 from laurel_graph.fingerprint.digest import module_digests
 from laurel_graph.importer import META
@@ -21,6 +22,7 @@ from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.tensors import make_tensor
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.opset.functions import attach
+from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.nodes import ELEMENT_TYPES
 from laurel_graph.opset.schema import (
     METADATA_BASE,
@@ -28,7 +30,6 @@ from laurel_graph.opset.schema import (
     METADATA_FORMAT,
     METADATA_SITES,
     PREFIX,
-    Operator,
     laurel_nodes,
     tensor_name,
 )
@@ -36,7 +37,7 @@ from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
 from laurel_graph.passes.read_fx.capture import check_paths, module_paths
-from laurel_graph.torch_residual.module import CONFIG, LaurelResidual, laurel_modules
+from laurel_graph.torch_residual.module import CONFIG, laurel_modules
 
 if TYPE_CHECKING:
     import onnx
@@ -157,7 +158,8 @@ def finish(model: onnx.ModelProto, module: nn.Module) -> None:
         resolved = modules[site].resolved()
         if outer:
             resolved = {"alpha": resolved["alpha"], "beta": torch.ones_like(resolved["alpha"]).flatten()[0]}
-        for place, name in enumerate(_inputs(node)):
+        inputs = ours.inputs if (ours := LaurelNode.of(node)) is not None else ()
+        for place, name in enumerate(inputs):
             if name in resolved:
                 full = tensor_name(site, ONE if outer and name == "beta" else name)
                 replaced.add(node.input[place])
@@ -174,7 +176,7 @@ def finish(model: onnx.ModelProto, module: nn.Module) -> None:
     renamed |= _original_names(module, model.graph, taken)
     _rename(model.graph, renamed)
     _replace_tensors(model.graph, replaced, tensors)
-    specs = [with_own_dtype(modules[site]) for site in calls]
+    specs = [own_spec(modules[site]) for site in calls]
     if specs:
         config = getattr(module, "meta", {}).get(CONFIG) or common_config(specs).to_json()
         sites = json.dumps([spec.to_dict() for spec in specs])
@@ -183,11 +185,6 @@ def finish(model: onnx.ModelProto, module: nn.Module) -> None:
         base = json.dumps(module_digests(module))
         model.metadata_props.add(key=METADATA_BASE, value=base)
     attach(model)
-
-
-def _inputs(node: onnx.NodeProto) -> tuple[str, ...]:
-    operator = Operator.parse(node.op_type)
-    return operator.inputs if operator is not None else ()
 
 
 def _tensor(name: str, value: torch.Tensor) -> onnx.TensorProto:
@@ -229,15 +226,9 @@ def _replace_tensors(graph: onnx.GraphProto, old: set[str], new: Mapping[str, on
     graph.value_info.extend(infos)
 
 
-def with_own_dtype(module: LaurelResidual) -> SiteSpec:
-    """Returns the spec of *module* with the element type that its parameters have now."""
-    dtype = next(module.parameters()).dtype
-    return module.spec.with_dtype(str(dtype).removeprefix("torch."))
-
-
 def common_config(specs: Sequence[SiteSpec]) -> LaurelConfig:
     """Returns a config that covers *specs*, for a module that was built without one."""
-    first, variant = specs[0], "+".join(part for part in PARTS if any(part in spec.variant for spec in specs))
+    first, variant = specs[0], "+".join(dict.fromkeys(one.name for spec in specs for one in spec.terms))
     ranks = {spec.rank for spec in specs if spec.rank}
     return LaurelConfig(
         variant=variant,
@@ -248,4 +239,5 @@ def common_config(specs: Sequence[SiteSpec]) -> LaurelConfig:
         previous=max(1, *(spec.previous for spec in specs)),
         previous_map=first.previous_map,
         seed=first.seed,
+        options={name: value for spec in specs for name, value in spec.options},
     )

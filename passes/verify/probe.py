@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from laurel_graph import runtime
 from laurel_graph.errors import ModelError
 from laurel_graph.onnx_model.walk import RANDOM, graphs_of
+from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.schema import DOMAIN, Operator
 
 from .compare import EPSILON
@@ -75,9 +76,8 @@ def laurel_values(model: ModelProto) -> dict[str, Operator]:
     """Returns what the ``ai.laurel`` nodes of the main graph make, with their operators."""
     found: dict[str, Operator] = {}
     for node in model.graph.node:
-        op = Operator.parse(node.op_type) if node.domain == DOMAIN else None
-        if op is not None:
-            found.update((name, op) for name in node.output if name)
+        if (ours := LaurelNode.of(node)) is not None:
+            found.update((name, ours.operator) for name in node.output if name)
     return found
 
 

@@ -11,8 +11,8 @@ from onnx import ModelProto
 
 from laurel_graph.errors import VerificationError
 from laurel_graph.onnx_model.editor import captured_names
-from laurel_graph.opset.schema import DOMAIN, Operator, laurel_nodes
-from laurel_graph.passes.fold.joins import site_of
+from laurel_graph.opset.laurel_node import LaurelNode
+from laurel_graph.opset.schema import DOMAIN, laurel_nodes
 
 from .pair import Watched
 from .probe import made_in
@@ -35,16 +35,16 @@ def site_values(first: ModelProto, second: ModelProto, renamed: Mapping[str, str
     ours: dict[str, tuple[str, tuple[int, ...]]] = {}
     for model in (first, second):
         for node in laurel_nodes(model.graph):
-            op = Operator.parse(node.op_type)
-            if op is None or len(node.input) < len(op.inputs):
+            known_node = LaurelNode.of(node)
+            if known_node is None or len(node.input) < len(known_node.operator.inputs):
                 continue
             for made in filter(None, node.output):
                 name: str = original.get(made, made)
-                axes: tuple[int, ...] = (op.axis,)
+                axes: tuple[int, ...] = (known_node.operator.axis,)
                 if name not in known:
                     name, axes = _transposed_back(made, model, known), (1, -1)
                 if name not in ours:
-                    ours[name] = site_of(node, op), axes
+                    ours[name] = known_node.site, axes
     return [
         Watched(name, other, ours[name][0], axes=ours[name][1], is_site=True)
         for name in known
@@ -97,12 +97,12 @@ def check_coverage(first: ModelProto, second: ModelProto, sites: Sequence[Watche
     compared, names = {item.site for item in sites}, {item.name for item in sites}
     living = _living(first)
     for node in laurel_nodes(first.graph):
-        op = Operator.parse(node.op_type)
-        if op is None or node.output[0] in names or node.output[0] not in living:
+        ours = LaurelNode.of(node)
+        if ours is None or ours.output in names or ours.output not in living:
             continue
-        if site_of(node, op) not in compared:
+        if ours.site not in compared:
             raise VerificationError(
-                f"the residual connection {site_of(node, op)!r} ({node.output[0]!r}) is not to be seen in the "
+                f"the residual connection {ours.site!r} ({ours.output!r}) is not to be seen in the "
                 f"deployed model, which cannot be verified there; it has {len(laurel_nodes(second.graph))} nodes of "
                 f"{DOMAIN}."
             )

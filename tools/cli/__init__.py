@@ -41,7 +41,14 @@ app = typer.Typer(
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; anywhere.")] = False,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="Module that registers variants, roles, rules; before the command.")
+    ] = None,
 ) -> None:
+    for module in plugin or ():
+        from laurel_graph.tools.callables import load_plugin
+
+        load_plugin(module)
     if version:
         import laurel_graph
 

@@ -30,6 +30,9 @@ def transform(
         typer.Option(help="GLOB=off, GLOB=VARIANT, GLOB=RANK or GLOB=VARIANT:RANK; may be repeated, the last wins."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the Xavier initialisation.")] = 0,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Option of a term, NAME=VALUE; may be repeated.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A LaurelConfig as JSON, instead of the flags above.")] = None,
     adapter_inputs: Annotated[
         bool, typer.Option("--adapter-inputs", help="Make the new tensors overridable inputs, for ORT adapters.")
@@ -48,6 +51,7 @@ def transform(
     from laurel_graph.passes.options import parse_override
     from laurel_graph.passes.pipeline import transform as rewrite
     from laurel_graph.tools.inputs import source_files
+    from laurel_graph.variants.combine import read_settings
 
     check_outputs(output, inputs=(config, *source_files(model)))
     if config is not None:
@@ -65,6 +69,7 @@ def transform(
             sites=tuple(sites or ("*",)),
             overrides=dict(parse_override(text, "--override") for text in override or ()),
             seed=seed,
+            options=read_settings(options),
         )
     with progress(f"transforming {model}"):
         target, args, kwargs, shapes = load_model(model)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laurel_graph import runtime
+from laurel_graph.adapters.trained import trained_tensors
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.parameters import weights_of
@@ -350,28 +351,6 @@ def _read_both(options: FinetuneOptions) -> tuple[Data, Data | None]:
     except ValueError:
         return data, read_data(options.validation)
     return split(data, fraction, options.seed)
-
-
-def trained_tensors(module: fx.GraphModule) -> dict[str, Array]:
-    """Returns initializer name to value for everything in an imported *module* that trains.
-
-    The parameters of a LAuReL site come as the resolved tensors that a file holds (α and β instead of w).
-    """
-    from laurel_graph.importer import META
-    from laurel_graph.torch_residual.module import laurel_modules
-
-    values: dict[str, Array] = {}
-    own: set[int] = set()
-    for site, laurel in laurel_modules(module).items():
-        own.update(map(id, laurel.parameters()))
-        if any(p.requires_grad for p in laurel.parameters()):
-            for name, tensor in laurel.resolved().items():
-                values[tensor_name(site, name)] = tensor.detach().cpu().numpy()
-    names = module.meta[META].tensors
-    for path, parameter in module.named_parameters():
-        if parameter.requires_grad and id(parameter) not in own:
-            values[names[path]] = parameter.detach().cpu().numpy()
-    return values
 
 
 def with_changes(options: FinetuneOptions, **changes: Any) -> FinetuneOptions:

@@ -152,6 +152,7 @@ def make_session(model: ModelProto | Path, base_dir: Path) -> Any:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    runtime.register_added(options)
     source = str(model) if isinstance(model, Path) else loaded(model, base_dir).SerializeToString()
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -13,11 +13,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from laurel_graph.config import LaurelConfig, canonical_variant
+from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ConfigError, LaurelError, TrainingError
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import read_specs
 from laurel_graph.outputs import workspace
+from laurel_graph.tools.callables import load_plugin
+from laurel_graph.variants.combine import canonical_variant
+from laurel_graph.variants.registry import plugins, terms_of
+from laurel_graph.variants.term import symbols_of
 
 from .finetune import FinetuneReport, finetune, with_changes
 from .options import FinetuneOptions
@@ -156,11 +160,14 @@ def sweep(
 
 
 def _has_rank(variant: str, config: LaurelConfig) -> bool:
-    return "lr" in variant or ("pa" in variant and config.previous_map == "low-rank")
+    return any("r" in symbols_of(term) for term in terms_of(variant, config.previous_map))
 
 
 def _with(config: LaurelConfig, variant: str, rank: int | None, seed: int) -> LaurelConfig:
-    return replace(config, variant=variant, rank=config.rank if rank is None else rank, seed=seed)
+    known = {name for term in terms_of(variant) for name in term.options}
+    options = {name: value for name, value in dict(config.options).items() if name in known}
+    rank = config.rank if rank is None else rank
+    return replace(config, variant=variant, rank=rank, seed=seed, options=options)
 
 
 def _row(variant: str, rank: int | None, reports: list[FinetuneReport]) -> SweepRow:
@@ -188,7 +195,7 @@ def _in_a_process(options: FinetuneOptions) -> FinetuneReport:
     """Runs one fine-tuning in a fresh process and returns its report or raises its error."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(options, sender))
+    process = context.Process(target=_child, args=(options, plugins(), sender))
     process.start()
     sender.close()
     try:
@@ -212,8 +219,10 @@ def _in_a_process(options: FinetuneOptions) -> FinetuneReport:
     return result
 
 
-def _child(options: FinetuneOptions, sender: Any) -> None:
+def _child(options: FinetuneOptions, modules: tuple[str, ...], sender: Any) -> None:
     try:
+        for module in modules:
+            load_plugin(module)
         result: object = finetune(options)
     except LaurelError as error:
         result = error

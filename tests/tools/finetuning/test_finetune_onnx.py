@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from tolerance import assert_close
 
 import laurel_graph as lg
+from laurel_graph.adapters.trained import trained_tensors
 from laurel_graph.errors import (
     ConfigError,
     DataError,
@@ -25,7 +26,7 @@ from laurel_graph.errors import (
 )
 from laurel_graph.opset.schema import PREFIX
 from laurel_graph.tools.finetuning import onnx_task
-from laurel_graph.tools.finetuning.finetune import FinetuneOptions, finetune, trained_tensors
+from laurel_graph.tools.finetuning.finetune import FinetuneOptions, finetune
 
 
 def initializers(path):

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from finetune_toy import toy_data, toy_onnx
 
+import laurel_graph as lg
 from laurel_graph.errors import ConfigError, DataError
+from laurel_graph.tools.finetuning import sweep as module
 from laurel_graph.tools.finetuning.finetune import FinetuneOptions, finetune
 from laurel_graph.tools.finetuning.sweep import sweep
+from laurel_graph.variants import load_plugin, registry
 
 
 @pytest.fixture
@@ -28,8 +31,6 @@ def options(tmp_path):
 
 
 def test_sweep_gives_a_row_per_variant_and_rank_when_run(options, tmp_path, monkeypatch):
-    from laurel_graph.tools.finetuning import sweep as module
-
     monkeypatch.setattr(module, "_in_a_process", finetune)
     files = sorted(tmp_path.iterdir())
     report = sweep(options, variants=["lr", "rw"], ranks=[2], seeds=[0, 1])
@@ -46,6 +47,36 @@ def test_sweep_gives_a_row_per_variant_and_rank_when_run(options, tmp_path, monk
 def test_sweep_runs_in_a_process_of_its_own_when_started(options):
     (row,) = sweep(options, variants=["pa"], seeds=[0]).rows
     assert (row.variant, row.rank, row.std) == ("pa", None, 0.0) and row.memory > 0
+
+
+PLUGIN = """
+from laurel_graph.variants import Option, Term, register
+
+@register
+class Shift(Term):
+    name, tensors, options = "shift", {"v": ("D",)}, {"sign": Option("plus", valid=("plus",))}
+
+    def formula(self, skip, branch, at):
+        return skip, branch + at["v"]
+
+    def body(self, nodes, skip, branch, at):
+        return skip, nodes.add("Add", branch, nodes.along_features(at["v"]))
+"""
+
+
+def test_sweep_tries_a_variant_of_ones_own_in_its_processes_when_a_plugin_has_it(options, tmp_path, monkeypatch):
+    (tmp_path / "sweep_shifts.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "_plugins", [])
+    load_plugin("sweep_shifts")
+    try:
+        config = lg.LaurelConfig(variant="shift", options={"sign": "plus"})
+        (row,) = sweep(options, variants=["shift"], ranks=[2], seeds=[0], config=config).rows
+        assert module._with(config, "rw", None, 0).options == ()
+    finally:
+        del registry.TERMS["shift"]
+        registry.terms_of.cache_clear()
+    assert (row.variant, row.rank, row.parameters) == ("shift", None, 2 * 12)
 
 
 def test_sweep_hands_on_the_error_when_a_run_fails(options):
