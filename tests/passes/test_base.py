@@ -334,7 +334,7 @@ def test_options_are_read_by_the_types_of_the_fields():
         ("insert:rank=", ["rank = ''", "a whole number"]),
         ("insert:rank=1,rank=2", ["'rank'", "twice"]),
         ("insert:rank=0", ["rank = 0", "at least 1"]),
-        ("insert:variant=zz", ["variant = 'zz'", "rw+lr"]),
+        ("insert:variant=zz", ["variant = 'zz'", "rw, lr, pa"]),
         ("insert:overrides=a", ["overrides", "GLOB=off"]),
         ("fuse:portable=perhaps", ["portable = 'perhaps'", "yes or no"]),
         ("verify:tolerance=small", ["tolerance = 'small'", "a number"]),
