@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, SitePlan
 from laurel_graph.errors import ModelError, OutputError
+from laurel_graph.model_folder import graph_path, rewritten, writes_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -29,12 +30,14 @@ class TransformReport:
         plans: what was put in, one plan per rewritten site.
         skipped: ``(site, reason)`` of the residual connections left alone.
         base_parameters: number of parameters of the model before.
+        notes: what is to be known about the folder that was written.
     """
 
     detection: Detection
     plans: tuple[SitePlan, ...]
     skipped: tuple[tuple[str, str], ...]
     base_parameters: int
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -48,7 +51,7 @@ class TransformReport:
             "skipped": [{"site": site, "reason": reason} for site, reason in self.skipped],
             "parameters": self.parameters,
             "base_parameters": self.base_parameters,
-            "notes": list(self.detection.notes),
+            "notes": [*self.detection.notes, *self.notes],
         }
 
 
@@ -57,8 +60,8 @@ class TransformResult:
     """A transformed model and what was done to it.
 
     Attributes:
-        model: a ``torch.fx.GraphModule``, the path of the ONNX file written, or a ``ModelProto`` where no output was
-            named.
+        model: a ``torch.fx.GraphModule``, the path of the ONNX file or folder written, or a ``ModelProto`` where no
+            output was named.
         report: what was done.
     """
 
@@ -72,7 +75,8 @@ def inspect(
     """Finds every residual connection of *model* and changes nothing.
 
     Args:
-        model: an ``.onnx`` path, a ``ModelProto``, an ``nn.Module``, a ``GraphModule`` or an ``ExportedProgram``.
+        model: an ``.onnx`` path, a model folder, a ``ModelProto``, an ``nn.Module``, a ``GraphModule`` or an
+            ``ExportedProgram``.
         args: example inputs of a torch module: one tensor or a tuple of positional inputs.
         kwargs: example keyword inputs of a torch module.
         dynamic_shapes: as for ``torch.export.export``, where a torch module has to be captured by it.
@@ -114,7 +118,8 @@ def transform(
         kwargs: example keyword inputs of a torch module.
         dynamic_shapes: as for ``torch.export.export``: the axes of the inputs that stay open, where a torch module
             cannot be traced symbolically and is captured for its example inputs.
-        output: where to write the transformed ONNX file; required for weights in external files to be found.
+        output: where to write the transformed ONNX file; required for weights in external files to be found. For a
+            folder, the folder to make (:mod:`laurel_graph.model_folder`).
         adapter_inputs: make the LAuReL tensors of an ONNX graph overridable inputs, so that ORT can switch adapters
             per request.
 
@@ -128,6 +133,12 @@ def transform(
     from .select import select
 
     config = config or LaurelConfig()
+    if writes_folder(model, output):
+        assert isinstance(model, (str, Path)) and output is not None
+        with rewritten(model, output) as new:
+            made = transform(new.source, config, output=new.graph, adapter_inputs=adapter_inputs)
+        detection = replace(made.report.detection, model=str(model))
+        return TransformResult(new.output, replace(made.report, detection=detection, notes=tuple(new.notes)))
     if _is_onnx(model):
         from laurel_graph.onnx_model import tensors as onnx_tensors
         from laurel_graph.outputs.models import write_model
@@ -164,8 +175,8 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
     """Gives the original graph back, exactly as it was before :func:`transform`.
 
     Args:
-        model: a transformed ``.onnx`` path, ``ModelProto`` or ``GraphModule``.
-        output: where to write the original ONNX file.
+        model: a transformed ``.onnx`` path or folder, ``ModelProto`` or ``GraphModule``.
+        output: where to write the original ONNX file, or the folder.
 
     Returns:
         The path written, a new ``ModelProto``, or the same ``GraphModule``.
@@ -178,6 +189,11 @@ def remove(model: str | Path | onnx.ModelProto | fx.GraphModule, output: str | P
         from laurel_graph.passes.rewrite.fx import remove as remove_fx
 
         return remove_fx(cast("fx.GraphModule", model))
+    if writes_folder(model, output):
+        assert isinstance(model, (str, Path)) and output is not None
+        with rewritten(model, output) as new:
+            remove(new.source, new.graph)
+        return new.output
     from laurel_graph import soundness
     from laurel_graph.outputs.models import write_model
     from laurel_graph.passes.rewrite.onnx import remove as remove_onnx
@@ -220,7 +236,7 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
     from laurel_graph.onnx_model import file as onnx_file
 
     if isinstance(model, (str, Path)):
-        return onnx_file.read(model), str(model)
+        return onnx_file.read(graph_path(model)), str(model)
     soundness.check(model)
     return model, model.graph.name or "ModelProto"
 
@@ -230,7 +246,7 @@ def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelPr
     from laurel_graph.outputs import check_outputs
     from laurel_graph.outputs.models import model_files
 
-    source = Path(model) if isinstance(model, (str, Path)) else None
+    source = graph_path(model) if isinstance(model, (str, Path)) else None
     proto, name = _read(model)
     check_outputs(output, inputs=() if source is None else model_files(source, proto))
     return (proto if source is not None else deepcopy(proto)), name, source

@@ -18,6 +18,7 @@ from ..config import SiteSpec
 from ..errors import AdapterError, ModelError
 from ..fingerprint import Fingerprint, compare
 from ..formula import unresolve
+from ..model_folder import graph_path, is_folder, rewritten, writes_folder
 from ..opset.schema import METADATA_CONFIG, read_metadata, read_specs, tensor_name
 from .file import Adapter, Array, check_finite, check_names, listed, read_adapter, rounded, shapes_of, to_bytes
 
@@ -44,7 +45,7 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
     """Writes the LAuReL tensors of *model* to *path* (safetensors), aside and renamed; returns the path.
 
     Args:
-        model: a rewritten or imported module (or any module that holds one), or a transformed ``.onnx`` file.
+        model: a rewritten or imported module (or any module that holds one), or a transformed ``.onnx`` file or folder.
         path: the file to write.
 
     Raises:
@@ -104,9 +105,9 @@ def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *,
     Only the ``laurel.*`` initializers differ; external weight files stay as they are.
 
     Args:
-        model: a transformed or exported ``.onnx`` file.
+        model: a transformed or exported ``.onnx`` file, or a folder with one (:mod:`laurel_graph.model_folder`).
         adapter: the adapter file.
-        output: the file to write.
+        output: the file or folder to write.
         check_base: refuse an adapter that was trained on another base, or where that cannot be told.
 
     Raises:
@@ -119,7 +120,12 @@ def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *,
     from ..onnx_model.tensors import array_of, set_tensors
     from ..outputs.models import model_files, write_model
 
-    proto, folder = onnx_file.read(model), Path(model).parent
+    if writes_folder(model, output):
+        with rewritten(model, output, inputs=(adapter,)) as new:
+            apply_adapter(new.source, adapter, new.graph, check_base=check_base)
+        return new.output
+    model = graph_path(model)
+    proto, folder = onnx_file.read(model), model.parent
     outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto)))
     found = read_adapter(adapter)
     specs, held = _specs_of(proto, model)
@@ -153,7 +159,7 @@ def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
 
     from .. import outputs
 
-    is_file = isinstance(source, (str, Path)) and Path(source).suffix != ".onnx"
+    is_file = isinstance(source, (str, Path)) and Path(source).suffix != ".onnx" and not is_folder(source)
     read = (Path(source),) if is_file and isinstance(source, (str, Path)) else files_of(source)
     outputs.check_outputs(path, inputs=read)
     adapter = read_adapter(source) if is_file and isinstance(source, (str, Path)) else adapter_of(source)
@@ -184,7 +190,7 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
     from ..outputs.models import model_files
 
     if isinstance(model, (str, Path)):
-        return model_files(model)
+        return model_files(graph_path(model))
     from ..importer import META
 
     files: list[Path] = []
@@ -201,7 +207,7 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
 def adapter_of(model: nn.Module | str | Path) -> Adapter:
     """Returns the adapter that *model* holds now; see :func:`save_adapter`."""
     if isinstance(model, (str, Path)):
-        return _of_file(Path(model))
+        return _of_file(graph_path(model))
     from ..torch_residual.module import CONFIG, laurel_modules
 
     modules = laurel_modules(model)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from laurel_graph.config import FORMAT_VERSION
 from laurel_graph.errors import RewriteError, VerificationError
+from laurel_graph.model_folder import graph_path, rewritten, writes_folder
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.onnx_model.weight_file import has_external_weights
@@ -47,6 +48,7 @@ class DeployReport:
         target: what the file was made for.
         nodes: how many nodes of each type the main graph has.
         verification: how the file compares with the trained one; ``None`` before it was verified.
+        notes: what is to be known about the folder that was written.
     """
 
     fold: FoldReport
@@ -55,6 +57,7 @@ class DeployReport:
     target: str
     nodes: Mapping[str, int] = field(default_factory=dict)
     verification: VerifyReport | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def differences(self) -> dict[str, tuple[float, float]]:
@@ -108,6 +111,7 @@ class DeployReport:
             "nodes": dict(self.nodes),
             "samples": self.samples,
             "outputs": outputs,
+            "notes": list(self.notes),
         }
 
 
@@ -211,11 +215,11 @@ def deploy_file(
 
     Where *path* keeps weights in other files, those that change go to ``<output>.<digest of the content>.data``, the
     others stay. The file that is compared is the one that stays, beside the weight files that it keeps; it becomes
-    visible by one rename.
+    visible by one rename. A folder becomes a folder (:mod:`laurel_graph.model_folder`).
 
     Args:
-        path: the trained ONNX file; it stays as it is.
-        output: the file to write.
+        path: the trained ONNX file or folder; it stays as it is.
+        output: the file or folder to write.
         portable: leave only operators of ``ai.onnx``.
         target: what it is to run on; ``cpu``.
         data: an ``.npz`` file, or samples in memory, to compare on in place of drawn inputs.
@@ -231,7 +235,21 @@ def deploy_file(
             exercises the model; nothing is written.
         OutputError: *output* is a file that is read here, or cannot be written.
     """
-    source = Path(path)
+    if writes_folder(path, output):
+        with rewritten(path, output, portable=portable) as new:
+            made = deploy_file(
+                new.source,
+                new.graph,
+                portable=portable,
+                target=target,
+                data=data,
+                tolerance=tolerance,
+                seed=seed,
+                sizes=sizes,
+                costs=costs,
+            )
+        return replace(made, notes=tuple(new.notes))
+    source = graph_path(path)
     model = onnx_file.read(source)
     read = (*model_files(source, model), Path(data) if isinstance(data, (str, Path)) else None)
     check_outputs(output, inputs=read)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laurel_graph.errors import ModelError
+from laurel_graph.model_folder import graph_path
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 
@@ -163,7 +164,7 @@ def verify(
     sizes: Mapping[str, int] | None = None,
     optimize: bool | tuple[bool, bool] = True,
 ) -> VerifyReport:
-    """Runs two ONNX files on the same inputs and compares every output.
+    """Runs two ONNX files (or model folders) on the same inputs and compares every output.
 
     Nodes that draw random numbers (of a variational or diffusion model) draw the same ones in both models, if their
     outputs have the same names.
@@ -185,7 +186,7 @@ def verify(
         ModelError: a file cannot be read, inputs or outputs differ, a sample does not fit or holds no rows.
         VerificationError: no drawn sample exercises the model, so that nothing can be said without data.
     """
-    path_a, path_b = Path(model_a), Path(model_b)
+    path_a, path_b = graph_path(model_a), graph_path(model_b)
     first, second = Subject(path_a, onnx_file.read(path_a)), Subject(path_b, onnx_file.read(path_b))
     check = Check(
         first,
@@ -195,7 +196,7 @@ def verify(
         exact=tolerance is not None,
         optimize=optimize if isinstance(optimize, tuple) else (optimize, optimize),
     )
-    models = (str(path_a), str(path_b))
+    models = (str(model_a), str(model_b))
     if data is None:
         return report_of(models, check.on_drawn(batches, seed, sizes))
     return report_of(models, check.on_data(read_samples(data) if isinstance(data, (str, Path)) else list(data)))

@@ -41,11 +41,16 @@ def transform(
 ) -> None:
     """Replace the residual connections of MODEL by LAuReL residuals; same outputs at the start."""
     from laurel_graph.config import LaurelConfig
+    from laurel_graph.model_folder import writes_folder
     from laurel_graph.outputs import check_outputs
+    from laurel_graph.outputs.tree import check_folder
     from laurel_graph.passes.pipeline import transform as run
     from laurel_graph.tools.inputs import source_files
 
-    check_outputs(output, inputs=(config, *source_files(model)))
+    if writes_folder(model, output):
+        check_folder(output, inputs=(config, model))
+    else:
+        check_outputs(output, inputs=(config, *source_files(model)))
     if config is not None:
         chosen = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
     else:
@@ -84,7 +89,7 @@ def transform(
         say(f"left alone: {site}: {reason}")
     percent = f" ({100 * report.parameters / report.base_parameters:.3g} %)" if report.base_parameters else ""
     say(f"{report.parameters:,} new parameters on {report.base_parameters:,}{percent}; wrote {output}")
-    for line in report.detection.notes:
+    for line in (*report.detection.notes, *report.notes):
         note(f"note: {line}")
 
 
@@ -156,6 +161,8 @@ def deploy(
         ("output", *(key.replace("_", " ") for key in keys)),
         [(o["output"], *(f"{o[key]:.3g}" for key in keys)) for o in report["outputs"]],
     )
+    for line in report["notes"]:
+        note(f"note: {line}")
     say(f"wrote {output}")
 
 
