@@ -55,7 +55,8 @@ class DecoderGraph:
         self.weight("sin_cache", np.sin(angles).astype(np.float32))
         norm = self.weight("model.layers.0.input_layernorm.weight", self._scale())
         normed = self.add("SimplifiedLayerNormalization", ["embedded", norm],
-                          ["/model/layers.0/input_layernorm/output_0"], axis=-1, epsilon=1e-6, stash_type=1)  # fmt: skip
+                          ["/model/layers.0/input_layernorm/output_0"],
+                          axis=-1, epsilon=1e-6, stash_type=1)  # fmt: skip
         stream = "embedded"
         for layer in range(LAYERS):
             stream, normed = self._layer(layer, stream, normed)
@@ -76,7 +77,8 @@ class DecoderGraph:
         self.add("GroupQueryAttention",
                  [q, k, v, *caches, "seqlens_k", "total_length", "cos_cache", "sin_cache"],
                  [f"{name}.attn/out", *presents], "com.microsoft", num_heads=HEADS, kv_num_heads=KV_HEADS,
-                 scale=SIZE**-0.5, do_rotary=1, rotary_interleaved=0, local_window_size=self.window, **more)  # fmt: skip
+                 scale=SIZE**-0.5, do_rotary=1, rotary_interleaved=0, local_window_size=self.window,
+                 **more)  # fmt: skip
         attended = self.linear(f"{name}.attn/out", f"{name}.attn.o_proj", WIDTH, WIDTH)
         stream, normed = self._join(stream, attended, f"{name}.post_attention_layernorm", True)
         gate = self.linear(normed, f"{name}.mlp.gate_proj", WIDTH, 2 * WIDTH)
@@ -89,7 +91,7 @@ class DecoderGraph:
         following = (
             f"model.layers.{LAYERS}.final_norm_layernorm" if last else f"model.layers.{layer + 1}.input_layernorm"
         )
-        return self._join(stream, down, following, not last)
+        return self._join(stream, down, f"model.layers.{layer + 1}.{norm}", not last)
 
     def _join(self, stream: str, branch: str, norm: str, keep: bool) -> tuple[str, str]:
         scale = self.weight(f"{norm}.weight", self._scale())

@@ -59,7 +59,7 @@ def test_folder_is_refused_when_its_graph_cannot_be_told(tmp_path, files, messag
 def test_config_is_refused_when_it_is_none(tmp_path, text):
     touched(tmp_path, "model.onnx")
     (tmp_path / "genai_config.json").write_text(text)
-    with pytest.raises(ModelError, match="genai_config.json"):
+    with pytest.raises(ModelError, match="genai_config"):
         graph_path(tmp_path)
 
 
@@ -67,7 +67,7 @@ def test_config_is_refused_when_it_is_none(tmp_path, text):
 def test_graph_outside_the_folder_is_refused_when_the_config_names_it(tmp_path, name):
     touched(tmp_path, "model.onnx")
     (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": {"filename": name}}}))
-    with pytest.raises(ModelError, match="filename|names the graph"):
+    with pytest.raises(ModelError, match=r"filename|names the graph"):
         graph_path(tmp_path)
 
 

@@ -96,7 +96,7 @@ def test_library_of_someone_else_is_refused_where_ours_is_needed(trained, base, 
         return made
 
     other = name_other(trained, tmp_path / "other")
-    with pytest.raises(ModelError, match="libother.so.*--portable"):
+    with pytest.raises(ModelError, match=r"libother.*--portable"):
         lg.deploy(other, tmp_path / "d")
     assert not (tmp_path / "d").exists()
     lg.deploy(other, tmp_path / "p", portable=True)

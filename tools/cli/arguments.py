@@ -11,13 +11,11 @@ from laurel_graph.errors import ConfigError, ModelError
 
 Model = Annotated[
     str,
-    typer.Argument(
-        help="An .onnx file, a model folder, or package.module:callable that gives (module, inputs[, dims])."
-    ),
+    typer.Argument(help="An .onnx file, a folder, or package.module:callable that gives (module, inputs[, dims])."),
 ]
 OnnxModel = Annotated[Path, typer.Argument(help="An .onnx file, or a model folder (GenAI, optimum).")]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="The file to write, or for a folder the folder; never the input.")
+    Path, typer.Option("--output", "-o", help="The file to write, or the folder for a folder; never the input.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Size = Annotated[list[str] | None, typer.Option("--size", help="Size of a symbolic dim, NAME=N; may be repeated.")]
