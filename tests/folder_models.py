@@ -88,9 +88,7 @@ class DecoderGraph:
         product = self.add("Mul", [gated, up], [f"{name}.mlp/product"])
         down = self.linear(product, f"{name}.mlp.down_proj", 2 * WIDTH, WIDTH)
         last = layer == LAYERS - 1
-        following = (
-            f"model.layers.{LAYERS}.final_norm_layernorm" if last else f"model.layers.{layer + 1}.input_layernorm"
-        )
+        norm = "final_norm_layernorm" if last else "input_layernorm"
         return self._join(stream, down, f"model.layers.{layer + 1}.{norm}", not last)
 
     def _join(self, stream: str, branch: str, norm: str, keep: bool) -> tuple[str, str]:

@@ -194,13 +194,44 @@ def unpack_weights(b: Tensor, scales: Tensor, zeros: Tensor | None, rows: int, c
     return ((values - zero) * scale).reshape(rows, -1)[:, :columns]
 
 
+class _Packed(torch.autograd.Function):
+    """x times frozen weights that stay packed: unpacked when they are used, forward and backward, and not kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, b: Tensor, scales: Tensor, zeros: Tensor | None, sizes: tuple[int, int, int, int]
+    ) -> Tensor:
+        """x (..., K) to (..., N)."""
+        ctx.save_for_backward(b, scales, zeros)
+        ctx.sizes = sizes
+        return F.linear(x, unpack_weights(b, scales, zeros, *sizes).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of x; there is none of the weights."""
+        b, scales, zeros = ctx.saved_tensors
+        weight = unpack_weights(b, scales, zeros, *ctx.sizes)
+        return gradients[0] @ weight.to(gradients[0].dtype), None, None, None, None
+
+
+def packed_linear(
+    x: Tensor, b: Tensor, scales: Tensor, zeros: Tensor | None, bias: Tensor | None, rows: int, columns: int,
+    bits: int, block: int,
+) -> Tensor:  # fmt: skip
+    """x times the packed weights of MatMulNBits, which take no more memory than in the file, plus a bias."""
+    if any(part is not None and part.requires_grad for part in (scales, zeros)):
+        y = F.linear(x, unpack_weights(b, scales, zeros, rows, columns, bits, block))
+    else:
+        y = _Packed.apply(x, b, scales, zeros, (rows, columns, bits, block))
+    return y if bias is None else y + bias
+
+
 def _matmul_nbits(node: Node) -> Value:
     bits = node.attr("bits", 4)
     node.require(bits in (2, 4, 8), f"{bits}-bit weights")
     node.require(not node.has(4), "reordered weights (g_idx)")
     sizes = (node.attr("N"), node.attr("K"), bits, node.attr("block_size"))
-    weight = node.emit(unpack_weights, node[1], node[2], node.get(3), *sizes)
-    return node.emit(F.linear, node[0], weight, node.get(5))
+    return node.emit(packed_linear, node[0], node[1], node[2], node.get(3), node.get(5), *sizes)
 
 
 def dynamic_quantize_matmul(a: Tensor, b: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None) -> Tensor:
