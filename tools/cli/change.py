@@ -100,13 +100,16 @@ def apply(
     check_base: Annotated[
         bool, typer.Option(help="Refuse an adapter of another base, or where that cannot be told.")
     ] = True,
+    match: Annotated[
+        str, typer.Option(help="How sites are matched: name, place, or auto: by place where names differ.")
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """Put the saved ADAPTER (.safetensors) into the transformed MODEL."""
     from laurel_graph.adapters import apply_adapter
 
     with progress(f"applying {adapter}"):
-        apply_adapter(model, adapter, output, check_base=check_base)
+        apply_adapter(model, adapter, output, check_base=check_base, match=match)
     print_wrote(json, {"model": model, "adapter": adapter, "output": output})
 
 
