@@ -96,3 +96,19 @@ def test_gemm_is_imported_where_only_its_weights_have_a_known_type():
     inputs = {"x": floats(3, 8)}
     weights = {"g": floats(8), "w": floats(8, 8, seed=1), "b": floats(8, seed=2)}
     assert_runs_like_runtime(graph_of([norm, gemm], inputs, {"y": "float32"}, weights), inputs)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_quantised_table_equals_runtime(bits, zeros):
+    random = np.random.default_rng(0)
+    weights = {
+        "table": random.integers(0, 255, (9, 32 * bits // 8)).astype(np.uint8),
+        "scales": np.abs(floats(9, 2)) / 10,
+        **({"zeros": random.integers(0, 255, (9, 2 * bits // 8)).astype(np.uint8)} if zeros else {}),
+    }
+    one = node("GatherBlockQuantized", ["table", "ids", "scales", *(["zeros"] if zeros else [])],
+               bits=bits, block_size=16, gather_axis=0, quantize_axis=1)  # fmt: skip
+    inputs = {"ids": np.array([[0, 3], [8, 3]], np.int64)}
+    module = assert_runs_like_runtime(graph_of([one], inputs, {"y": "float32"}, weights), inputs)
+    assert not [b for b in module.buffers() if b.is_floating_point() and b.numel() > 18]

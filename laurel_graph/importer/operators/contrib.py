@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -234,6 +235,27 @@ def _matmul_nbits(node: Node) -> Value:
     return node.emit(packed_linear, node[0], node[1], node[2], node.get(3), node.get(5), *sizes)
 
 
+def gather_blocks(data: Tensor, ids: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, block: int) -> Tensor:
+    """Rows of a table ``(R, packed)`` of *bits*-bit integers in blocks, unpacked when they are picked."""
+    rows = ids.reshape(-1).to(torch.int64)
+    width = data.shape[1] * (8 // bits)
+    picked = unpack_weights(
+        data[rows], scales[rows], None if zeros is None else zeros[rows], len(rows), width, bits, block
+    )
+    return picked.reshape(*ids.shape, width)
+
+
+def _gather_blocks(node: Node) -> Value:
+    bits, shape = node.attr("bits", 4), node[0].shape
+    shape = tuple(node[0].const.shape) if node[0].is_const else shape
+    packed = node[0].const.dtype == torch.uint8 if node[0].is_const else node[0].elem_type == TensorProto.UINT8
+    node.require(packed and bits in (4, 8), "a table that is not packed in bytes of 4 or 8 bits")
+    node.require(shape is not None and len(shape) == 2, "a table that is no matrix")
+    node.require(node.attr("gather_axis", 0) == 0, "picking along another axis than the first")
+    node.require(node.attr("quantize_axis", 1) in (1, -1), "blocks along another axis than the last")
+    return node.emit(gather_blocks, node[0], node[1], node[2], node.get(3), bits, node.attr("block_size", 128))
+
+
 def dynamic_quantize_matmul(a: Tensor, b: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None) -> Tensor:
     """a, quantised by its own range, times quantised weights; the gradient passes the rounding of a."""
     steps, a_scale, a_zero = dynamic_quantise(a)
@@ -288,6 +310,7 @@ def register(registry: Registry) -> None:
     add("FusedGemm", _fused_gemm)
     add("BiasSoftmax", _bias_softmax)
     add("MatMulNBits", _matmul_nbits)
+    add("GatherBlockQuantized", _gather_blocks)
     add("DynamicQuantizeMatMul", _dynamic_quantize_matmul)
     add("MatMulIntegerToFloat", _matmul_integer_to_float)
     # ONNX Runtime writes these two into the default domain of models whose operator set does not have them.
