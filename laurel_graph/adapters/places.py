@@ -69,12 +69,12 @@ def _disorder(one: Mapping[str, SiteSpec], other: Mapping[str, SiteSpec]) -> str
     """Says where the numbers of blocks, as both name them, run in another order."""
     before = (-1, -1)
     for a, b in zip(one, other, strict=True):
-        numbers = _block(a), _block(b)
-        if numbers[0] is None or numbers[1] is None:
+        first, second = _block(a), _block(b)
+        if first is None or second is None:
             return ""
-        if (numbers[0] - before[0]) * (numbers[1] - before[1]) < 0:
+        if (first - before[0]) * (second - before[1]) < 0:
             return f"{a!r} and {b!r} run in another order than their numbers say"
-        before = numbers
+        before = first, second
     return ""
 
 

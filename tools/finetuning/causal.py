@@ -115,7 +115,7 @@ def logits_of(model: ModelProto) -> str:
     Raises:
         ModelError: there are several.
     """
-    outputs = [info.name for info in model.graph.output]
+    outputs = [str(info.name) for info in model.graph.output]
     if "logits" in outputs:
         return "logits"
     others = [name for name in outputs if not is_cache(name) and "present" not in name.lower()]

@@ -223,7 +223,7 @@ def packed_linear(
     if any(part is not None and part.requires_grad for part in (scales, zeros)):
         y = F.linear(x, unpack_weights(b, scales, zeros, rows, columns, bits, block))
     else:
-        y = _Packed.apply(x, b, scales, zeros, (rows, columns, bits, block))
+        y = _Packed.apply(x, b, scales, zeros, (rows, columns, bits, block))  # type: ignore[no-untyped-call]
     return y if bias is None else y + bias
 
 
