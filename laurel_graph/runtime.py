@@ -184,7 +184,7 @@ def session(
     """Returns an ONNX Runtime session for a model file, with the fused kernels for its ``ai.laurel`` nodes.
 
     Args:
-        path: the ``.onnx`` file.
+        path: the ``.onnx`` file, or a model folder.
         threads: threads of one operator, or ``None`` for ONNX Runtime's own choice.
         providers: execution providers, or ``None`` for the CPU.
         optimize: whether ONNX Runtime optimises the graph.
@@ -195,7 +195,9 @@ def session(
     """
     import onnxruntime
 
-    path = Path(path)
+    from .model_folder import graph_path
+
+    path = graph_path(Path(path))
     if not path.is_file():
         raise ModelError(f"No model file at {path}: expected an .onnx file.")
     options = session_options(threads, optimize, operators=used_operators(path))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onnx import ModelProto
 
 from laurel_graph.errors import ModelError
+from laurel_graph.model_folder import graph_path
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.outputs import check_outputs, staged
@@ -36,7 +37,7 @@ def as_file(model: Any) -> Iterator[Path]:
         ModelError: it is something else, or keeps weights in other files and does not know in which folder.
     """
     if isinstance(model, (str, Path)):
-        yield Path(model)
+        yield graph_path(model)
         return
     if not isinstance(model, ModelProto) and not is_graph(model):
         raise ModelError(
@@ -108,7 +109,7 @@ def run_on_file(
     """
     if not isinstance(source, (str, Path)):
         raise ModelError(f"expected the path of an ONNX file, found a {type(source).__name__}; save the model first.")
-    source = Path(source)
+    source = graph_path(source)
     model = onnx_file.read_with_records(source)
     read = (*model_files(source, model), *inputs)
     check_outputs(output, inputs=read)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, SitePlan
 from laurel_graph.errors import ModelError, OutputError
+from laurel_graph.model_folder import graph_path, rewritten, writes_folder
 
 from .base import TORCH, Facts, PassResult, Pipeline
 from .facts import Source
@@ -38,7 +39,7 @@ class TransformReport:
         plans: what was put in, one plan per rewritten site.
         skipped: ``(site, reason)`` of the residual connections left alone.
         base_parameters: number of parameters of the model before.
-        notes: sentences for the user, those of the detection among them.
+        notes: sentences for the user: those of the detection, and what is to be known about a folder that was written.
     """
 
     detection: Detection
@@ -68,8 +69,8 @@ class TransformResult:
     """A transformed model and what was done to it.
 
     Attributes:
-        model: a ``torch.fx.GraphModule``, the path of the ONNX file written, or, where no output was named, a
-            ``ModelProto``, or a ``gs.Graph`` if that was given.
+        model: a ``torch.fx.GraphModule``, the path of the ONNX file or folder written, or, where no output was named,
+            a ``ModelProto``, or a ``gs.Graph`` if that was given.
         report: what was done.
     """
 
@@ -83,8 +84,8 @@ def inspect(
     """Finds every residual connection of *model* and changes nothing.
 
     Args:
-        model: an ``.onnx`` path, a ``ModelProto``, a ``gs.Graph`` of onnx-graphsurgeon, an ``nn.Module``, a
-            ``GraphModule`` or an ``ExportedProgram``.
+        model: an ``.onnx`` path, a model folder, a ``ModelProto``, a ``gs.Graph`` of onnx-graphsurgeon, an
+            ``nn.Module``, a ``GraphModule`` or an ``ExportedProgram``.
         args: example inputs of a torch module: one tensor or a tuple of positional inputs.
         kwargs: example keyword inputs of a torch module.
         dynamic_shapes: as for ``torch.export.export``, where a torch module has to be captured by it.
@@ -128,7 +129,8 @@ def transform(
         kwargs: example keyword inputs of a torch module.
         dynamic_shapes: as for ``torch.export.export``: the axes of the inputs that stay open, where a torch module
             cannot be traced symbolically and is captured for its example inputs.
-        output: where to write the transformed ONNX file; required for weights in external files to be found.
+        output: where to write the transformed ONNX file; required for weights in external files to be found. For a
+            folder, the folder to make (:mod:`laurel_graph.model_folder`).
         adapter_inputs: make the LAuReL tensors of an ONNX graph overridable inputs, so that ORT can switch adapters
             per request.
         run: run an ONNX model on one drawn sample before and after, in memory or as the file that is about to become
@@ -147,6 +149,14 @@ def transform(
         OutputError: *output* cannot be written, or is the input.
     """
     config = LaurelConfig.of(config)
+    if writes_folder(model, output):
+        with rewritten(cast("str | Path", model), cast("str | Path", output)) as new:
+            made_file = transform(
+                new.source, config, output=new.graph, adapter_inputs=adapter_inputs, run=run, keep_fused=keep_fused
+            )
+        report = made_file.report
+        detection = replace(report.detection, model=str(model))
+        return TransformResult(new.output, replace(report, detection=detection, notes=(*report.notes, *new.notes)))
     if _is_onnx(model):
         result, made = _run_on_onnx(placing(config, adapter_inputs, run, keep_fused), model, output)
         return TransformResult(made, _report(result))
@@ -235,8 +245,8 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
     """Gives the original graph back, exactly as it was before :func:`transform`.
 
     Args:
-        model: a transformed ``.onnx`` path, ``ModelProto``, ``gs.Graph`` or ``GraphModule``.
-        output: where to write the original ONNX file.
+        model: a transformed ``.onnx`` path or folder, ``ModelProto``, ``gs.Graph`` or ``GraphModule``.
+        output: where to write the original ONNX file, or the folder.
 
     Returns:
         The path written, a new ``ModelProto`` or ``gs.Graph``, or the same ``GraphModule``.
@@ -247,6 +257,10 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
     """
     if not _is_onnx(model):
         return removing().run(cast("fx.GraphModule", model)).graph
+    if writes_folder(model, output):
+        with rewritten(cast("str | Path", model), cast("str | Path", output)) as new:
+            remove(new.source, new.graph)
+        return new.output
     return _run_on_onnx(removing(), model, output)[1]
 
 
@@ -304,7 +318,7 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
     from laurel_graph.onnx_model import file as onnx_file
 
     if isinstance(model, (str, Path)):
-        return onnx_file.read_with_records(model), str(model)
+        return onnx_file.read_with_records(graph_path(model)), str(model)
     if is_graph(model):
         from .graphsurgeon.convert import to_model
 
@@ -318,7 +332,7 @@ def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelPr
     from laurel_graph.outputs import check_outputs
     from laurel_graph.outputs.models import model_files
 
-    source = Path(model) if isinstance(model, (str, Path)) else None
+    source = graph_path(model) if isinstance(model, (str, Path)) else None
     proto, name = _read(model)
     check_outputs(output, inputs=() if source is None else model_files(source, proto))
     return (deepcopy(proto) if proto is model else proto), name, source

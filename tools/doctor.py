@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from laurel_graph.model_folder import Layout
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "networkx", "numpy", "safetensors")
 EXTRAS = ("finetune", "report")
@@ -23,6 +27,67 @@ def examine() -> dict[str, dict[str, Any]]:
         "kernels": _kernels(),
         "extras": {extra: _extra(extra) for extra in EXTRAS},
     }
+
+
+def examine_model(model: str | Path) -> dict[str, Any]:
+    """Returns what runs a model folder or file here: name to value.
+
+    Raises:
+        ModelError: it cannot be read, its graph cannot be told, or ONNX Runtime cannot load it.
+    """
+    from laurel_graph import runtime
+    from laurel_graph.model_folder import graph_path, is_folder, layout_of
+    from laurel_graph.onnx_model import file as onnx_file
+    from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata, read_specs
+    from laurel_graph.outputs.models import model_files
+
+    graph = graph_path(model)
+    proto = onnx_file.read(graph)
+    found: dict[str, Any] = {"graph": str(graph)}
+    weights = model_files(graph, proto)[1:]
+    found["weights"] = ", ".join(f"{path.name} ({path.stat().st_size:,} bytes)" for path in weights) or "in the graph"
+    operators = runtime.used_operators(graph)
+    deployed = read_metadata(proto, METADATA_DEPLOYED) is not None
+    sites = len(read_specs(proto)) if not deployed else 0
+    found["LAuReL"] = "deployed" if deployed else f"{sites} sites, trainable" if sites else "none"
+    found["operators of ours"] = ", ".join(operators) or "none: any ONNX Runtime runs it"
+    if operators:
+        found["library here"] = str(runtime.library_path() or "missing")
+    if is_folder(model):
+        layout = layout_of(model)
+        found = {"folder": layout.kind, **found}
+        if layout.others:
+            found["other graphs"] = ", ".join(path.name for path in layout.others)
+        if layout.kind == "genai":
+            found |= {"GenAI": _version("onnxruntime-genai"), **_genai_library(layout, bool(operators))}
+    runtime.session(graph, threads=1)
+    found["ONNX Runtime"] = "loads it"
+    return found
+
+
+def _genai_library(layout: Layout, needed: bool) -> dict[str, str]:
+    """What GenAI will load beside the graph."""
+    from laurel_graph.model_folder.layout import session_options
+    from laurel_graph.model_folder.rewrite import LIBRARY, is_ours
+
+    name = session_options(layout.config).get(LIBRARY)
+    if not name:
+        bodies = "none: it runs from function bodies, slower; write the folder anew where the library is"
+        return {"GenAI loads": bodies if needed else "the graph alone"}
+    place = layout.folder / str(name)
+    if not place.is_file():
+        return {"GenAI loads": f"{name}, which is not there: GenAI will refuse the folder"}
+    digest = " (ours, as installed here)" if is_ours(str(name)) and _is_installed(place) else ""
+    return {"GenAI loads": f"{name}{digest}" if needed or not is_ours(str(name)) else f"{name}, which nothing needs"}
+
+
+def _is_installed(library: Path) -> bool:
+    import filecmp
+
+    from laurel_graph import runtime
+
+    own = runtime.library_path()
+    return own is not None and filecmp.cmp(own, library, shallow=False)
 
 
 def _version(package: str) -> str:

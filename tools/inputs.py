@@ -39,12 +39,13 @@ def data_files(source: str) -> tuple[Path, ...]:
 
 def finetune_files(options: FinetuneOptions, model: ModelProto) -> tuple[Path, ...]:
     """Returns the files that a fine-tuning of *model*, read from ``options.model``, reads."""
+    from laurel_graph.model_folder import graph_path
     from laurel_graph.outputs.models import model_files
 
     functions = (text for text in (options.loss, options.metric) if text and is_reference(text))
     return (
-        *model_files(options.model, model),
-        *(() if options.teacher is None else model_files(options.teacher)),
+        *model_files(graph_path(options.model), model),
+        *(() if options.teacher is None else model_files(graph_path(options.teacher))),
         *(file for source in (options.data, options.validation) if source for file in data_files(source)),
         *(file for text in functions for file in source_files(text)),
     )

@@ -12,6 +12,7 @@ import numpy as np
 from laurel_graph.config import SiteSpec
 from laurel_graph.detection import Detection, Residual
 from laurel_graph.errors import DependencyError, OutputError
+from laurel_graph.model_folder import graph_path
 from laurel_graph.names import printable
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model import tensors as onnx_tensors
@@ -89,7 +90,7 @@ class SiteRow:
 
 
 def write_report(model: str | Path, output: str | Path) -> Path:
-    """Writes the page for an ONNX file, transformed or not, and returns its path.
+    """Writes the page for an ONNX file or a model folder, transformed or not, and returns its path.
 
     Raises:
         ModelError: the model cannot be read.
@@ -102,7 +103,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
         from markupsafe import Markup
     except ImportError as error:
         raise DependencyError(f"{error.name} is missing; pip install 'laurel-graph[report]'.") from error
-    path = Path(model)
+    path = graph_path(model)
     proto = onnx_file.read_with_records(path)
     read = model_files(path, proto)
     check_outputs(output, inputs=read)
@@ -119,7 +120,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
     base = count_parameters(proto)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_cell)
     page = environment.from_string(PAGE).render(
-        model=path.name,
+        model=Path(model).name,
         residuals=found.residuals,
         rejected=found.rejected,
         nodes=found.nodes,
@@ -139,7 +140,7 @@ def default_page(model: Path) -> Path:
     Raises:
         OutputError: another file than such a page has that name.
     """
-    page = model.with_suffix(".html")
+    page = model.with_name(f"{model.name}.html") if model.is_dir() else model.with_suffix(".html")
     if page.is_file() and b"<title>LAuReL report" not in page.read_bytes():
         raise OutputError(f"{page} is there and is no report of ours; name the page with --output.")
     return page

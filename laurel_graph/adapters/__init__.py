@@ -18,8 +18,10 @@ from ..config import SiteSpec
 from ..errors import AdapterError, ModelError
 from ..fingerprint import Fingerprint, compare
 from ..formula import unresolve
+from ..model_folder import graph_path, is_folder, rewritten, writes_folder
 from ..opset.schema import METADATA_CONFIG, read_metadata, read_specs, tensor_name
 from .file import Adapter, Array, check_finite, check_names, listed, read_adapter, rounded, shapes_of, to_bytes
+from .places import moved
 from .trained import site_parameters
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
     """Writes the LAuReL tensors of *model* to *path* (safetensors), aside and renamed; returns the path.
 
     Args:
-        model: a rewritten or imported module (or any module that holds one), or a transformed ``.onnx`` file.
+        model: a rewritten or imported module (or any module that holds one), or a transformed ``.onnx`` file or folder.
         path: the file to write.
 
     Raises:
@@ -60,13 +62,15 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
     return outputs.write(path, to_bytes(adapter_of(model)), read)
 
 
-def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True) -> None:
+def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True, match: str = "auto") -> None:
     """Puts the tensors of an adapter file into *module*, in place; nothing changes when they do not fit.
 
     Args:
         module: a rewritten or imported module, or any module that holds one.
         path: the adapter file.
         check_base: refuse an adapter that was trained on another base, or where that cannot be told.
+        match: ``name``; ``place``: the sites of the adapter are those of *module* in the order in which they run; or
+            ``auto``: by place, with a warning, where no name agrees and the places agree one to one.
 
     Raises:
         AdapterError: not an adapter; tensors missing, extra, of another shape or not finite; sites of another variant;
@@ -80,7 +84,9 @@ def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True
     modules = laurel_modules(module)
     if not modules:
         raise AdapterError(f"{type(module).__name__} has no LAuReL residuals: transform it first.")
-    _check_fit(path, adapter, {site: m.spec for site, m in modules.items()})
+    specs = {site: m.spec for site, m in modules.items()}
+    adapter = _placed(path, adapter, specs, match)
+    _check_fit(path, adapter, specs)
     if check_base:
         from ..fingerprint.digest import module_digests
 
@@ -99,16 +105,19 @@ def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True
             parameter.copy_(new)
 
 
-def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *, check_base: bool = True) -> Path:
+def apply_adapter(
+    model: str | Path, adapter: str | Path, output: str | Path, *, check_base: bool = True, match: str = "auto"
+) -> Path:
     """Writes a copy of a transformed ONNX file with the tensors of an adapter; returns the path written.
 
     Only the ``laurel.*`` initializers differ; external weight files stay as they are.
 
     Args:
-        model: a transformed or exported ``.onnx`` file.
+        model: a transformed or exported ``.onnx`` file, or a folder with one (:mod:`laurel_graph.model_folder`).
         adapter: the adapter file.
-        output: the file to write.
+        output: the file or folder to write.
         check_base: refuse an adapter that was trained on another base, or where that cannot be told.
+        match: see :func:`load_adapter`.
 
     Raises:
         AdapterError: as for :func:`load_adapter`; the model has no LAuReL residuals, or they were deployed (folded).
@@ -120,10 +129,16 @@ def apply_adapter(model: str | Path, adapter: str | Path, output: str | Path, *,
     from ..onnx_model.tensors import array_of, set_tensors
     from ..outputs.models import model_files, write_model
 
-    proto, folder = onnx_file.read_with_records(model), Path(model).parent
+    if writes_folder(model, output):
+        with rewritten(model, output, inputs=(adapter,)) as new:
+            apply_adapter(new.source, adapter, new.graph, check_base=check_base, match=match)
+        return new.output
+    model = graph_path(model)
+    proto, folder = onnx_file.read_with_records(model), model.parent
     outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto)))
     found = read_adapter(adapter)
     specs, held = _specs_of(proto, model)
+    found = _placed(adapter, found, specs, match)
     _check_fit(adapter, found, specs)
     if check_base:
         from ..fingerprint.digest import file_digests
@@ -154,7 +169,7 @@ def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
 
     from .. import outputs
 
-    is_file = isinstance(source, (str, Path)) and Path(source).suffix != ".onnx"
+    is_file = isinstance(source, (str, Path)) and Path(source).suffix != ".onnx" and not is_folder(source)
     read = (Path(source),) if is_file and isinstance(source, (str, Path)) else files_of(source)
     outputs.check_outputs(path, inputs=read)
     adapter = read_adapter(source) if is_file and isinstance(source, (str, Path)) else adapter_of(source)
@@ -185,7 +200,7 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
     from ..outputs.models import model_files
 
     if isinstance(model, (str, Path)):
-        return model_files(model)
+        return model_files(graph_path(model))
     from ..importer import META
 
     files: list[Path] = []
@@ -202,7 +217,7 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
 def adapter_of(model: nn.Module | str | Path) -> Adapter:
     """Returns the adapter that *model* holds now; see :func:`save_adapter`."""
     if isinstance(model, (str, Path)):
-        return _of_file(Path(model))
+        return _of_file(graph_path(model))
     from ..torch_residual.module import CONFIG
 
     specs: dict[str, SiteSpec] = {}
@@ -265,6 +280,19 @@ def _module_base(module: nn.Module) -> Fingerprint:
             base: Fingerprint = record.base
             return base.without(trained)
     return of_module(module)
+
+
+def _placed(path: str | Path, adapter: Adapter, specs: Mapping[str, SiteSpec], match: str) -> Adapter:
+    """Returns the adapter under the model's site names; warns where they are not its own."""
+    placed = moved(adapter, specs, match)
+    if placed is not adapter:
+        ends = [f"{a} is {b}" for a, b in zip(adapter.specs, specs, strict=True)]
+        warnings.warn(
+            f"adapter {path} names its sites otherwise than the model: its {len(ends)} sites were matched by place, "
+            f"{ends[0]}{f' to {ends[-1]}' if len(ends) > 1 else ''}.",
+            stacklevel=3,
+        )
+    return placed
 
 
 def _check_fit(path: str | Path, adapter: Adapter, specs: Mapping[str, SiteSpec]) -> None:

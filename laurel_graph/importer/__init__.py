@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SelectorError, near
+from ..model_folder import graph_path
 from ..opset.schema import PREFIX, read_specs, tensor_name
 from .record import META, ImportRecord
 
@@ -69,7 +70,7 @@ def import_onnx(
     stored statistics.
 
     Args:
-        path_or_model: an ``.onnx`` file or a model in memory.
+        path_or_model: an ``.onnx`` file, a model folder or a model in memory.
         trainable: names or globs of initializers to train; ``None`` for the LAuReL tensors.
         dropout: Dropout nodes are active in training mode.
 
@@ -94,7 +95,7 @@ def import_onnx(
         soundness.check(path_or_model)
         source, model, base_dir = None, path_or_model, Path()
     else:
-        source = Path(path_or_model)
+        source = graph_path(path_or_model)
         model, base_dir = read_with_records(source), source.parent
     specs = read_specs(model)
     selector = _Selector(trainable, specs)

@@ -43,7 +43,7 @@ def check_outputs(*outputs: Input, inputs: Iterable[Input] = ()) -> None:
     wanted = [Path(output) for output in outputs if output is not None]
     read = [Path(path) for path in inputs if path is not None]
     for i, output in enumerate(wanted):
-        with _telling(output):
+        with telling(output):
             _check_kind(output)
             for path in read:
                 if is_same_file(output, path):
@@ -86,7 +86,7 @@ def _folded(path: Path) -> str:
 
 
 @contextmanager
-def _telling(output: Path) -> Iterator[None]:
+def telling(output: Path) -> Iterator[None]:
     """Turns what the operating system says into one sentence."""
     try:
         yield
@@ -111,7 +111,7 @@ class Staged:
     @contextmanager
     def telling(self) -> Iterator[None]:
         """A context in which what the operating system refuses becomes an OutputError about this output."""
-        with _telling(self.output):
+        with telling(self.output):
             yield
 
     def fill(self, function: Callable[[Path], object]) -> None:
@@ -162,7 +162,7 @@ def staged(output: str | Path, inputs: Iterable[Input] = ()) -> Iterator[Staged]
     output, read = Path(output), tuple(Path(path) for path in inputs if path is not None)
     check_outputs(output, inputs=read)
     with ExitStack() as stack:
-        with _telling(output):
+        with telling(output):
             space = stack.enter_context(workspace(output.parent))
         yield Staged(output, space, read)
 

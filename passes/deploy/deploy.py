@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from laurel_graph.config import FORMAT_VERSION
 from laurel_graph.errors import OutputError, RewriteError, VerificationError
+from laurel_graph.model_folder import rewritten, writes_folder
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.opset import functions
@@ -51,6 +52,7 @@ class DeployReport:
         nodes: how many nodes of each type the main graph has.
         verification: how the file compares with the trained one; ``None`` before it was verified.
         model: the deployed model where none was written: a ``ModelProto``, or a ``gs.Graph`` if that was given.
+        notes: what is to be known about the folder that was written.
     """
 
     fold: FoldReport
@@ -60,6 +62,7 @@ class DeployReport:
     nodes: Mapping[str, int] = field(default_factory=dict)
     verification: VerifyReport | None = None
     model: Any = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def differences(self) -> dict[str, tuple[float, float]]:
@@ -113,6 +116,7 @@ class DeployReport:
             "nodes": dict(self.nodes),
             "samples": self.samples,
             "outputs": outputs,
+            "notes": list(self.notes),
         }
 
 
@@ -228,11 +232,12 @@ def deploy_file(
 
     Where *path* keeps weights in other files, those that change go to ``<output>.<digest of the content>.data``, the
     others stay. The file that is compared is the one that stays, beside the weight files that it keeps; it becomes
-    visible by one rename.
+    visible by one rename. A folder becomes a folder (:mod:`laurel_graph.model_folder`).
 
     Args:
-        path: the trained ONNX file, ``ModelProto`` or ``gs.Graph``; it stays as it is.
-        output: the file to write; a model of memory may go without, and is handed back in the report's ``model``.
+        path: the trained ONNX file, folder, ``ModelProto`` or ``gs.Graph``; it stays as it is.
+        output: the file or folder to write; a model of memory may go without, and is handed back in the report's
+            ``model``.
         portable: leave only operators of ``ai.onnx``.
         target: what it is to run on; ``cpu``.
         data: an ``.npz`` file, or samples in memory, to compare on in place of drawn inputs.
@@ -248,6 +253,20 @@ def deploy_file(
             exercises the model; nothing is written.
         OutputError: *output* is a file that is read here, cannot be written, or is missing for a file.
     """
+    if writes_folder(path, output):
+        with rewritten(path, output, portable=portable) as new:
+            made = deploy_file(
+                new.source,
+                new.graph,
+                portable=portable,
+                target=target,
+                data=data,
+                tolerance=tolerance,
+                seed=seed,
+                sizes=sizes,
+                costs=costs,
+            )
+        return replace(made, notes=tuple(new.notes))
     from laurel_graph.passes.files import as_file, run_on_file
     from laurel_graph.passes.recipes import deploying
     from laurel_graph.passes.standard.comparing import Verify

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laurel_graph.errors import ModelError
+from laurel_graph.model_folder import graph_path
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 
@@ -168,7 +169,7 @@ def verify(
     sizes: Mapping[str, int] | None = None,
     optimize: bool | tuple[bool, bool] = True,
 ) -> VerifyReport:
-    """Runs two ONNX files on the same inputs and compares every output.
+    """Runs two ONNX files (or model folders) on the same inputs and compares every output.
 
     Nodes that draw random numbers (of a variational or diffusion model) draw the same ones in both models, if their
     outputs have the same names.

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from laurel_graph import runtime
 from laurel_graph.errors import ModelError
+from laurel_graph.model_folder import graph_path
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.passes.verify import read_samples
 from laurel_graph.passes.verify.drawing import runnable
@@ -103,7 +104,7 @@ def bench(
     """Measures *models*, and *against* with them.
 
     Args:
-        models: ONNX files with the same inputs.
+        models: ONNX files or model folders with the same inputs.
         against: the file that ratios are taken to; it comes first in the answer.
         threads: threads of every session.
         runs: counted runs of each model, after warm-up.
@@ -119,13 +120,14 @@ def bench(
     """
     if runs < 1 or threads < 1 or batch < 1:
         raise ModelError(f"threads, runs and batch must be at least 1, found {threads}, {runs} and {batch}.")
-    paths = [Path(model) for model in ([against] if against is not None else []) + list(models)]
+    given = ([against] if against is not None else []) + list(models)
+    paths = [graph_path(model) for model in given]
     feeds = _feeds(paths[0], data, batch, seed, sizes)
     times = latencies(paths, feeds, threads=threads, runs=runs, cpu_time=cpu_time)
     probes = fresh_processes(paths, feeds, threads, fresh)
     rows = []
-    for path, taken, (load, peak) in zip(paths, times, probes, strict=True):
-        row = BenchRow(str(path), batch, threads, runs, *_spread([t * 1e3 for t in taken]))
+    for model, taken, (load, peak) in zip(given, times, probes, strict=True):
+        row = BenchRow(str(model), batch, threads, runs, *_spread([t * 1e3 for t in taken]))
         changes: dict[str, Any] = {"load_ms": load, "peak_mb": peak}
         if against is not None:
             changes["ratio"], changes["ratio_quartiles"] = _spread(

@@ -10,10 +10,13 @@ import typer
 from laurel_graph.errors import ModelError
 
 Model = Annotated[
-    str, typer.Argument(help="An .onnx file, or package.module:callable that gives (module, inputs[, dims]).")
+    str,
+    typer.Argument(help="An .onnx file, a folder, or package.module:callable that gives (module, inputs[, dims])."),
 ]
-OnnxModel = Annotated[Path, typer.Argument(help="An .onnx file.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the result; never the input file.")]
+OnnxModel = Annotated[Path, typer.Argument(help="An .onnx file, or a model folder (GenAI, optimum).")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The file to write, or the folder for a folder; never the input.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Size = Annotated[list[str] | None, typer.Option("--size", help="Size of a symbolic dim, NAME=N; may be repeated.")]
 

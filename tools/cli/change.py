@@ -47,13 +47,18 @@ def transform(
 ) -> None:
     """Replace the residual connections of MODEL by LAuReL residuals; same outputs at the start."""
     from laurel_graph.config import LaurelConfig
+    from laurel_graph.model_folder import writes_folder
     from laurel_graph.outputs import check_outputs
+    from laurel_graph.outputs.tree import check_folder
     from laurel_graph.passes.options import parse_override
     from laurel_graph.passes.pipeline import transform as rewrite
     from laurel_graph.tools.inputs import source_files
     from laurel_graph.variants.combine import read_settings
 
-    check_outputs(output, inputs=(config, *source_files(model)))
+    if writes_folder(model, output):
+        check_folder(output, inputs=(config, model))
+    else:
+        check_outputs(output, inputs=(config, *source_files(model)))
     if config is not None:
         chosen = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
     else:
@@ -106,13 +111,16 @@ def apply(
     check_base: Annotated[
         bool, typer.Option(help="Refuse an adapter of another base, or where that cannot be told.")
     ] = True,
+    match: Annotated[
+        str, typer.Option(help="How sites are matched: name, place, or auto: by place where names differ.")
+    ] = "auto",
     json: Json = False,
 ) -> None:
     """Put the saved ADAPTER (.safetensors) into the transformed MODEL."""
     from laurel_graph.adapters import apply_adapter
 
     with progress(f"applying {adapter}"):
-        apply_adapter(model, adapter, output, check_base=check_base)
+        apply_adapter(model, adapter, output, check_base=check_base, match=match)
     print_wrote(json, {"model": model, "adapter": adapter, "output": output})
 
 
@@ -167,6 +175,8 @@ def deploy(
         ("output", *(key.replace("_", " ") for key in keys)),
         [(o["output"], *(f"{o[key]:.3g}" for key in keys)) for o in report["outputs"]],
     )
+    for line in report["notes"]:
+        note(f"note: {line}")
     say(f"wrote {output}")
 
 

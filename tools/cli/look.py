@@ -187,11 +187,16 @@ def report(
     print_wrote(json, {"model": model, "output": page})
 
 
-def doctor(json: Json = False) -> None:
-    """Print versions, the kernel library, providers, and what is missing."""
-    from laurel_graph.tools.doctor import examine
+def doctor(
+    model: Annotated[Path | None, typer.Argument(help="A model folder (or .onnx file): say how it will run.")] = None,
+    json: Json = False,
+) -> None:
+    """Print versions, the kernel library, providers, and what is missing; for a model, what runs it."""
+    from laurel_graph.tools.doctor import examine, examine_model
 
-    found = examine()
+    if model is not None:
+        quiet_runtime()
+    found = examine() if model is None else {"model": examine_model(model)}
     if json:
         print_json(found)
         return

@@ -13,7 +13,9 @@ from .arguments import Json, Size, parse_sizes
 
 
 def bench(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="ONNX files with the same inputs.")],
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="ONNX files or folders, with the same inputs.")
+    ],
     against: Annotated[Path | None, typer.Option(help="The file that ratios are taken to.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of every session.")] = 2,
     runs: Annotated[int, typer.Option(help="Counted runs of each model.")] = 40,

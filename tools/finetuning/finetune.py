@@ -20,18 +20,20 @@ from numpy.typing import NDArray
 from laurel_graph import runtime
 from laurel_graph.adapters.trained import trained_tensors
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
+from laurel_graph.model_folder import graph_path, rewritten, writes_folder
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.parameters import weights_of
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, staged
 from laurel_graph.outputs.models import stage_model
+from laurel_graph.outputs.tree import check_folder
 from laurel_graph.passes.rewrite.head import PREFIX as HEAD
 from laurel_graph.passes.rewrite.head import producers, with_output
-from laurel_graph.passes.verify import TOLERANCE
 from laurel_graph.tools.callables import is_reference
 from laurel_graph.tools.inputs import finetune_files
 
-from . import onnx_task
+from . import causal, onnx_task
+from .agreement import compare
 from .data import Data, fit_to_inputs, read_data, split
 from .options import FinetuneOptions
 
@@ -111,9 +113,13 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
         OutputError: a file cannot be written.
     """
     began = time.perf_counter()
-    model = onnx_file.read_with_records(options.model)
+    model = onnx_file.read_with_records(graph_path(options.model))
     read = finetune_files(options, model)
-    check_outputs(options.tuned, options.adapter, options.checkpoint, inputs=read)
+    if writes_folder(options.model, options.tuned):
+        check_folder(options.tuned, (options.model, *read))
+        check_outputs(options.adapter, options.checkpoint, inputs=read)
+    else:
+        check_outputs(options.tuned, options.adapter, options.checkpoint, inputs=read)
     specs = read_specs(model)
     if not (specs or options.train or options.head):
         raise ConfigError(
@@ -138,22 +144,26 @@ class _Run:
         self, options: FinetuneOptions, model: ModelProto, specs: Mapping[str, SiteSpec], files: tuple[Path, ...]
     ) -> None:
         self.options, self.model, self.specs, self.files = options, model, specs, files
-        self.base_dir = options.model.parent
+        self.graph = graph_path(options.model)
+        self.base_dir = self.graph.parent
         self.inputs = onnx_task.input_specs(model)
         self.notes: list[str] = []
 
     def read(self) -> None:
         """Reads the data, holds it against the model, and decides what is trained on."""
         options = self.options
-        self.data, self.validation = _read_both(options)
+        self.data, self.validation = self._read_both()
         names = [spec.name for spec in self.inputs]
         self.pairs = bool(names) and all(name + ".2" in self.data.names for name in names)
         for data in filter(None, (self.data, self.validation)):
             for suffix in ("", ".2") if self.pairs else ("",):
                 fit_to_inputs(data, self.inputs, suffix)
         self.fixed_batch = onnx_task.fixed_batch(self.inputs)
+        output = options.output
+        if output is None and options.loss == "causal_lm":
+            output = causal.logits_of(self.model)
         self.trained = onnx_task.choose_value(
-            self.model, options.loss, options.output, options.head, self._feeds(self.data, [0]), self.base_dir
+            self.model, options.loss, output, options.head, self._feeds(self.data, [0]), self.base_dir
         )
         self.notes += self.trained.notes
         target = self._target()
@@ -161,6 +171,22 @@ class _Run:
         if unused := [name for name in self.data.names if name not in used and not is_reference(options.loss)]:
             self.notes.append(f"{self.data.source}: not used: {', '.join(unused)}.")
         self.task = self._task(tuple(names), target)
+
+    def _read_both(self) -> tuple[Data, Data | None]:
+        options = self.options
+        data = self._read_data(options.data)
+        if options.validation is None:
+            return data, None
+        try:
+            fraction = float(options.validation)
+        except ValueError:
+            return data, self._read_data(options.validation)
+        return split(data, fraction, options.seed)
+
+    def _read_data(self, source: str) -> Data:
+        if self.options.loss == "causal_lm":
+            return causal.read_tokens(source, self.options, self.model, self.inputs)
+        return read_data(source)
 
     def _feeds(self, data: Data, indices: list[int]) -> dict[str, Array]:
         """Returns the model's inputs for some samples, filled up to a fixed batch."""
@@ -191,7 +217,7 @@ class _Run:
     def _with_teacher(self, data: Data) -> Data:
         """Returns *data* with the teacher's output on every sample."""
         teacher, value = self._teacher()
-        folder = (self.options.teacher or self.options.model).parent
+        folder = graph_path(self.options.teacher or self.options.model).parent
         session = onnx_task.make_session(teacher, folder)
         step = self.fixed_batch or self.options.batch_size
         parts = []
@@ -214,9 +240,9 @@ class _Run:
 
         path, value = self.options.teacher, self.trained.value
         if path is not None:
-            teacher = onnx_file.read(path)
+            teacher = onnx_file.read(graph_path(path))
         else:
-            path, teacher = self.options.model, remove(self.model) if self.specs else self.model
+            teacher = remove(self.model) if self.specs else self.model
         outputs = [info.name for info in teacher.graph.output]
         if len(outputs) == 1 and value not in producers(teacher.graph.node):
             return teacher, outputs[0]
@@ -258,19 +284,32 @@ class _Run:
         changed = set(onnx_task.changed_tensors(self.trained.model, tuned)) - set(values)
         if changed:
             raise VerificationError(f"the base changed: {', '.join(sorted(changed)[:5])}; nothing was written.")
-        difference = self._difference(module, tuned)
+        difference, notes = self._agreement(module, tuned)
+        self.notes += notes
         if state.is_main_process:
             self._write(tuned)
         state.wait_for_everyone()
         return self._report(tuned, values, training, difference, time.perf_counter() - began)
 
     def _write(self, tuned: ModelProto) -> None:
+        """Writes the tuned file or folder and the adapter, and ends the run's state."""
+        options = self.options
+        if writes_folder(options.model, options.tuned):
+            with rewritten(options.model, options.tuned, inputs=self.files) as new:
+                self._write_file(tuned, new.graph)
+            self.notes += new.notes
+        else:
+            self._write_file(tuned, options.tuned)
+        assert options.checkpoint is not None
+        options.checkpoint.unlink(missing_ok=True)
+
+    def _write_file(self, tuned: ModelProto, path: Path) -> None:
         """Writes the tuned file and the adapter; the first is loaded from the disk before either is there."""
         from laurel_graph.adapters import save_adapter, write_ort_adapter
 
         options = self.options
-        with staged(options.tuned, self.files) as aside:
-            stage_model(aside, tuned, options.model)
+        with staged(path, self.files) as aside:
+            stage_model(aside, tuned, self.graph)
             if onnx_task.changed_tensors(tuned, onnx_file.read(aside.path)):
                 raise VerificationError(f"{options.tuned} does not hold what was written to it.")
             onnx_task.make_session(aside.path, aside.path.parent)
@@ -278,35 +317,13 @@ class _Run:
                 save = write_ort_adapter if options.adapter.suffix == ".onnx_adapter" else save_adapter
                 save(aside.path, options.adapter)
             aside.publish()
-        assert options.checkpoint is not None
-        options.checkpoint.unlink(missing_ok=True)
 
-    def _difference(self, module: fx.GraphModule, tuned: ModelProto) -> float:
-        """Returns how far the tuned graph on ONNX Runtime is from the module, over the output's scale."""
-        import torch
-
+    def _agreement(self, module: fx.GraphModule, tuned: ModelProto) -> tuple[float, list[str]]:
+        """Returns how far the tuned graph on ONNX Runtime is from the module, and sentences for the user."""
         data = self.validation or self.data
         feeds = self._feeds(data, list(range(min(CHECKED_SAMPLES, len(data)))))
-        probe = type(tuned)()
-        probe.CopyFrom(tuned)
-        with_output(probe, self.trained.value)
-        expected = onnx_task.run(probe, [self.trained.value], feeds, self.base_dir)[0]
-        device = next(module.parameters()).device
-        with torch.no_grad():
-            result = module(*(torch.from_numpy(feeds[name]).to(device) for name in self.task.inputs))
-        actual = self.task.pick(result).float().cpu().numpy()
-        difference = float(np.abs(actual - expected.astype(np.float64)).max() / (np.abs(expected).max() or 1.0))
-        tolerance = TOLERANCE.get(expected.dtype.name, TOLERANCE["float16"])
-        if not difference <= 10 * tolerance:
-            raise VerificationError(
-                f"the tuned graph on ONNX Runtime differs from the module by {difference:.3g} of the scale of "
-                f"{self.trained.value!r}, allowed {10 * tolerance:.3g}; nothing was written."
-            )
-        if difference > tolerance:
-            self.notes.append(
-                f"ONNX Runtime and the module differ by {difference:.2g} of scale, above {tolerance:.0e}."
-            )
-        return difference
+        mask = feeds.get(causal.MASK) if self.options.loss == "causal_lm" else None
+        return compare(module, self.task, tuned, self.trained.value, feeds, self.base_dir, mask)
 
     def _report(
         self, tuned: ModelProto, values: Mapping[str, Array], training: TrainResult, difference: float, seconds: float
@@ -340,17 +357,6 @@ class _Run:
 
 def _is_new(name: str, head: bool) -> bool:
     return name.startswith("laurel.") or (head and name.startswith(f"{HEAD}."))
-
-
-def _read_both(options: FinetuneOptions) -> tuple[Data, Data | None]:
-    data = read_data(options.data)
-    if options.validation is None:
-        return data, None
-    try:
-        fraction = float(options.validation)
-    except ValueError:
-        return data, read_data(options.validation)
-    return split(data, fraction, options.seed)
 
 
 def with_changes(options: FinetuneOptions, **changes: Any) -> FinetuneOptions:

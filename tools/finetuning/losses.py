@@ -7,6 +7,7 @@ is a vector of sums over samples and a function of that vector, so it is the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ from laurel_graph.tools.callables import guarded, is_reference, load_callable
 Batch = Mapping[str, Tensor]
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 
-LOSSES = ("cross_entropy", "mse", "l1", "bce", "cosine", "distill")
-METRICS = ("accuracy", "pearson", "loss")
+LOSSES = ("cross_entropy", "causal_lm", "mse", "l1", "bce", "cosine", "distill")
+METRICS = ("accuracy", "pearson", "perplexity", "loss")
 IGNORED = -100
 """Class index of targets that do not count, as in torch."""
 
@@ -76,6 +77,16 @@ def _cross_entropy(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return total, (classes != IGNORED).sum().float()
 
 
+def _causal_lm(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of each token against the token after it."""
+    if output.ndim != 3 or output.shape[:2] != target.shape:
+        raise DataError(
+            f"causal_lm needs logits (N, L, C) and labels (N, L), which it shifts itself; found {tuple(output.shape)} "
+            f"and {tuple(target.shape)}."
+        )
+    return _cross_entropy(output[:, :-1], target[:, 1:])
+
+
 def _mse(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     target = _same_shape(output, target).float()
     return F.mse_loss(output.float(), target, reduction="sum"), _count(output.numel(), output)
@@ -109,6 +120,7 @@ def _pair_cosine(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 _BUILT_IN: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "cross_entropy": _cross_entropy,
+    "causal_lm": _causal_lm,
     "mse": _mse,
     "l1": _l1,
     "bce": _bce,
@@ -122,6 +134,7 @@ def build_loss(name: str, target: str, pairs: bool = False) -> Loss:
 
     ========================  =====================================================================================
     ``cross_entropy``         logits ``(N, ..., C)`` or ``(N, C, ...)``, class numbers ``(N, ...)``, -100 is ignored
+    ``causal_lm``             logits ``(N, L, C)``, tokens ``(N, L)``: each is held against the logits before it
     ``mse``, ``l1``           target of the output's shape
     ``bce``                   logits, targets from 0 to 1 of the output's shape
     ``cosine``                1 - cos(output, target) per sample; with pairs (cos(first, second) - target)²
@@ -219,6 +232,16 @@ def _pearson(target: str, pairs: bool) -> Metric:
     return Metric("pearson", True, sums, value)
 
 
+def _perplexity(loss: Loss) -> Metric:
+    mean = _mean_loss(loss)
+
+    def value(sums: Tensor) -> tuple[float, float]:
+        found = mean.value(sums)[0]
+        return math.exp(found) if found < 700 else math.inf, float("nan")
+
+    return Metric("perplexity", False, mean.sums, value)
+
+
 def _mean_loss(loss: Loss) -> Metric:
     def sums(output: Tensor, batch: Batch) -> Tensor:
         total, weight = loss(output, batch)
@@ -253,9 +276,9 @@ def build_metric(name: str | None, loss_name: str, loss: Loss, target: str, pair
     """Returns the metric *name*, or the one that goes with the loss.
 
     Args:
-        name: ``accuracy``, ``pearson``, ``loss``, ``package.module:function`` (called with (output, batch), returning
-            the mean over the batch, higher is better), or ``None``: accuracy for cross_entropy and bce, pearson for
-            pairs, else the loss.
+        name: ``accuracy``, ``pearson``, ``perplexity``, ``loss``, ``package.module:function`` (called with
+            (output, batch), returning the mean over the batch, higher is better), or ``None``: accuracy for
+            cross_entropy and bce, perplexity for causal_lm, pearson for pairs, else the loss.
         loss_name: name of the loss.
         loss: the loss.
         target: name of the target among the data's arrays.
@@ -265,11 +288,14 @@ def build_metric(name: str | None, loss_name: str, loss: Loss, target: str, pair
         ConfigError: no such metric.
     """
     if name is None:
-        name = "accuracy" if loss_name in ("cross_entropy", "bce") else "pearson" if pairs else "loss"
+        usual = {"cross_entropy": "accuracy", "bce": "accuracy", "causal_lm": "perplexity"}
+        name = usual.get(loss_name, "pearson" if pairs else "loss")
     if name == "accuracy":
         return _accuracy(target, binary=loss_name == "bce")
     if name == "pearson":
         return _pearson(target, pairs)
+    if name == "perplexity":
+        return _perplexity(loss)
     if name == "loss":
         return _mean_loss(loss)
     if is_reference(name):

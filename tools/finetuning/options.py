@@ -10,6 +10,7 @@ from laurel_graph.errors import ConfigError
 from .train_options import TrainOptions
 
 ADAPTER_SUFFIXES = (".safetensors", ".onnx_adapter")
+TRAINED_ON = ("all", "completions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,22 +18,31 @@ class FinetuneOptions(TrainOptions):
     """What ``laurel finetune`` is asked for beside how to train; each field is a flag.
 
     Attributes:
-        model: a transformed ``.onnx`` file.
+        model: a transformed ``.onnx`` file or model folder.
         data: training data: ``.npz``, ``.parquet``, a folder or ``package.module:function``; arrays are named after
-            the model's inputs, plus the target. Arrays ``NAME`` and ``NAME.2`` are the two sides of a pair.
-        tuned: the ``.onnx`` file to write; by default beside ``model``, ending in ``.tuned.onnx``.
+            the model's inputs, plus the target. Arrays ``NAME`` and ``NAME.2`` are the two sides of a pair. With the
+            loss ``causal_lm`` also text: ``.txt``, or ``.jsonl`` and ``.parquet`` with ``text``, with ``prompt`` and
+            ``completion``, or with ``messages``.
+        tuned: the ``.onnx`` file or folder to write; by default beside ``model``, ending in ``.tuned.onnx`` or
+            ``.tuned``.
         adapter: the file to write with the LAuReL tensors alone, or ``None``: ``.safetensors``, or ONNX Runtime's own
             format, ``.onnx_adapter``.
         validation: data for the metric in one of the same forms, or a share of the training data such as ``0.2``.
-        loss: ``cross_entropy``, ``mse``, ``l1``, ``bce``, ``cosine``, ``distill`` or ``package.module:function``.
-        metric: ``accuracy``, ``pearson``, ``loss`` or ``package.module:function``; by default what suits the loss.
-            It goes with ``validation``, and so does ``patience``.
+        loss: ``cross_entropy``, ``causal_lm`` (the next token of a language model), ``mse``, ``l1``, ``bce``,
+            ``cosine``, ``distill`` or ``package.module:function``.
+        metric: ``accuracy``, ``pearson``, ``perplexity``, ``loss`` or ``package.module:function``; by default what
+            suits the loss. It goes with ``validation``, and so does ``patience``.
         target: name of the target's array; by default the only array that is no input.
         output: the output, or any other value of the graph, to train on; by default the only output.
         teacher: the model whose outputs ``distill`` aims at; by default the model without its LAuReL residuals.
         head: put a new linear classifier of so many classes on ``output`` (by default on what enters the last linear
             layer) and train it too.
         train: names or globs of further initializers to train.
+        tokenizer: the folder with ``tokenizer.json`` for text; by default the model's.
+        max_length: tokens of a sample of text; by default 512, or what the model can see if that is less.
+        packed: whether texts follow each other in one stream that is cut into samples; by default all but
+            conversations do.
+        train_on: ``all`` of a text, or ``completions`` and answers alone.
         checkpoint: file of the run's state; by default ``TUNED.checkpoint``. It is deleted when the run is done.
     """
 
@@ -48,15 +58,25 @@ class FinetuneOptions(TrainOptions):
     teacher: Path | None = None
     head: int | None = None
     train: tuple[str, ...] = ()
+    tokenizer: Path | None = None
+    max_length: int | None = None
+    packed: bool | None = None
+    train_on: str = "all"
 
     def __post_init__(self) -> None:
-        for name in ("model", "tuned", "adapter", "teacher", "checkpoint"):
+        for name in ("model", "tuned", "adapter", "teacher", "tokenizer", "checkpoint"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         if self.tuned == Path():
-            object.__setattr__(self, "tuned", self.model.with_suffix(".tuned.onnx"))
+            beside = self.model.with_name(f"{self.model.resolve().name}.tuned")
+            tuned = beside if self.model.is_dir() else self.model.with_suffix(".tuned.onnx")
+            object.__setattr__(self, "tuned", tuned)
         if self.checkpoint is None:
             object.__setattr__(self, "checkpoint", self.tuned.with_name(f"{self.tuned.name}.checkpoint"))
+        if self.max_length is not None and self.max_length < 2:
+            raise ConfigError(f"max_length = {self.max_length!r} is not valid: expected at least 2 tokens.")
+        if self.train_on not in TRAINED_ON:
+            raise ConfigError(f"train_on = {self.train_on!r} is not valid: expected {' or '.join(TRAINED_ON)}.")
         if self.head is not None and self.head < 1:
             raise ConfigError(f"head = {self.head!r} is not valid: expected a number of classes of at least 1.")
         if self.teacher is not None and self.loss != "distill":

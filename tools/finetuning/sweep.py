@@ -15,6 +15,7 @@ from typing import Any
 
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ConfigError, LaurelError, TrainingError
+from laurel_graph.model_folder import graph_path
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import read_specs
 from laurel_graph.outputs import workspace
@@ -140,10 +141,11 @@ def sweep(
     rows = []
     with workspace(Path(tempfile.gettempdir())) as space:
         folder = space.new_folder()
-        start = options.model
-        if read_specs(onnx_file.read(options.model)):
+        start = graph_path(options.model)
+        tokenizer = options.tokenizer or (options.model if options.model.is_dir() else start.parent)
+        if read_specs(onnx_file.read(start)):
             start = folder / "original.onnx"
-            remove(options.model, output=start)
+            remove(graph_path(options.model), output=start)
         for variant, rank in plan:
             reports = []
             for seed in seeds:
@@ -152,7 +154,13 @@ def sweep(
                     model = folder / "model.onnx"
                     transform(start, _with(config, variant, rank, seed), output=model)
                 run = with_changes(
-                    options, model=model, tuned=folder / "tuned.onnx", adapter=None, seed=seed, resume=False
+                    options,
+                    model=model,
+                    tuned=folder / "tuned.onnx",
+                    adapter=None,
+                    seed=seed,
+                    resume=False,
+                    tokenizer=tokenizer,
                 )
                 reports.append(_in_a_process(run))
             rows.append(_row(variant, rank, reports))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -197,13 +198,65 @@ def unpack_weights(b: Tensor, scales: Tensor, zeros: Tensor | None, rows: int, c
     return ((values - zero) * scale).reshape(rows, -1)[:, :columns]
 
 
+class _Packed(torch.autograd.Function):
+    """x times frozen weights that stay packed: unpacked when they are used, forward and backward, and not kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, b: Tensor, scales: Tensor, zeros: Tensor | None, sizes: tuple[int, int, int, int]
+    ) -> Tensor:
+        """x (..., K) to (..., N)."""
+        ctx.save_for_backward(b, scales, zeros)
+        ctx.sizes = sizes
+        return F.linear(x, unpack_weights(b, scales, zeros, *sizes).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of x; there is none of the weights."""
+        b, scales, zeros = ctx.saved_tensors
+        weight = unpack_weights(b, scales, zeros, *ctx.sizes)
+        return gradients[0] @ weight.to(gradients[0].dtype), None, None, None, None
+
+
+def packed_linear(
+    x: Tensor, b: Tensor, scales: Tensor, zeros: Tensor | None, bias: Tensor | None, rows: int, columns: int,
+    bits: int, block: int,
+) -> Tensor:  # fmt: skip
+    """x times the packed weights of MatMulNBits, which take no more memory than in the file, plus a bias."""
+    if any(part is not None and part.requires_grad for part in (scales, zeros)):
+        y = F.linear(x, unpack_weights(b, scales, zeros, rows, columns, bits, block))
+    else:
+        y = _Packed.apply(x, b, scales, zeros, (rows, columns, bits, block))  # type: ignore[no-untyped-call]
+    return y if bias is None else y + bias
+
+
 def _matmul_nbits(node: Node) -> Value:
     bits = node.attr("bits", 4)
     node.require(bits in (2, 4, 8), f"{bits}-bit weights")
     node.require(not node.has(4), "reordered weights (g_idx)")
     sizes = (node.attr("N"), node.attr("K"), bits, node.attr("block_size"))
-    weight = node.emit(unpack_weights, node[1], node[2], node.get(3), *sizes)
-    return node.emit(F.linear, node[0], weight, node.get(5))
+    return node.emit(packed_linear, node[0], node[1], node[2], node.get(3), node.get(5), *sizes)
+
+
+def gather_blocks(data: Tensor, ids: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, block: int) -> Tensor:
+    """Rows of a table ``(R, packed)`` of *bits*-bit integers in blocks, unpacked when they are picked."""
+    rows = ids.reshape(-1).to(torch.int64)
+    width = data.shape[1] * (8 // bits)
+    picked = unpack_weights(
+        data[rows], scales[rows], None if zeros is None else zeros[rows], len(rows), width, bits, block
+    )
+    return picked.reshape(*ids.shape, width)
+
+
+def _gather_blocks(node: Node) -> Value:
+    bits, shape = node.attr("bits", 4), node[0].shape
+    shape = tuple(node[0].const.shape) if node[0].is_const else shape
+    packed = node[0].const.dtype == torch.uint8 if node[0].is_const else node[0].elem_type == TensorProto.UINT8
+    node.require(packed and bits in (4, 8), "a table that is not packed in bytes of 4 or 8 bits")
+    node.require(shape is not None and len(shape) == 2, "a table that is no matrix")
+    node.require(node.attr("gather_axis", 0) == 0, "picking along another axis than the first")
+    node.require(node.attr("quantize_axis", 1) in (1, -1), "blocks along another axis than the last")
+    return node.emit(gather_blocks, node[0], node[1], node[2], node.get(3), bits, node.attr("block_size", 128))
 
 
 def dynamic_quantize_matmul(a: Tensor, b: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -260,6 +313,7 @@ def register(registry: Registry) -> None:
     add("FusedGemm", _fused_gemm)
     add("BiasSoftmax", _bias_softmax)
     add("MatMulNBits", _matmul_nbits)
+    add("GatherBlockQuantized", _gather_blocks)
     add("DynamicQuantizeMatMul", _dynamic_quantize_matmul)
     add("MatMulIntegerToFloat", _matmul_integer_to_float)
     # ONNX Runtime writes these two into the default domain of models whose operator set does not have them.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..builder import Value
-from ..node import Node
+from ..node import Node, integers
 from ..registry import Registry
 from .attention import merge_heads, rotary, split_heads
 from .contrib import DOMAIN
@@ -136,47 +136,104 @@ class Grouped(NamedTuple):
     window: int
     rotary: bool
     interleaved: bool
+    smooth: bool
+    rolling: bool
 
 
 def grouped_query(
-    q: Tensor, k: Tensor | None, v: Tensor | None, lengths: Tensor, cos: Tensor | None, sin: Tensor | None,
-    options: Grouped,
+    q: Tensor, k: Tensor | None, v: Tensor | None, past_k: Tensor | None, past_v: Tensor | None, lengths: Tensor,
+    total: Tensor | list[int], cos: Tensor | None, sin: Tensor | None, positions: Tensor | None, bias: Tensor | None,
+    sink: Tensor | None, options: Grouped,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Causal attention whose key heads serve several query heads; ``lengths (B,)`` is the last real key of each."""
+    """Causal attention whose key heads serve several query heads, behind a cache.
+
+    Args:
+        q: ``(B, S, N·H)``, or queries, keys and values packed.
+        k: ``(B, S, K·H)``.
+        v: as *k*.
+        past_k: ``(B, K, P, H)`` or nothing; of each row the first ``lengths + 1 - S`` places count, in a prompt none.
+            A rolling cache holds the last P places.
+        past_v: as *past_k*.
+        lengths: ``(B,)``, the last real place of each row.
+        total: places of the longest row; it is S in a prompt.
+        cos: the rotary table ``(places, H/2)``.
+        sin: as *cos*.
+        positions: ``(B, S)``, to read the table at, if they are not those behind the cache.
+        bias: ``(B or 1, N or 1, S, T)``, added to the scores.
+        sink: ``(N,)``, one more score of each row, which takes weight and gives nothing.
+        options: the attributes.
+    """
     if k is None or v is None:
         size = q.shape[-1] // (options.heads + 2 * options.kv_heads)
         q, k, v = torch.split(q, [options.heads * size, options.kv_heads * size, options.kv_heads * size], -1)
+    rows, steps, end = q.shape[0], q.shape[1], integers(total)[0]
+    passed = lengths.reshape(-1, 1).to(torch.int64) + 1 - steps
+    if end == steps:
+        passed = torch.zeros_like(passed)
+    places = passed + torch.arange(steps, device=q.device)
     if options.rotary and cos is not None and sin is not None:
-        steps = torch.arange(q.shape[1], device=q.device).expand(q.shape[0], -1)
-        size = 2 * cos.shape[-1]
-        q = rotary(q, cos, sin, steps, options.heads, size, options.interleaved)
-        k = rotary(k, cos, sin, steps, options.kv_heads, size, options.interleaved)
+        at = places if positions is None else positions
+        q = rotary(q, cos, sin, at, options.heads, 2 * cos.shape[-1], options.interleaved)
+        k = rotary(k, cos, sin, at, options.kv_heads, 2 * cos.shape[-1], options.interleaved)
     q, k, v = split_heads(q, options.heads), split_heads(k, options.kv_heads), split_heads(v, options.kv_heads)
-    present = k, v
+    room = 0 if past_k is None else past_k.shape[2]
+    if options.rolling:
+        places = places - (passed - room).clamp(min=0)
+        end = min(end, room + steps)
+    if past_k is not None and past_v is not None and (room or end != steps):
+        k, v = _behind(past_k, k, places, end), _behind(past_v, v, places, end)
+    present = (k[:, :, -room:], v[:, :, -room:]) if options.rolling and room else (k, v)
     k, v = (t.repeat_interleave(options.heads // options.kv_heads, 1) for t in (k, v))
-    row, column = torch.arange(q.shape[2], device=q.device).unsqueeze(1), torch.arange(k.shape[2], device=q.device)
-    seen = column <= row
+    column = torch.arange(k.shape[2], device=q.device)
+    seen = column <= places.unsqueeze(-1)
     if options.window > 0:
-        seen = seen & (column > row - options.window)
-    scores = q @ k.transpose(-1, -2) * (options.scale or 1 / math.sqrt(q.shape[-1]))
+        seen = seen & (column > places.unsqueeze(-1) - options.window)
+    seen = seen.reshape(rows, 1, steps, -1)
+    scale = options.scale or 1 / math.sqrt(q.shape[-1])
+    if options.softcap or sink is not None or options.smooth:
+        y = _scored(q, k, v, seen, bias, sink, scale, options)
+    else:
+        hidden = seen if bias is None else bias[..., : k.shape[2]].masked_fill(~seen, -torch.inf)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, scale=scale)
+    return merge_heads(y), *present
+
+
+def _behind(past: Tensor, new: Tensor, places: Tensor, end: int) -> Tensor:
+    """Returns a cache with *new* ``(B, K, S, H)`` put at *places* ``(B, S)``, and nothing behind it."""
+    room = max(end - past.shape[2], 0)
+    held = F.pad(past, (0, 0, 0, room))
+    unused = torch.arange(held.shape[2], device=held.device) >= places[:, :1]
+    held = held.masked_fill(unused.reshape(len(new), 1, -1, 1), 0)
+    return held.scatter(2, places.reshape(len(new), 1, -1, 1).expand(new.shape), new)
+
+
+def _scored(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, bias: Tensor | None, sink: Tensor | None, scale: float,
+            options: Grouped) -> Tensor:  # fmt: skip
+    """Attention whose scores are capped, or whose weights a sink shares."""
+    scores = q @ k.transpose(-1, -2) * scale
     if options.softcap:
         scores = options.softcap * torch.tanh(scores / options.softcap)
-    weights = torch.softmax(scores.masked_fill(~seen, -torch.inf), -1)
-    return merge_heads(weights @ v), *present
+    if bias is not None:
+        scores = scores + bias[..., : k.shape[2]]
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sink is None and not options.smooth:
+        return torch.softmax(scores, -1) @ v
+    more = torch.zeros(options.heads, device=q.device) if sink is None else sink
+    more = more.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, more], -1), -1)[..., :-1] @ v
 
 
 def _grouped_query(node: Node) -> list[Value]:
-    past = node.get(3)
-    empty = past is None or (past.shape is not None and len(past.shape) == 4 and past.shape[2] == 0)
-    node.require(empty, "a key/value cache; export the model without past keys and values")
-    node.require(not node.attr("smooth_softmax", 0), "smooth softmax")
-    node.require(not any(node.has(i) for i in range(9, 12)), "position ids, an attention bias or a head sink")
+    cached = [kind for kind in ("k_quant_type", "v_quant_type") if node.attr(kind, "NONE") != "NONE"]
+    node.require(not cached and len(node) <= 12, "a quantised key/value cache")
+    node.require(node.has(3) == node.has(4), "a cache of keys alone, or of values")
     options = Grouped(
         node.attr("num_heads"), node.attr("kv_num_heads"), node.attr("scale", 0.0) or None, node.attr("softcap", 0.0),
         node.attr("local_window_size", -1), bool(node.attr("do_rotary", 0)), bool(node.attr("rotary_interleaved", 0)),
+        node.attr("smooth_softmax", 0) == 1, bool(node.attr("sliding_window_cache", 0)),
     )  # fmt: skip
-    inputs = [node[0], node.get(1), node.get(2), node[5], node.get(7), node.get(8)]
-    return node.unpack(node.emit(grouped_query, *inputs, options))
+    inputs = [node[0], *(node.get(i) for i in range(1, 6)), *(node.get(i) for i in range(7, 12))]
+    return node.unpack(node.emit(grouped_query, *inputs[:6], node.shape_argument(6), *inputs[6:], options))
 
 
 def _rotary(node: Node) -> Value:

@@ -40,12 +40,14 @@ def gemm(a: Tensor, b: Tensor, c: Tensor | None, alpha: float, beta: float, tran
 def _gemm(node: Node) -> Value:
     alpha, beta = node.attr("alpha", 1.0), node.attr("beta", 1.0)
     trans_a, trans_b = bool(node.attr("transA", 0)), bool(node.attr("transB", 0))
-    bias, floating = node.get(2), node[0].elem_type in (1, 10, 11, 16)
+    bias = node.get(2)
+    kinds = {value.elem_type for value in node.inputs[:3] if value is not None and value.elem_type}
+    floating = bool(kinds & {1, 10, 11, 16})  # all three have one type, though it may be known of one alone
     vector = bias is not None and bias.shape is not None and len(bias.shape) == 1 and bias.shape[0] != 1
     if floating and alpha == 1 and not trans_a and (bias is None or (beta == 1 and vector)):
         weight = node[1] if trans_b else node.emit(torch.t, node[1])
         return node.emit(F.linear, node[0], weight, bias)
-    node.require(floating or alpha == beta == 1, "α and β of an integer product")
+    node.require(floating or not kinds or alpha == beta == 1, "α and β of an integer product")
     return node.emit(gemm, node[0], node[1], bias, alpha, beta, trans_a, trans_b)
 
 
