@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import onnx
 from numpy.typing import NDArray
@@ -254,7 +254,7 @@ def deploy_file(
         OutputError: *output* is a file that is read here, cannot be written, or is missing for a file.
     """
     if writes_folder(path, output):
-        with rewritten(path, output, portable=portable) as new:
+        with rewritten(path, cast("str | Path", output), portable=portable) as new:
             made = deploy_file(
                 new.source,
                 new.graph,

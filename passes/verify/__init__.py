@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laurel_graph.errors import ModelError
-from laurel_graph.model_folder import graph_path
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 
