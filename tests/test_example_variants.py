@@ -195,7 +195,7 @@ class Shift(Term):
 
 def laurel(*words, folder):
     """Runs the command in a process of its own, in *folder*."""
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "laurel_graph.tools.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 

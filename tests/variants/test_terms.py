@@ -1,6 +1,7 @@
 """Terms: what may be registered, what a config, an operator and a file make of them, and what is refused."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -247,8 +248,8 @@ def test_installed_package_has_its_variant_registered_when_its_name_is_first_ask
         "except lg.LaurelError as error:\n    assert 'entry point broken = no_such_module' in str(error), error\n"
         "else:\n    raise AssertionError\n"
     )
-    paths = ":".join([str(tmp_path), *filter(None, sys.path)])
-    subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONPATH": paths})
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": paths})
 
 
 def test_operator_is_unknown_when_two_of_its_terms_share_a_tensor():
