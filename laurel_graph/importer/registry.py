@@ -59,6 +59,7 @@ FAMILIES = (
     "casting",
     "contrib",
     "contrib_attention",
+    "contrib_experts",
     "control_flow",
     "convolution",
     "generation",

@@ -112,3 +112,22 @@ def test_quantised_table_equals_runtime(bits, zeros):
     inputs = {"ids": np.array([[0, 3], [8, 3]], np.int64)}
     module = assert_runs_like_runtime(graph_of([one], inputs, {"y": "float32"}, weights), inputs)
     assert not [b for b in module.buffers() if b.is_floating_point() and b.numel() > 18]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"activation_type": "relu"},
+        {"activation_type": "silu", "normalize_routing_weights": 1},
+        {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.7, "activation_beta": 1.0,
+         "swiglu_limit": 0.5, "normalize_routing_weights": 1},
+    ],
+    ids=lambda attributes: attributes["activation_type"],
+)  # fmt: skip
+def test_mixture_of_experts_equals_runtime(attributes):
+    inner = 32 if attributes["activation_type"] == "swiglu" else 16
+    inputs = {"x": floats(2, 5, 8), "router": floats(10, 4, seed=1)}
+    weights = {"w1": floats(4, inner, 8, seed=2), "b1": floats(4, inner, seed=3),
+               "w2": floats(4, 8, 16, seed=4), "b2": floats(4, 8, seed=5)}  # fmt: skip
+    one = node("MoE", ["x", "router", "w1", "b1", "w2", "b2"], k=2, **attributes)
+    assert_runs_like_runtime(graph_of([one], inputs, {"y": "float32"}, weights), inputs)

@@ -182,9 +182,9 @@ def unpack_weights(b: Tensor, scales: Tensor, zeros: Tensor | None, rows: int, c
     blocks = -(-columns // block)
 
     def unpacked(packed: Tensor, count: int) -> Tensor:
-        wide = packed.reshape(rows, -1).to(torch.int32)
+        whole = packed.reshape(rows, -1)  # bytes all along: at a quarter of the memory that integers would take
         per = 8 // bits
-        parts = torch.stack([(wide >> (bits * i)) & (2**bits - 1) for i in range(per)], -1)
+        parts = torch.stack([(whole >> (bits * i)) & (2**bits - 1) for i in range(per)], -1)
         return parts.reshape(rows, -1)[:, :count]
 
     values = unpacked(b, blocks * block).reshape(rows, blocks, block).to(scales.dtype)
@@ -195,7 +195,7 @@ def unpack_weights(b: Tensor, scales: Tensor, zeros: Tensor | None, rows: int, c
         zero = unpacked(zeros, blocks).reshape(rows, blocks, 1).to(scales.dtype)
     else:
         zero = zeros.reshape(rows, blocks, 1)
-    return ((values - zero) * scale).reshape(rows, -1)[:, :columns]
+    return values.sub_(zero).mul_(scale).reshape(rows, -1)[:, :columns]
 
 
 class _Packed(torch.autograd.Function):
