@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,13 +27,21 @@ class Experts(NamedTuple):
     limit: float | None
 
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "identity": torch.clone,
+}
+
+
 def _activated(x: Tensor, options: Experts) -> Tensor:
     if options.activation == "swiglu":
         gate, value = (x[..., ::2], x[..., 1::2]) if options.interleaved else x.chunk(2, -1)
         if options.limit is not None:
             gate, value = gate.clamp(max=options.limit), value.clamp(-options.limit, options.limit)
         return gate * torch.sigmoid(options.alpha * gate) * (value + options.beta)
-    return {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "identity": torch.clone}[options.activation](x)
+    return _ACTIVATIONS[options.activation](x)
 
 
 def mixture(
@@ -66,7 +75,7 @@ def mixture(
 
 def _mixture(node: Node) -> Value:
     kind = node.attr("activation_type", "relu")
-    node.require(kind in ("relu", "gelu", "silu", "identity", "swiglu"), f"the activation {kind!r}")
+    node.require(kind in (*_ACTIVATIONS, "swiglu"), f"the activation {kind!r}")
     node.require(len(node) <= 6 or not any(node.inputs[6:]), "a third matrix of the experts, or router weights")
     fusion = node.attr("swiglu_fusion", 0)
     node.require(kind != "swiglu" or fusion in (1, 2), "gates and values of swiglu in two matrices")
