@@ -83,10 +83,10 @@ def capture(
     args, kwargs = tuple(args), dict(kwargs or {})
     if isinstance(model, torch.export.ExportedProgram):
         check_paths((*model.state_dict, *model.constants), "the ExportedProgram")
-        return _captured(_unlifted(model), "ExportedProgram", [FROZEN_NOTE])
+        return _captured(unlifted(model), "ExportedProgram", [FROZEN_NOTE])
     if isinstance(model, fx.GraphModule):
         check_paths((str(node.target) for node in model.graph.nodes if node.op in _HOLDING), type(model).__name__)
-        notes = _add_shapes(model, args, kwargs)
+        notes = add_shapes(model, args, kwargs)
         return _captured(model, type(model).__name__, notes)
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -100,11 +100,11 @@ def capture(
             "the nn.Module that it was made from, or export it with torch.onnx.export(dynamo=False) and give the file."
         )
     try:
-        traced = _symbolic(model)
-        notes = _add_shapes(traced, args, kwargs, strict=True)
+        traced = symbolic(model)
+        notes = add_shapes(traced, args, kwargs, strict=True)
         return _captured(traced, name, notes)
     except Exception as error:  # tracing runs the user's code: anything can come out of it
-        symbolic = _where(error, model)
+        symbolic = stopped_at(error, model)
     if not args and not kwargs:
         raise ModelError(
             f"{name} cannot be traced by torch.fx.symbolic_trace ({symbolic}). Give example inputs, so that "
@@ -114,11 +114,11 @@ def capture(
     try:
         with torch.no_grad():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        module = _unlifted(program)
+        module = unlifted(program)
     except Exception as error:  # likewise
         raise ModelError(
             f"{name} could not be traced. torch.fx.symbolic_trace stopped at {symbolic}; torch.export stopped at "
-            f"{_where(error, model)}. Mend that line (no control flow on values, no items of tensors), or export the "
+            f"{stopped_at(error, model)}. Mend that line (no control flow on values, no items of tensors), or export the "
             "model to ONNX and give the file."
         ) from error
     notes = [f"torch.fx.symbolic_trace stopped at {symbolic}.", FROZEN_NOTE]
@@ -132,8 +132,9 @@ def _captured(module: fx.GraphModule, name: str, notes: Sequence[str]) -> Captur
     return Captured(module, view, tuple(view.notes))
 
 
-def _symbolic(model: nn.Module) -> fx.GraphModule:
-    tracer = LaurelTracer()
+def symbolic(model: nn.Module, tracer: LaurelTracer | None = None) -> fx.GraphModule:
+    """Traces *model* symbolically, as far as its names can stand in generated code under names of their own."""
+    tracer = tracer or LaurelTracer()
     tracer.record_stack_traces = True
     graph = tracer.trace(model)
     held = [node for node in graph.nodes if node.op in _HOLDING]
@@ -180,7 +181,8 @@ def module_paths(model: nn.Module) -> Iterator[str]:
             yield f"{prefix}.{name}" if prefix else name
 
 
-def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
+def unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """Returns the graph of an exported program as a module that trainers may call ``train()`` and ``eval()`` on."""
     module = program.module()
     if not isinstance(module, fx.GraphModule):
         raise ModelError(f"expected the exported program to hold one graph, found {type(module).__name__}.")
@@ -189,7 +191,7 @@ def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
     return module
 
 
-def _add_shapes(
+def add_shapes(
     module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], strict: bool = False
 ) -> list[str]:
     """Runs the graph on fake tensors and notes every value's shape; without example inputs it only says so."""
@@ -209,7 +211,7 @@ def _add_shapes(
     except Exception as error:  # the traced code runs here
         if strict:
             raise
-        return [f"shapes are unknown: running the graph stopped at {_where(error, module)}."]
+        return [f"shapes are unknown: running the graph stopped at {stopped_at(error, module)}."]
     finally:
         for name, layer in module.named_modules():
             layer.training = training[name]
@@ -272,7 +274,7 @@ def _shares_memory(node: fx.Node) -> bool:
     return not is_in_place(node)
 
 
-def _where(error: BaseException, model: nn.Module) -> str:
+def stopped_at(error: BaseException, model: nn.Module) -> str:
     """Returns ``file.py:line (code): message`` of the innermost frame outside torch, else of the model's forward."""
     inside = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((inside, __file__))]
