@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from laurel_graph.passes.read_fx.prepare import example_inputs
 from laurel_graph.torch_residual.module import LaurelResidual
 
 from .bytecode import UnrewritableError, rewritten_code
-from .capture import look
+from .capture import Seen, look
 from .check import Trace, traced
 from .classes import Recipe, base_class, live_class
 from .joins import ATTRIBUTE, CHECK, OFF, ON, Block, State, forget, forget_after
@@ -162,6 +163,7 @@ def attach(
             model.register_forward_pre_hook(forget)
             model.register_forward_hook(forget_after, always_call=True)
         notes += _checked(model, record, before, values, named)
+        notes += _missed(model, record, plan, seen, ways, values, named)
     except BaseException:
         _undo(model, record)
         raise
@@ -253,17 +255,15 @@ def _saved(model: nn.Module, globs: Sequence[str]) -> tuple[str, ...]:
 def _install(model: nn.Module, plan: BlockPlan, record: Record) -> dict[str, str]:
     """Changes one block; returns the way of each of its sites."""
     block = plan.block
-    way = REWRITTEN
     own = type(block)
     _own_forward(block, record)
+    way = REWRITTEN
     try:
         _assemble(plan)
         kind = live_class(own, Recipe(plan.node()))
     except UnrewritableError as error:
         way = f"{WATCHED}: {error}"
-        root = plan.node()
-        paths = tuple((path, number) for number, path in enumerate(plan.paths))
-        kind = live_class(own, Recipe(replace(root, points=()), paths))
+        kind = live_class(own, _watching(plan))
     for name, site in plan.residuals.items():
         spec = _with_dtype(site.spec, block, model)
         residual = LaurelResidual(spec, device=_device(block, model))
@@ -275,6 +275,11 @@ def _install(model: nn.Module, plan: BlockPlan, record: Record) -> dict[str, str
         record.attributes.append((module, name, getattr(module, name)))
         setattr(module, name, value)
     return dict.fromkeys((site.spec.site for site in plan.residuals.values()), way)
+
+
+def _watching(plan: BlockPlan) -> Recipe:
+    paths = tuple((path, number) for number, path in enumerate(plan.paths))
+    return Recipe(replace(plan.node(), points=()), paths)
 
 
 def _own_forward(block: nn.Module, record: Record) -> None:
@@ -401,3 +406,49 @@ def _checked(
     if difference:
         raise RewriteError(f"{type(model).__name__} would not compute what it did ({difference}); it is as it was.")
     return []
+
+
+def _missed(
+    model: nn.Module,
+    record: Record,
+    plan: Plan,
+    seen: Seen,
+    ways: dict[str, str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> list[str]:
+    """Makes sure that every add that should call a residual does, as often as the add ran.
+
+    A block whose rewritten code misses one is watched instead.
+
+    Returns:
+        What the user should know: adds that run in eval mode alone.
+
+    Raises:
+        RewriteError: an add cannot be reached.
+    """
+    expected = Counter((id(event.block), event.path) for event in seen.order)
+    wanted = {(id(b.block), n): expected[id(b.block), path] for b in plan.blocks for n, path in enumerate(b.paths)}
+    found = traced(model, args, kwargs, record.state)
+    if found is None:
+        return []
+    for block in plan.blocks:
+        missed = [n for n in range(len(block.paths)) if found.hits.get((id(block.block), n), 0) != wanted[id(block.block), n]]
+        if missed and type(block.block).laurel_recipe.watched == ():  # type: ignore[union-attr]
+            block.block.__class__ = live_class(base_class(type(block.block)), _watching(block))
+            ways |= {p.spec.site: f"{WATCHED}: its rewritten code is not what runs" for p in block.residuals.values()}
+    again = traced(model, args, kwargs, record.state)
+    lost = [block for block in plan.blocks for n in range(len(block.paths))
+            if again is None or again.hits.get((id(block.block), n), 0) != wanted[id(block.block), n]]  # fmt: skip
+    if lost:
+        raise RewriteError(
+            f"an add of a {base_class(type(lost[0].block)).__name__} (sites {', '.join(lost[0].sites)}) ran while the model "
+            "was looked at, and is not reached any more: leave these sites out (overrides=, off=True)."
+        )
+    training = traced(model, args, kwargs, record.state, training=True)
+    if training is None:
+        return []
+    idle = [s for b in plan.blocks for n in range(len(b.paths)) if (id(b.block), n) not in training.hits for s in b.sites]
+    if not idle:
+        return []
+    return [f"in training mode the code takes another way and does not reach {', '.join(dict.fromkeys(idle))}."]

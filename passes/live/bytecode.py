@@ -11,8 +11,10 @@ import dis
 import hashlib
 import sys
 import types
-from collections.abc import Sequence
+from bisect import bisect_right
+from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 CALL = "laurel_call"
@@ -41,6 +43,8 @@ class Node:
 
     code: str
     points: tuple[tuple[int, int, Node | None], ...]
+    handed: bool = False
+    fresh: bool = False
 
 
 def digest(code: types.CodeType) -> str:
@@ -52,9 +56,22 @@ def digest(code: types.CodeType) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def instruction_at(code: types.CodeType, offset: int) -> dis.Instruction | None:
-    """Returns the instruction of *code* at *offset*."""
-    return next((one for one in dis.get_instructions(code) if one.offset == offset), None)
+@lru_cache(maxsize=None)
+def _instructions(code: types.CodeType) -> tuple[list[int], list[dis.Instruction]]:
+    found = list(dis.get_instructions(code))
+    return [one.offset for one in found], found
+
+
+def running(code: types.CodeType, last: int) -> dis.Instruction:
+    """Returns the instruction that a frame runs whose last one is at *last*.
+
+    The interpreter may have moved on to the instruction's cache, or be in what comes before a call.
+    """
+    offsets, found = _instructions(code)
+    place = bisect_right(offsets, last) - 1
+    while found[place].opname in _BEFORE_CALL:
+        place += 1
+    return found[place]
 
 
 def rewritten(function: types.FunctionType, node: Node) -> types.FunctionType:
@@ -72,7 +89,8 @@ def rewritten(function: types.FunctionType, node: Node) -> types.FunctionType:
     return new
 
 
-def rewritten_code(code: types.CodeType, points: Sequence[tuple[int, int, Node | None]]) -> types.CodeType:
+@lru_cache(maxsize=None)
+def rewritten_code(code: types.CodeType, points: tuple[tuple[int, int, Node | None], ...]) -> types.CodeType:
     """Returns *code* with a call at each of *points*, and the keyword argument that it needs."""
     from torch._dynamo.bytecode_transformation import transform_code_object
 
@@ -94,7 +112,11 @@ def rewritten_code(code: types.CodeType, points: Sequence[tuple[int, int, Node |
         for place, new in sorted(edits, key=lambda edit: -edit[0]):
             old = instructions[place]
             for one in new:
-                one.positions, one.starts_line, one.exn_tab_entry = old.positions, old.starts_line, old.exn_tab_entry
+                one.positions, one.starts_line, one.exn_tab_entry = (
+                    old.positions,
+                    old.starts_line,
+                    copy(old.exn_tab_entry),
+                )
             _replace(instructions, place, new)
         before = options["co_argcount"] + options["co_kwonlyargcount"]
         names = options["co_varnames"]
@@ -140,6 +162,8 @@ def _edit(instructions: list[Any], place: int, number: int, callee: Node | None)
         raise UnrewritableError(f"{one.opname} is neither an add nor a call")
     found = _callee(instructions, place)
     load = instructions[found]
+    if load.opname == "GET_ITER":
+        raise UnrewritableError("the add stands in a comprehension")
     is_method = load.opname == "LOAD_METHOD" or (
         load.opname in ("LOAD_ATTR", "LOAD_SUPER_ATTR") and sys.version_info >= (3, 12) and bool(load.arg & 1)
     )
@@ -148,6 +172,10 @@ def _edit(instructions: list[Any], place: int, number: int, callee: Node | None)
         seen = [*_bound("method"), *create_rot_n(2), create_load_const(load.argval), create_load_const(number),
                 *_call(3)]  # fmt: skip
         return found, [*seen, *_null_after()]
+    if load.opname == "LOAD_METHOD" and _is_super(instructions, found):
+        # super object -> above, super object, name, number
+        above = [*_bound("above"), *create_rot_n(2), create_load_const(load.argval), create_load_const(number), *_call(3)]
+        return found, [*above, *_null_after()]
     # callee -> link, callee, number
     through = [*_bound("function" if callee is None else "link"), *create_rot_n(2), create_load_const(number), *_call(2)]
     if load.opname == "PUSH_NULL" and sys.version_info >= (3, 13):
@@ -161,6 +189,12 @@ def _edit(instructions: list[Any], place: int, number: int, callee: Node | None)
         plain = create_instruction("LOAD_GLOBAL", arg=load.arg & ~1, argval=load.argval)
         return found, [plain, *through, *_null_after()]
     return found, [load, *through]
+
+
+def _is_super(instructions: list[Any], place: int) -> bool:
+    """Tells whether the instruction at *place* takes an attribute of what ``super()`` returned."""
+    made = instructions[place - 1]
+    return made.opname == "CALL" and instructions[_callee(instructions, place - 1)].argval == "super"
 
 
 def _bound(name: str) -> list[Any]:
@@ -188,8 +222,7 @@ def _null_after() -> list[Any]:
 def _callee(instructions: list[Any], place: int) -> int:
     """Returns the last instruction that makes what the call at *place* calls.
 
-    Walks back from the call with the depth of the stack. Between the callee and the call, arguments are evaluated; where
-    they hold jumps the way back is not known.
+    It is the last one in front of the call that leaves the stack as high as the callee lies; arguments are above.
     """
     call = instructions[place]
     above = call.arg
@@ -197,24 +230,40 @@ def _callee(instructions: list[Any], place: int) -> int:
         above = 2 if sys.version_info >= (3, 14) else 1 + (call.arg & 1)
     elif call.opname == "CALL_KW":
         above = call.arg + 1
-    targets = {id(one.target) for one in instructions if one.target is not None}
-    depth = above  # values above the callee before the instruction at hand
-    for before in range(place - 1, -1, -1):
-        one = instructions[before]
-        if one.opname in _BEFORE_CALL:
-            continue
-        if depth == 0:
-            return before
-        if one.target is not None or id(one) in targets:
-            raise UnrewritableError("a choice (if, and, or) stands inside the arguments of a call")
-        depth -= _effect(one)
-        if depth < 0:
-            break
+    while instructions[place - 1].opname in _BEFORE_CALL:
+        place -= 1
+    depths = _depths(instructions)
+    height = depths.get(place, -1) - above
+    for after in range(place, 0, -1):
+        if depths.get(after) == height:
+            if any(one.target is instructions[after] for one in instructions):
+                raise UnrewritableError("what is called is chosen on the spot")
+            return after - 1
     raise UnrewritableError("what a call calls is not found on the stack")
 
 
-def _effect(one: Any) -> int:
-    """What an instruction adds to the depth of the stack."""
-    if one.opname == "CALL":  # Python 3.11 counts a part of it at PRECALL
-        return -1 - int(one.arg)
-    return dis.stack_effect(one.opcode, one.arg if one.opcode >= dis.HAVE_ARGUMENT else None, jump=False)
+def _depths(instructions: list[Any]) -> dict[int, int]:
+    """Returns the depth of the stack before each instruction that can be reached."""
+    places = {id(one): place for place, one in enumerate(instructions)}
+    depths: dict[int, int] = {}
+    todo = [(0, 0)]
+    while todo:
+        place, depth = todo.pop()
+        while place < len(instructions) and place not in depths:
+            depths[place] = depth
+            one = instructions[place]
+            arg = one.arg if one.opcode >= dis.HAVE_ARGUMENT else None
+            if one.target is not None:
+                todo.append((places[id(one.target)], depth + dis.stack_effect(one.opcode, arg, jump=True)))
+            if (entry := one.exn_tab_entry) is not None:
+                todo.append((places[id(entry.target)], entry.depth + 1 + entry.lasti))
+            if one.opname in _ENDS:
+                break
+            depth += dis.stack_effect(one.opcode, arg, jump=False)
+            place += 1
+    return depths
+
+
+_ENDS = ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE", "JUMP_FORWARD", "JUMP_BACKWARD",
+         "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE")  # fmt: skip
+"""Instructions behind which the next one does not follow."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dis
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ from laurel_graph.passes.read_fx.capture import (
     symbolic,
     unlifted,
 )
-from laurel_graph.passes.read_fx.prepare import eval_mode, plain_forward
+from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
 from laurel_graph.passes.read_fx.view import fx_view
 
-from .bytecode import ADDS
-from .watch import ADD_NAMES, MODULE_CALL, frames, operands, path_of
+from .bytecode import ADDS, running
+from .watch import ADD_NAMES, MODULE_CALL, frames, operands, path_of, place_of
 
 Path = tuple[tuple[str, int], ...]
 """Place of an add: digest of the code and offset of the instruction, of each function from a forward to the add."""
@@ -69,12 +69,14 @@ class Seen:
         module: the graph; names in *view* are those of its nodes.
         events: name of an add's node to its execution.
         order: all executions of adds in order, those that are no node of the graph too.
+        handed: the calls that hand a function on to what calls it, as checkpointing does.
     """
 
     module: fx.GraphModule
     view: GraphView
     events: dict[str, Event]
     order: list[Event]
+    handed: set[tuple[str, int]]
     notes: list[str] = field(default_factory=list)
 
 
@@ -83,6 +85,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.handed: set[tuple[str, int]] = set()
         self._calls: dict[types.FrameType, int] = {}  # holds the frames, so that each is another object
 
     def note(self, in_place: bool) -> int:
@@ -98,6 +101,7 @@ class _Recorder:
             self.events.append(Event(None, (), (), -1, "call"))
             return len(self.events) - 1
         call = self._calls.setdefault(stack[-1], len(self._calls))
+        self.handed |= {place_of(outer) for inner, outer in pairwise(stack) if inner.f_back is not outer}
         names = tuple(frame.f_code.co_qualname for frame in reversed(stack))
         kind = _kind(stack[0])
         self.events.append(Event(block, path_of(stack), names, call, kind))
@@ -108,8 +112,8 @@ class _Recorder:
 
 
 def _kind(frame: types.FrameType) -> str:
-    one = next((i for i in dis.get_instructions(frame.f_code) if i.offset == frame.f_lasti), None)
-    if one is not None and one.opname == "BINARY_OP" and one.arg in ADDS:
+    one = running(frame.f_code, frame.f_lasti)
+    if one.opname == "BINARY_OP" and one.arg in ADDS:
         return "+" if one.arg == ADDS[0] else "+="
     return "call"
 
@@ -171,7 +175,7 @@ def look(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     name = type(model).__name__
     recorder = _Recorder()
     check_paths(module_paths(model), name)
-    with eval_mode(model), plain_forward(model), torch.no_grad():
+    with set_mode(model), plain_forward(model), torch.no_grad():
         if not args and not kwargs:
             return _symbolic(model, recorder)
         try:
@@ -205,7 +209,7 @@ def _seen(module: fx.GraphModule, recorder: _Recorder, name: str, notes: list[st
     view = fx_view(module, name)
     view.notes.extend(notes)
     events = {node.name: recorder.events[node.meta[_EVENT]] for node in module.graph.nodes if _EVENT in node.meta}
-    return Seen(module, view, events, recorder.events, notes)
+    return Seen(module, view, events, recorder.events, recorder.handed, notes)
 
 
 @contextmanager

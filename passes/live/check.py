@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from laurel_graph.passes.read_fx.prepare import eval_mode, plain_forward
+from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
 
 from .joins import State
 
@@ -79,15 +79,16 @@ class _Log(TorchDispatchMode):
 
 
 def traced(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], state: State | None = None
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], state: State | None = None, training: bool = False
 ) -> Trace | None:
-    """Returns what *model* does in eval mode, ``None`` where it does not run without values.
+    """Returns what *model* does in eval mode (or in training mode), ``None`` where it does not run without values.
 
     Args:
         model: the model; nothing of it changes.
         args: example inputs; without any there is no trace.
         kwargs: by name.
         state: of an attached model, which counts its adds.
+        training: run it in training mode; buffers stay as they are.
     """
     if not args and not kwargs:
         return None
@@ -95,16 +96,21 @@ def traced(
     log = _Log()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     rng = torch.random.get_rng_state()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
+        for parameter in trained:  # what requires gradients is multiplied in another shape
+            parameter.requires_grad_(False)
         if state is not None:
             state.hits = hits
-        with eval_mode(model), plain_forward(model), torch.no_grad(), mode:
+        with set_mode(model, training), plain_forward(model), torch.no_grad(), mode:
             fake_args, fake_kwargs = tree_map_only(Tensor, mode.from_tensor, (args, dict(kwargs)))
             with log:
                 model(*fake_args, **fake_kwargs)
     except Exception:  # the model's own code, on tensors without values
         return None
     finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
         torch.random.set_rng_state(rng)
         if state is not None:
             state.hits = None

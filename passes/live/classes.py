@@ -9,7 +9,7 @@ import copyreg
 import functools
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,7 @@ from laurel_graph.errors import ModelError
 
 from .bytecode import Node, digest, rewritten
 from .joins import Call
-from .watch import Watcher
+from .watch import Watcher, known_digest
 
 
 @dataclass(frozen=True)
@@ -35,36 +35,50 @@ class Recipe:
     watched: tuple[tuple[tuple[tuple[str, int], ...], int], ...] = ()
 
 
-@dataclass
 class Link:
     """A call, in rewritten code, of a function that holds adds itself.
 
     Attributes:
         node: what is replaced in that function.
-        made: the functions that were called, and their rewritten forms (``None``: another function, which runs as it
-            is).
+        function: the function that was called here.
+        new: its rewritten form.
     """
 
-    node: Node
-    made: dict[Any, types.FunctionType | None] = field(default_factory=dict)
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.function: Any = None
+        self.new: Any = None
 
     def __call__(self, callee: Any, call: Call) -> Any:
+        """Returns the rewritten form of *callee*, or *callee* where it is another function."""
+        if isinstance(callee, types.MethodType):
+            new = self.form(callee.__func__)
+            return callee if new is None else functools.partial(new, callee.__self__, laurel_call=call)
         if isinstance(callee, functools.partial):
             return functools.partial(self(callee.func, call), *callee.args, **callee.keywords)
-        function = getattr(callee, "__func__", callee)
-        if function not in self.made:
-            self.remember(function)
-        new = self.made[function]
-        if new is None:
-            return callee
-        if function is callee:
+        new = self.form(callee)
+        if new is not None:
             return functools.partial(new, laurel_call=call)
-        return functools.partial(new, callee.__self__, laurel_call=call)
+        return functools.partial(self.handed, callee, call) if self.node.handed else callee
 
-    def remember(self, function: Any) -> None:
-        """Rewrites *function* if it is the one that was looked at."""
-        fits = isinstance(function, types.FunctionType) and digest(function.__code__) == self.node.code
-        self.made[function] = rewritten(function, self.node) if fits else None
+    def handed(self, callee: Any, call: Call, *args: Any, **kwargs: Any) -> Any:
+        """Calls *callee*, which calls the function that is one of its arguments (checkpointing)."""
+        return callee(*(self.argument(arg, call) for arg in args), **kwargs)
+
+    def argument(self, value: Any, call: Call) -> Any:
+        """Returns the rewritten form of an argument that is the function."""
+        return self(value, call) if isinstance(value, (types.FunctionType, types.MethodType)) else value
+
+    def form(self, function: Any) -> Any:
+        """Returns the rewritten form of *function*, ``None`` where it is another one than was looked at."""
+        if function is self.function:
+            return self.new
+        if not isinstance(function, types.FunctionType) or known_digest(function.__code__) != self.node.code:
+            return None
+        new = rewritten(function, self.node)
+        if not self.node.fresh:
+            self.function, self.new = function, new
+        return new
 
 
 _LIVE: dict[tuple[type, Recipe], type] = {}
@@ -123,7 +137,7 @@ def _numbered(node: Node, links: list[Link]) -> Node:
             links.append(Link(callee))
             links[number].node = _numbered(callee, links)
         points.append((offset, number, callee))
-    return Node(node.code, tuple(points))
+    return replace(node, points=tuple(points))
 
 
 def _calling(new: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:

@@ -130,6 +130,13 @@ class Call:
         """The rewritten form of a function that holds adds of this block; *callee* itself where it is another one."""
         return type(self.block).laurel_links[number](callee, self)  # type: ignore[union-attr, index, operator]
 
+    def above(self, parent: Any, name: str, number: int) -> Any:
+        """``super().name``, whose function holds adds of this block."""
+        link = type(self.block).laurel_links[number]  # type: ignore[union-attr, index]
+        if link.new is not None and torch.compiler.is_compiling():  # which cannot look into super()
+            return functools.partial(link.new, self.block, laurel_call=self)
+        return link(getattr(parent, name), self)  # type: ignore[operator]
+
     def _called(
         self, number: int, callee: Callable[..., Any], in_place: bool, before: tuple[Any, ...], *args: Any, **named: Any
     ) -> Any:

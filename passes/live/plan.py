@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -18,6 +18,7 @@ from laurel_graph.passes.select import Selection, select
 from .bytecode import Node
 from .capture import Event, Path, Seen
 from .joins import Entry, Point
+from .watch import code_of
 
 REWRITTEN, WATCHED = "rewritten", "watched"
 """The ways a site is reached: a call in the place of the instruction; found on the stack while the block runs."""
@@ -45,9 +46,11 @@ class BlockPlan:
         points: what each of them stands for.
         residuals: name of a submodule to the plan of its site.
         sites: all sites that its code holds.
+        handed: the calls that hand on a function instead of calling it.
     """
 
     block: nn.Module
+    handed: Collection[tuple[str, int]] = ()
     paths: list[Path] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     residuals: dict[str, SitePlan] = field(default_factory=dict)
@@ -55,10 +58,10 @@ class BlockPlan:
 
     def node(self) -> Node:
         """The tree of functions from the block's forward to its adds."""
-        return _tree([(path, number) for number, path in enumerate(self.paths)])
+        return _tree([(path, number) for number, path in enumerate(self.paths)], self.handed)
 
 
-def _tree(paths: Sequence[tuple[Path, int]]) -> Node:
+def _tree(paths: Sequence[tuple[Path, int]], handed: Collection[tuple[str, int]]) -> Node:
     inside: dict[int, list[tuple[Path, int]]] = defaultdict(list)
     points: list[tuple[int, int, Node | None]] = []
     for path, number in paths:
@@ -67,8 +70,14 @@ def _tree(paths: Sequence[tuple[Path, int]]) -> Node:
             inside[offset].append((tuple(rest), number))
         else:
             points.append((offset, number, None))
-    points += [(offset, -1, _tree(inner)) for offset, inner in inside.items()]
-    return Node(paths[0][0][0][0], tuple(sorted(points, key=lambda point: point[0])))
+    code = paths[0][0][0][0]
+    own = code_of(code)
+    for offset, inner in inside.items():
+        callee = _tree(inner, handed)
+        called = code_of(callee.code)
+        fresh = any(const is called or const == called for const in own.co_consts)
+        points.append((offset, -1, replace(callee, fresh=fresh, handed=(code, offset) in handed)))
+    return Node(code, tuple(sorted(points, key=lambda point: point[0])))
 
 
 @dataclass(frozen=True)
@@ -239,7 +248,7 @@ class Planner:
 
     def _block(self, blocks: dict[int, BlockPlan], event: Event) -> BlockPlan:
         assert event.block is not None  # such joins are lost
-        block = blocks.setdefault(id(event.block), BlockPlan(event.block))
+        block = blocks.setdefault(id(event.block), BlockPlan(event.block, self.seen.handed))
         if event.path not in block.paths:
             block.paths.append(event.path)
         return block

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .bytecode import digest
+from .bytecode import digest, running
 from .joins import Call
 
 ADD_NAMES = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__", "iadd"))
@@ -44,10 +44,11 @@ def frames() -> Iterator[types.FrameType]:
     """
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
+        if frame.f_code is MODULE_CALL:
+            yield frame
+            return
         if not str(frame.f_globals.get("__name__", "")).startswith(_BETWEEN):
             yield frame
-        if frame.f_code is MODULE_CALL:
-            return
         frame = frame.f_back
 
 
@@ -57,6 +58,11 @@ _BETWEEN = (
     "torch.overrides",
     "torch._tensor",
     "torch._ops",
+    "torch.nn.modules.module",
+    "torch.utils.checkpoint",
+    "torch._dynamo",
+    "torch._compile",
+    "torch.autograd.function",
     "torch.utils._python_dispatch",
 )
 
@@ -77,7 +83,12 @@ def code_of(name: str) -> types.CodeType:
 
 def path_of(stack: list[types.FrameType]) -> tuple[tuple[str, int], ...]:
     """Returns the place of an add: code and instruction of each function from the forward to the add."""
-    return tuple((known_digest(frame.f_code), frame.f_lasti) for frame in reversed(stack))
+    return tuple(place_of(frame) for frame in reversed(stack))
+
+
+def place_of(frame: types.FrameType) -> tuple[str, int]:
+    """Returns the code that a frame runs, and the offset of the instruction."""
+    return known_digest(frame.f_code), running(frame.f_code, frame.f_lasti).offset
 
 
 class Watcher(TorchFunctionMode):
@@ -113,7 +124,7 @@ class Watcher(TorchFunctionMode):
                 if frame.f_locals.get("self") is not self.call.block:
                     return None
                 break
-            if not stack and (known_digest(frame.f_code), frame.f_lasti) not in self.ends:
+            if not stack and place_of(frame) not in self.ends:
                 return None
             stack.append(frame)
         return self.paths.get(path_of(stack))

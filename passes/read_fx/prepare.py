@@ -11,12 +11,12 @@ from torch import nn
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts *model* into eval mode as far as it knows one; every layer has its own mode back afterwards."""
+def set_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Puts *model* into eval (or training) mode; every layer has its own mode back afterwards."""
     modes = {layer: layer.training for layer in model.modules()}
     try:
         for layer in modes:  # the modules of torch.export refuse eval() and need none
-            layer.training = False
+            layer.training = training
         yield
     finally:
         for layer, mode in modes.items():

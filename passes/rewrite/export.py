@@ -35,7 +35,7 @@ from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
 from laurel_graph.passes.read_fx.capture import check_paths, module_paths
-from laurel_graph.passes.read_fx.prepare import eval_mode, plain_forward
+from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
 from laurel_graph.torch_residual.module import CONFIG, LaurelResidual, laurel_modules
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def export_onnx(
     check_paths(module_paths(module), type(module).__name__)
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     with staged(path, files_of(module)) as aside:
-        with eval_mode(module), plain_forward(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
+        with set_mode(module), plain_forward(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = _export(module, args, dict(kwargs or {}), dynamic_shapes, opset)
             large = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) > IN_MEMORY
