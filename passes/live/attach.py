@@ -162,8 +162,10 @@ def attach(
         if any(p.spec.has_pa for p in plan.plans):
             model.register_forward_pre_hook(forget)
             model.register_forward_hook(forget_after, always_call=True)
-        notes += _checked(model, record, before, values, named)
-        notes += _missed(model, record, plan, seen, ways, values, named)
+        if before is None:
+            notes.append("not checked against the model before: its forward does not run without values.")
+        else:
+            notes += Proof(model, record, plan, seen, (values, named)).of(before, ways)
     except BaseException:
         _undo(model, record)
         raise
@@ -377,78 +379,79 @@ def _undo(model: nn.Module, record: Record) -> None:
 # Proof ----------------------------------------------------------------------------------------------------------------
 
 
-def _checked(
-    model: nn.Module, record: Record, before: Trace | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[str]:
-    """Holds the attached model with its residuals off against the model before, operator by operator.
+@dataclass
+class Proof:
+    """Shows that an attached model does what it did, and that every add which should call a residual does."""
 
-    In-place adds become adds that leave their memory alone; where something else reads that memory they write it.
+    model: nn.Module
+    record: Record
+    plan: Plan
+    seen: Seen
+    inputs: tuple[tuple[Any, ...], Mapping[str, Any]]
 
-    Returns:
-        What the user should know.
+    def of(self, before: Trace, ways: dict[str, str]) -> list[str]:
+        """Holds the attached model with its residuals off against the model before, operator by operator.
 
-    Raises:
-        RewriteError: the model would not compute what it did.
-    """
-    if before is None:
-        return ["not checked against the model before: its forward does not run without values."]
-    state = record.state
-    state.mode = CHECK
-    try:
-        difference = before.difference(traced(model, args, kwargs, state))
+        In-place adds become adds that leave their memory alone; where something else reads that memory they write it.
+        A block whose rewritten code misses an add is watched instead, which *ways* says then.
+
+        Returns:
+            What the user should know.
+
+        Raises:
+            RewriteError: the model would not compute what it did, or an add cannot be reached.
+        """
+        name = type(self.model).__name__
+        now = self.run()
+        difference = before.difference(now)
         if difference:
-            for block, _, _ in record.blocks:
-                live: Block = block.__dict__[ATTRIBUTE]
+            for plan in self.plan.blocks:
+                live: Block = plan.block.__dict__[ATTRIBUTE]
                 live.points = tuple(replace(point, kept=True) for point in live.points)
-            difference = before.difference(traced(model, args, kwargs, state))
-    finally:
-        state.mode = ON
-    if difference:
-        raise RewriteError(f"{type(model).__name__} would not compute what it did ({difference}); it is as it was.")
-    return []
+            now = self.run()
+            difference = before.difference(now)
+        if now is None or difference:
+            raise RewriteError(f"{name} would not compute what it did ({difference}); it is as it was.")
+        if missed := self.missed(now):
+            for plan in missed:
+                plan.block.__class__ = live_class(base_class(type(plan.block)), _watching(plan))
+                why = "what runs is not the code that was rewritten"
+                ways |= {site.spec.site: f"{WATCHED}: {why}" for site in plan.residuals.values()}
+            now = self.run()
+            lost = plan.blocks if now is None else self.missed(now)
+            if lost:
+                raise RewriteError(
+                    f"an add of a {base_class(type(lost[0].block)).__name__} (sites {', '.join(lost[0].sites)}) ran while "
+                    f"{name} was looked at, and is not reached any more: leave these sites out (overrides=, off=True)."
+                )
+        return self.elsewhere()
 
+    def run(self, training: bool = False) -> Trace | None:
+        """The trace of the attached model with its residuals off."""
+        self.record.state.mode = CHECK
+        try:
+            return traced(self.model, *self.inputs, self.record.state, training)
+        finally:
+            self.record.state.mode = ON
 
-def _missed(
-    model: nn.Module,
-    record: Record,
-    plan: Plan,
-    seen: Seen,
-    ways: dict[str, str],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> list[str]:
-    """Makes sure that every add that should call a residual does, as often as the add ran.
+    def missed(self, now: Trace) -> list[BlockPlan]:
+        """The blocks of which an add did not call as often as it ran when the model was looked at."""
+        ran = Counter((id(event.block), event.path) for event in self.seen.order)
+        return [
+            plan
+            for plan in self.plan.blocks
+            if any(now.hits.get((id(plan.block), n), 0) != ran[id(plan.block), p] for n, p in enumerate(plan.paths))
+        ]
 
-    A block whose rewritten code misses one is watched instead.
-
-    Returns:
-        What the user should know: adds that run in eval mode alone.
-
-    Raises:
-        RewriteError: an add cannot be reached.
-    """
-    expected = Counter((id(event.block), event.path) for event in seen.order)
-    wanted = {(id(b.block), n): expected[id(b.block), path] for b in plan.blocks for n, path in enumerate(b.paths)}
-    found = traced(model, args, kwargs, record.state)
-    if found is None:
-        return []
-    for block in plan.blocks:
-        missed = [n for n in range(len(block.paths)) if found.hits.get((id(block.block), n), 0) != wanted[id(block.block), n]]
-        if missed and type(block.block).laurel_recipe.watched == ():  # type: ignore[union-attr]
-            block.block.__class__ = live_class(base_class(type(block.block)), _watching(block))
-            ways |= {p.spec.site: f"{WATCHED}: its rewritten code is not what runs" for p in block.residuals.values()}
-    again = traced(model, args, kwargs, record.state)
-    lost = [block for block in plan.blocks for n in range(len(block.paths))
-            if again is None or again.hits.get((id(block.block), n), 0) != wanted[id(block.block), n]]  # fmt: skip
-    if lost:
-        raise RewriteError(
-            f"an add of a {base_class(type(lost[0].block)).__name__} (sites {', '.join(lost[0].sites)}) ran while the model "
-            "was looked at, and is not reached any more: leave these sites out (overrides=, off=True)."
-        )
-    training = traced(model, args, kwargs, record.state, training=True)
-    if training is None:
-        return []
-    idle = [s for b in plan.blocks for n in range(len(b.paths)) if (id(b.block), n) not in training.hits for s in b.sites]
-    if not idle:
-        return []
-    return [f"in training mode the code takes another way and does not reach {', '.join(dict.fromkeys(idle))}."]
+    def elsewhere(self) -> list[str]:
+        """Names the sites that the code does not pass in training mode."""
+        now = self.run(training=True)
+        if now is None:
+            return []
+        idle = [
+            site
+            for plan in self.plan.blocks
+            if any((id(plan.block), number) not in now.hits for number in range(len(plan.paths)))
+            for site in plan.sites
+        ]
+        return [f"in training mode the code takes another way and passes by {', '.join(idle)}."] if idle else []

@@ -21,7 +21,7 @@ from laurel_graph.passes.read_fx.capture import (
     functional_adds,
     module_paths,
     stopped_at,
-    symbolic,
+    symbolic_graph,
     unlifted,
 )
 from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
@@ -194,7 +194,7 @@ def _symbolic(model: nn.Module, recorder: _Recorder) -> Seen:
     name = type(model).__name__
     tracer = _Tracer(recorder)
     try:
-        module = symbolic(model, tracer)
+        module = symbolic_graph(model, tracer)
     except Exception as error:  # likewise
         raise ModelError(
             f"{name} cannot be traced without example inputs (torch.fx.symbolic_trace stopped at "

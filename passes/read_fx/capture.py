@@ -20,6 +20,7 @@ from laurel_graph.errors import ModelError
 from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
 from laurel_graph.torch_residual.module import ATTRIBUTES
 
+from .prepare import plain_forward
 from .roles import is_in_place, operator_name
 from .view import fx_view
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 FROZEN_NOTE = (
     "traced with torch.export: dropout and batch norm stay as they were at tracing time; train() and eval() do not "
     "switch them."
+)
+_WHOLE_NOTE = "torch.fx.symbolic_trace keeps torch's own layers whole, and their joins out of sight."
+_FUSED_NOTE = (
+    "it holds transformer layers in torch's fused form, whose adds are out of sight: give the nn.Module, or export it "
+    "under torch.backends.mha.set_fastpath_enabled(False)."
 )
 FIXED_NOTE = "traced with torch.export for the sizes of the example inputs; give dynamic_shapes= to leave axes open."
 
@@ -41,11 +47,13 @@ class Captured:
         module: what is rewritten and trained; names in *view* are those of its nodes.
         view: the neutral view of it.
         notes: sentences for the user.
+        symbolic: traced by ``torch.fx.symbolic_trace``, in which torch's own layers are whole.
     """
 
     module: fx.GraphModule
     view: GraphView
     notes: tuple[str, ...] = field(default_factory=tuple)
+    symbolic: bool = False
 
 
 class LaurelTracer(fx.Tracer):
@@ -66,7 +74,12 @@ class LaurelTracer(fx.Tracer):
 
 
 def capture(
-    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    symbolic: bool = True,
 ) -> Captured:
     """Traces *model* and returns its graph and the view of it.
 
@@ -99,40 +112,45 @@ def capture(
             f"{name} is compiled to TorchScript, which neither torch.fx.symbolic_trace nor torch.export reads. Give "
             "the nn.Module that it was made from, or export it with torch.onnx.export(dynamo=False) and give the file."
         )
-    try:
-        traced = symbolic(model)
-        notes = add_shapes(traced, args, kwargs, strict=True)
-        return _captured(traced, name, notes)
-    except Exception as error:  # tracing runs the user's code: anything can come out of it
-        symbolic = stopped_at(error, model)
+    stopped = "its layers being whole"
+    if symbolic:
+        try:
+            with plain_forward(model):
+                traced = symbolic_graph(model)
+                notes = add_shapes(traced, args, kwargs, strict=True)
+            return _captured(traced, name, notes, symbolic=True)
+        except Exception as error:  # tracing runs the user's code: anything can come out of it
+            stopped = stopped_at(error, model)
     if not args and not kwargs:
         raise ModelError(
-            f"{name} cannot be traced by torch.fx.symbolic_trace ({symbolic}). Give example inputs, so that "
+            f"{name} cannot be traced by torch.fx.symbolic_trace ({stopped}). Give example inputs, so that "
             "torch.export can try."
         )
     check_paths(module_paths(model), name)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), plain_forward(model):
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         module = unlifted(program)
     except Exception as error:  # likewise
         raise ModelError(
-            f"{name} could not be traced. torch.fx.symbolic_trace stopped at {symbolic}; torch.export stopped at "
-            f"{stopped_at(error, model)}. Mend that line (no control flow on values, no items of tensors), or export the "
-            "model to ONNX and give the file."
+            f"{name} could not be traced. torch.fx.symbolic_trace stopped at {stopped}; torch.export stopped at "
+            f"{stopped_at(error, model)}. Mend that line (no control flow on values, no items of tensors), attach to the "
+            "live model with lg.attach, or export the model to ONNX and give the file."
         ) from error
-    notes = [f"torch.fx.symbolic_trace stopped at {symbolic}.", FROZEN_NOTE]
+    notes = [f"torch.fx.symbolic_trace stopped at {stopped}." if symbolic else _WHOLE_NOTE, FROZEN_NOTE]
     return _captured(module, name, [*notes, *([] if dynamic_shapes else [FIXED_NOTE])])
 
 
-def _captured(module: fx.GraphModule, name: str, notes: Sequence[str]) -> Captured:
+def _captured(module: fx.GraphModule, name: str, notes: Sequence[str], symbolic: bool = False) -> Captured:
     functional_adds(module)
     view = fx_view(module, name)
     view.notes.extend(notes)
-    return Captured(module, view, tuple(view.notes))
+    if any(operator_name(node.target).startswith("_transformer_encoder_layer_fwd") for node in module.graph.nodes):
+        view.notes.append(_FUSED_NOTE)
+    return Captured(module, view, tuple(view.notes), symbolic)
 
 
-def symbolic(model: nn.Module, tracer: LaurelTracer | None = None) -> fx.GraphModule:
+def symbolic_graph(model: nn.Module, tracer: LaurelTracer | None = None) -> fx.GraphModule:
     """Traces *model* symbolically, as far as its names can stand in generated code under names of their own."""
     tracer = tracer or LaurelTracer()
     tracer.record_stack_traces = True
