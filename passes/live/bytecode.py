@@ -14,7 +14,7 @@ import types
 from bisect import bisect_right
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 CALL = "laurel_call"
@@ -56,7 +56,7 @@ def digest(code: types.CodeType) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _instructions(code: types.CodeType) -> tuple[list[int], list[dis.Instruction]]:
     found = list(dis.get_instructions(code))
     return [one.offset for one in found], found
@@ -89,7 +89,7 @@ def rewritten(function: types.FunctionType, node: Node) -> types.FunctionType:
     return new
 
 
-@lru_cache(maxsize=None)
+@cache
 def rewritten_code(code: types.CodeType, points: tuple[tuple[int, int, Node | None], ...]) -> types.CodeType:
     """Returns *code* with a call at each of *points*, and the keyword argument that it needs."""
     from torch._dynamo.bytecode_transformation import transform_code_object

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 from torch import fx, nn
 
-from laurel_graph.config import LaurelConfig
+from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.detection import Detection, Residual, SitePlan
+from laurel_graph.errors import AdapterError, near
 from laurel_graph.passes.read_fx.roles import is_in_place
 from laurel_graph.passes.select import Selection, select
 
@@ -212,6 +213,32 @@ class Planner:
                 given[slot] = site
                 plans.append(plan)
         return Plan(self.detection, tuple(plans), tuple(skipped), tuple(self._blocks(plans)))
+
+    def plan_for(self, specs: Mapping[str, SiteSpec]) -> Plan:
+        """Plans just the sites of *specs*, as an adapter has them.
+
+        Raises:
+            AdapterError: the model has no such site, or another number of earlier activations.
+        """
+        plans: list[SitePlan] = []
+        slots: dict[Slot, str] = {}
+        for site, spec in specs.items():
+            residual = self.by_site.get(site)
+            if residual is None or site not in self.joins:
+                reason = self.lost.get(site, "") or f"the model has no such site{near(site, self.joins)}"
+                raise AdapterError(f"the adapter's site {site!r} cannot be attached: {reason.rstrip('.')}.")
+            slot = self.slot(self.joins[site][0].event)
+            if (other := slots.setdefault(slot, site)) != site:
+                raise AdapterError(f"the adapter has residuals of their own for {other} and {site}, which are one here.")
+            usable = next(r for r in self.detection.residuals if r.site == site).previous
+            if spec.previous > len(usable):
+                raise AdapterError(
+                    f"site {site!r} of the adapter reads {spec.previous} earlier activations; there are {len(usable)}."
+                )
+            previous = tuple(self.by_site[name].skip for name in usable[: spec.previous])
+            plans.append(SitePlan(residual, spec, previous))
+        skipped = tuple((site, "not in the adapter") for site in self.joins if site not in specs)
+        return Plan(self.detection, tuple(plans), skipped, tuple(self._blocks(plans)))
 
     def _blocks(self, plans: Sequence[SitePlan]) -> Iterator[BlockPlan]:
         sources = {self.by_site[site].skip: site for site in reversed(self.joins)}
