@@ -24,7 +24,7 @@ from laurel_graph.passes.read_fx.capture import (
     symbolic_graph,
     unlifted,
 )
-from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
+from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode, unchanged
 from laurel_graph.passes.read_fx.view import fx_view
 
 from .bytecode import ADDS, running
@@ -175,7 +175,7 @@ def look(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     name = type(model).__name__
     recorder = _Recorder()
     check_paths(module_paths(model), name)
-    with set_mode(model), plain_forward(model), torch.no_grad():
+    with set_mode(model), unchanged(model), plain_forward(model), torch.no_grad():
         if not args and not kwargs:
             return _symbolic(model, recorder)
         try:

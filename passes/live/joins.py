@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch.nn.modules import module
+
 from laurel_graph.errors import RewriteError
+from laurel_graph.torch_residual.module import LaurelResidual
+from laurel_graph.torch_residual.quick import quick_sum
 
 ATTRIBUTE = "laurel_live"
 """The attribute of a block that holds its :class:`Block`."""
@@ -177,6 +181,10 @@ class Call:
         residual = self.block._modules.get(entry.name)
         if residual is None:
             return left + right if alpha == 1 else torch.add(left, right, alpha=alpha)
+        if type(residual) is LaurelResidual and alpha == 1 and not (entry.outer or _observed(residual)):
+            y = quick_sum(residual, skip, branch)
+            if y is not None:
+                return y
         if skip.shape != branch.shape:
             skip, branch = torch.broadcast_tensors(skip, branch)
         named: dict[str, Any] = {}
@@ -188,6 +196,18 @@ class Call:
             return residual(skip, branch, **named)  # type: ignore[no-any-return]
         previous = earlier(self.block, state, entry)
         return residual(skip, branch, *previous, **named)  # type: ignore[no-any-return]
+
+
+def _observed(residual: nn.Module) -> bool:
+    """Tells whether somebody looks at the calls of *residual*: hooks, compilers, tracers, functorch."""
+    return bool(
+        residual._forward_hooks
+        or residual._forward_pre_hooks
+        or module._has_any_global_hook()
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state()
+        or torch._C._len_torch_dispatch_stack()
+    )
 
 
 def keep(state: State, slot: int, skip: Tensor) -> None:

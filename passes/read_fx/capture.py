@@ -20,7 +20,7 @@ from laurel_graph.errors import ModelError
 from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
 from laurel_graph.torch_residual.module import ATTRIBUTES
 
-from .prepare import plain_forward
+from .prepare import plain_forward, unchanged
 from .roles import is_in_place, operator_name
 from .view import fx_view
 
@@ -115,7 +115,7 @@ def capture(
     stopped = "its layers being whole"
     if symbolic:
         try:
-            with plain_forward(model):
+            with unchanged(model), plain_forward(model):
                 traced = symbolic_graph(model)
                 notes = add_shapes(traced, args, kwargs, strict=True)
             return _captured(traced, name, notes, symbolic=True)
@@ -128,7 +128,7 @@ def capture(
         )
     check_paths(module_paths(model), name)
     try:
-        with torch.no_grad(), plain_forward(model):
+        with torch.no_grad(), unchanged(model), plain_forward(model):
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         module = unlifted(program)
     except Exception as error:  # likewise

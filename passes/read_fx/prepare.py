@@ -24,6 +24,32 @@ def set_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Gives every module of *model* its attributes back: a forward pass without values must leave nothing behind.
+
+    Some models keep what they computed (position tables, masks), which would be a tensor without values.
+    """
+    before = [(layer, {key: (value, _copied(value)) for key, value in vars(layer).items()}) for layer in model.modules()]
+    try:
+        yield
+    finally:
+        for layer, attributes in before:
+            own = vars(layer)
+            for key in [key for key in own if key not in attributes]:
+                del own[key]
+            for key, (value, copy) in attributes.items():
+                own[key] = value
+                if copy is not None:
+                    value.clear()
+                    (value.extend if isinstance(value, list) else value.update)(copy)
+
+
+def _copied(value: Any) -> Any:
+    """A shallow copy of a container, ``None`` for anything else."""
+    return value.copy() if isinstance(value, (dict, list, set)) else None
+
+
+@contextmanager
 def plain_forward(model: nn.Module) -> Iterator[None]:
     """Lets *model* compute its outputs alone, by its own code.
 
