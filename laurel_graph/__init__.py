@@ -19,11 +19,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from laurel_graph.passes.deploy.deploy import deploy_file as deploy
     from laurel_graph.passes.detect.explain import explain
+    from laurel_graph.passes.live.adapters import (
+        load_adapter,
+        print_trainable_parameters,
+        save_adapter,
+        set_adapter,
+    )
+    from laurel_graph.passes.live.attach import attach, detach, disabled
     from laurel_graph.passes.pipeline import inspect, remove, transform
     from laurel_graph.passes.rewrite.export import export_onnx
     from laurel_graph.passes.verify import verify
 
-    from .adapters import apply_adapter, load_adapter, save_adapter
+    from .adapters import apply_adapter
     from .config import LaurelConfig, SiteOverride, SiteSpec
     from .detection import Detection, Rejected, Residual
     from .errors import LaurelError
@@ -45,8 +52,13 @@ _HOMES = {
     "parameter_groups": "torch_residual.module",
     "trainable_parameters": "torch_residual.module",
     "apply_adapter": "adapters",
-    "load_adapter": "adapters",
-    "save_adapter": "adapters",
+    "attach": "passes.live.attach",
+    "detach": "passes.live.attach",
+    "disabled": "passes.live.attach",
+    "load_adapter": "passes.live.adapters",
+    "print_trainable_parameters": "passes.live.adapters",
+    "save_adapter": "passes.live.adapters",
+    "set_adapter": "passes.live.adapters",
     "import_onnx": "importer",
     "library_path": "runtime",
     "session": "runtime",
@@ -72,7 +84,10 @@ __all__ = [
     "SiteSpec",
     "__version__",
     "apply_adapter",
+    "attach",
     "deploy",
+    "detach",
+    "disabled",
     "explain",
     "export_onnx",
     "import_onnx",
@@ -80,10 +95,12 @@ __all__ = [
     "library_path",
     "load_adapter",
     "parameter_groups",
+    "print_trainable_parameters",
     "remove",
     "save_adapter",
     "session",
     "session_options",
+    "set_adapter",
     "trainable_parameters",
     "transform",
     "verify",

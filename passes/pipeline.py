@@ -268,11 +268,23 @@ def _capture_and_detect(
     model: Any, args: Any, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
 ) -> tuple[fx.GraphModule, Detection]:
     """Returns the graph of a torch model and the verdict on every add of it."""
+    from torch import nn
+
     from laurel_graph.passes.detect.rule import detect
     from laurel_graph.passes.read_fx.capture import capture
+    from laurel_graph.passes.read_fx.prepare import example_inputs
 
+    if isinstance(model, nn.Module):
+        args, kwargs = example_inputs(model, args, kwargs)
     captured = capture(model, _as_tuple(args), kwargs, dynamic_shapes)
     found = _detected_before(captured) or detect(captured.view)
+    if not found.residuals and captured.symbolic and (args or kwargs):
+        try:
+            other = capture(model, _as_tuple(args), kwargs, dynamic_shapes, symbolic=False)
+        except ModelError:  # the first answer stands
+            other = captured
+        if (second := detect(other.view)).residuals:
+            captured, found = other, second
     return captured.module, replace(found, model=type(model).__name__, notes=(*captured.notes, *found.notes))
 
 

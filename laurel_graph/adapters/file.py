@@ -7,8 +7,8 @@ config, what each site is, and fingerprints of the base graph.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from ..opset.schema import tensor_name
 
 FORMAT = "1"
 """Version of the file's metadata; another one is refused."""
+
+SAVED = "modules_to_save/"
+"""What the names of parameters begin with that belong to the adapter and to no site."""
 
 Array = NDArray[Any]
 
@@ -43,12 +46,15 @@ class Adapter:
         base: kind to fingerprint of the base: ``weights`` (:mod:`laurel_graph.fingerprint`), or ``onnx`` and ``torch``
             in files of older versions; empty if unknown.
         config: the config's JSON form, or "".
+        saved: parameters of the model that were trained and belong to the adapter (a new head): name to element type
+            and value.
     """
 
     specs: dict[str, SiteSpec]
     tensors: dict[str, Array]
     base: dict[str, str]
     config: str = ""
+    saved: dict[str, tuple[str, Array]] = field(default_factory=dict)
 
     def parameters(self, site: str) -> dict[str, Array]:
         """Returns the trained tensors of one site by name."""
@@ -69,30 +75,35 @@ def to_bytes(adapter: Adapter) -> bytes:
     Raises:
         AdapterError: a value is not finite, or overflows in its element type.
     """
-    header: dict[str, Any] = {
-        "__metadata__": {
-            "format": FORMAT,
-            "config": adapter.config,
-            "sites": _pack(adapter.specs),
-            "base": _compact(adapter.base),
-        }
+    metadata = {
+        "format": FORMAT,
+        "config": adapter.config,
+        "sites": _pack(adapter.specs),
+        "base": _compact(adapter.base),
     }
+    if adapter.saved:
+        metadata["saved"] = _compact(list(adapter.saved))
+    header: dict[str, Any] = {"__metadata__": metadata}
     data: list[bytes] = []
     end = 0
-    for site, spec in adapter.specs.items():
-        for name, value in adapter.parameters(site).items():
-            stored = rounded(value, spec.dtype)
-            check_finite("the adapter", {f"{site}.{name}": stored})
-            data.append(_tensor_bytes(stored, spec.dtype))
-            start, end = end, end + len(data[-1])
-            header[f"{site}.{name}"] = {
-                "dtype": _KINDS[spec.dtype],
-                "shape": list(value.shape),
-                "data_offsets": [start, end],
-            }
+    for full, dtype, value in _all_tensors(adapter):
+        stored = rounded(value, dtype)
+        check_finite("the adapter", {full: stored})
+        data.append(_tensor_bytes(stored, dtype))
+        start, end = end, end + len(data[-1])
+        header[full] = {"dtype": _KINDS[dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = _compact(header).encode()
     text += b" " * (-len(text) % 8)
     return b"".join((len(text).to_bytes(8, "little"), text, *data))
+
+
+def _all_tensors(adapter: Adapter) -> Iterator[tuple[str, str, Array]]:
+    """Yields name in the file, element type and value."""
+    for site, spec in adapter.specs.items():
+        for name, value in adapter.parameters(site).items():
+            yield f"{site}.{name}", spec.dtype, value
+    for name, (dtype, value) in adapter.saved.items():
+        yield f"{SAVED}{name}", dtype, value
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -117,18 +128,22 @@ def read_adapter(path: str | Path) -> Adapter:
         raise AdapterError(f"{path} is no safetensors file, or is damaged: {error}.") from None
     if metadata.get("format") != FORMAT:
         raise AdapterError(f"{path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}.")
-    specs, base = _read_metadata(path, metadata)
+    specs, base, own = _read_metadata(path, metadata)
     kinds = {name: entry["dtype"] for name, entry in entries}
     values = {name: _array(path, name, entry) for name, entry in entries}
-    tensors = {name: values[name] for name in header if name in values}
+    saved = {f"{SAVED}{name}" for name in own}
+    tensors = {name: values[name] for name in header if name in values and name not in saved}
     check_names(f"adapter {path} and its own metadata", shapes_of(specs), {n: v.shape for n, v in tensors.items()})
+    if gone := sorted(saved - values.keys()):
+        raise AdapterError(f"adapter {path} lacks what its own metadata names: {listed(gone)}.")
     for site, spec in specs.items():
         for name in spec.parameter_shapes():
             if kinds[f"{site}.{name}"] != _KINDS.get(spec.dtype):
                 found = _DTYPES[kinds[f"{site}.{name}"]]
                 raise AdapterError(f"adapter {path}: {site}.{name} is {found}, its own metadata says {spec.dtype}.")
-    check_finite(f"adapter {path}", tensors)
-    return Adapter(specs, tensors, base, metadata.get("config", ""))
+    check_finite(f"adapter {path}", values)
+    heads = {name: (_DTYPES[kinds[f"{SAVED}{name}"]], values[f"{SAVED}{name}"]) for name in own}
+    return Adapter(specs, tensors, base, metadata.get("config", ""), heads)
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -155,20 +170,23 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_metadata(path: Path, metadata: Mapping[str, Any]) -> tuple[dict[str, SiteSpec], dict[str, str]]:
-    """What the adapter's sites are, and the fingerprints of its base."""
+def _read_metadata(path: Path, metadata: Mapping[str, Any]) -> tuple[dict[str, SiteSpec], dict[str, str], list[str]]:
+    """What the adapter's sites are, the fingerprints of its base, and the parameters that are saved with it."""
     try:
         specs = _unpack(metadata["sites"])
         base = json.loads(metadata.get("base") or "{}")
         if not isinstance(base, dict) or not all(isinstance(text, str) for text in base.values()):
             raise ValueError("its base is no mapping of names to texts")
+        saved = json.loads(metadata.get("saved") or "[]")
+        if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+            raise ValueError("its saved parameters are no list of names")
         if unknown := [spec.dtype for spec in specs.values() if spec.dtype not in _KINDS]:
             raise ValueError(f"element type {unknown[0]!r}; expected one of {', '.join(_KINDS)}")
     except UnknownVariantError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
         raise AdapterError(f"the metadata of {path} is damaged: {error}.") from error
-    return specs, base
+    return specs, base, saved
 
 
 def check_finite(what: str, tensors: Mapping[str, Array]) -> None:

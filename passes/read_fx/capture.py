@@ -21,6 +21,8 @@ from laurel_graph.errors import ModelError
 from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
 from laurel_graph.torch_residual.module import ATTRIBUTES
 
+from .prepare import plain_forward, unchanged
+from .roles import operator_name
 from .view import fx_view
 
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 FROZEN_NOTE = (
     "traced with torch.export: dropout and batch norm stay as they were at tracing time; train() and eval() do not "
     "switch them."
+)
+_WHOLE_NOTE = "torch.fx.symbolic_trace keeps torch's own layers whole, and their joins out of sight."
+_FUSED_NOTE = (
+    "it holds transformer layers in torch's fused form, whose adds are out of sight: give the nn.Module, or export it "
+    "under torch.backends.mha.set_fastpath_enabled(False)."
 )
 FIXED_NOTE = "traced with torch.export for the sizes of the example inputs; give dynamic_shapes= to leave axes open."
 
@@ -41,11 +48,13 @@ class Captured:
         module: what is rewritten and trained; names in *view* are those of its nodes.
         view: the neutral view of it.
         notes: sentences for the user.
+        symbolic: traced by ``torch.fx.symbolic_trace``, in which torch's own layers are whole.
     """
 
     module: fx.GraphModule
     view: GraphView
     notes: tuple[str, ...] = field(default_factory=tuple)
+    symbolic: bool = False
 
 
 class LaurelTracer(fx.Tracer):
@@ -66,7 +75,12 @@ class LaurelTracer(fx.Tracer):
 
 
 def capture(
-    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    symbolic: bool = True,
 ) -> Captured:
     """Traces *model* and returns its graph and the view of it.
 
@@ -83,11 +97,11 @@ def capture(
     args, kwargs = tuple(args), dict(kwargs or {})
     if isinstance(model, torch.export.ExportedProgram):
         check_paths((*model.state_dict, *model.constants), "the ExportedProgram")
-        return _captured(_unlifted(model), "ExportedProgram", [FROZEN_NOTE])
+        return _captured(unlifted(model), "ExportedProgram", [FROZEN_NOTE])
     if isinstance(model, fx.GraphModule):
         check_paths((str(node.target) for node in model.graph.nodes if node.op in _HOLDING), type(model).__name__)
         module = _with_own_nodes(model)
-        notes = _add_shapes(module, args, kwargs)
+        notes = add_shapes(module, args, kwargs)
         return _captured(module, type(model).__name__, notes)
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -100,29 +114,32 @@ def capture(
             f"{name} is compiled to TorchScript, which neither torch.fx.symbolic_trace nor torch.export reads. Give "
             "the nn.Module that it was made from, or export it with torch.onnx.export(dynamo=False) and give the file."
         )
-    try:
-        traced = _symbolic(model)
-        notes = _add_shapes(traced, args, kwargs, strict=True)
-        return _captured(traced, name, notes)
-    except Exception as error:  # tracing runs the user's code: anything can come out of it
-        symbolic = _where(error, model)
+    stopped = "its layers being whole"
+    if symbolic:
+        try:
+            with unchanged(model), plain_forward(model):
+                traced = symbolic_graph(model)
+                notes = add_shapes(traced, args, kwargs, strict=True)
+            return _captured(traced, name, notes, symbolic=True)
+        except Exception as error:  # tracing runs the user's code: anything can come out of it
+            stopped = stopped_at(error, model)
     if not args and not kwargs:
         raise ModelError(
-            f"{name} cannot be traced by torch.fx.symbolic_trace ({symbolic}). Give example inputs, so that "
+            f"{name} cannot be traced by torch.fx.symbolic_trace ({stopped}). Give example inputs, so that "
             "torch.export can try."
         )
     check_paths(module_paths(model), name)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(model), plain_forward(model):
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        module = _unlifted(program)
+        module = unlifted(program)
     except Exception as error:  # likewise
         raise ModelError(
-            f"{name} could not be traced. torch.fx.symbolic_trace stopped at {symbolic}; torch.export stopped at "
-            f"{_where(error, model)}. Mend that line (no control flow on values, no items of tensors), or export the "
-            "model to ONNX and give the file."
+            f"{name} could not be traced. torch.fx.symbolic_trace stopped at {stopped}; torch.export stopped at "
+            f"{stopped_at(error, model)}. Mend that line (no control flow on values, no items of tensors), attach to the "
+            "live model with lg.attach, or export the model to ONNX and give the file."
         ) from error
-    notes = [f"torch.fx.symbolic_trace stopped at {symbolic}.", FROZEN_NOTE]
+    notes = [f"torch.fx.symbolic_trace stopped at {stopped}." if symbolic else _WHOLE_NOTE, FROZEN_NOTE]
     return _captured(module, name, [*notes, *([] if dynamic_shapes else [FIXED_NOTE])])
 
 
@@ -132,14 +149,17 @@ def _with_own_nodes(module: fx.GraphModule) -> fx.GraphModule:
     return deepcopy(module, {id(part): part for part in shared})
 
 
-def _captured(module: fx.GraphModule, name: str, notes: Sequence[str]) -> Captured:
+def _captured(module: fx.GraphModule, name: str, notes: Sequence[str], symbolic: bool = False) -> Captured:
     view = fx_view(module, name)
     view.notes.extend(notes)
-    return Captured(module, view, tuple(view.notes))
+    if any(operator_name(node.target).startswith("_transformer_encoder_layer_fwd") for node in module.graph.nodes):
+        view.notes.append(_FUSED_NOTE)
+    return Captured(module, view, tuple(view.notes), symbolic)
 
 
-def _symbolic(model: nn.Module) -> fx.GraphModule:
-    tracer = LaurelTracer()
+def symbolic_graph(model: nn.Module, tracer: LaurelTracer | None = None) -> fx.GraphModule:
+    """Traces *model* symbolically, as far as its names can stand in generated code under names of their own."""
+    tracer = tracer or LaurelTracer()
     tracer.record_stack_traces = True
     graph = tracer.trace(model)
     held = [node for node in graph.nodes if node.op in _HOLDING]
@@ -186,7 +206,8 @@ def module_paths(model: nn.Module) -> Iterator[str]:
             yield f"{prefix}.{name}" if prefix else name
 
 
-def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
+def unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """Returns the graph of an exported program as a module that trainers may call ``train()`` and ``eval()`` on."""
     module = program.module()
     if not isinstance(module, fx.GraphModule):
         raise ModelError(f"expected the exported program to hold one graph, found {type(module).__name__}.")
@@ -195,7 +216,7 @@ def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
     return module
 
 
-def _add_shapes(
+def add_shapes(
     module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], strict: bool = False
 ) -> list[str]:
     """Runs the graph on fake tensors and notes every value's shape; without example inputs it only says so."""
@@ -219,7 +240,7 @@ def _add_shapes(
         for node, value in known.items():
             node.meta["val"] = value
         shapes = "are those of an earlier tracing" if known else "are unknown"
-        return [f"shapes {shapes}: running the graph stopped at {_where(error, module)}."]
+        return [f"shapes {shapes}: running the graph stopped at {stopped_at(error, module)}."]
     finally:
         for name, layer in module.named_modules():
             layer.training = training[name]
@@ -258,7 +279,7 @@ def _in_placeholder_order(module: fx.GraphModule, args: Sequence[Any], kwargs: M
     return values
 
 
-def _where(error: BaseException, model: nn.Module) -> str:
+def stopped_at(error: BaseException, model: nn.Module) -> str:
     """Returns ``file.py:line (code): message`` of the innermost frame outside torch, else of the model's forward."""
     inside = str(Path(torch.__file__).parent)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((inside, __file__))]

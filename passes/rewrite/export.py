@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
 from laurel_graph.passes.read_fx.capture import check_paths, module_paths
+from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
 from laurel_graph.torch_residual.module import CONFIG, laurel_modules
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def export_onnx(
     check_paths(module_paths(module), type(module).__name__)
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     with staged(path, files_of(module)) as aside:
-        with _eval_mode(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
+        with set_mode(module), plain_forward(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = _export(module, args, dict(kwargs or {}), dynamic_shapes, opset)
             large = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) > IN_MEMORY
@@ -125,19 +125,6 @@ def _export(
         raise ModelError(
             f"{type(module).__name__} cannot be exported to ONNX: {reason}. Check the inputs and dynamic_shapes."
         ) from error
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Puts *module* into eval mode as far as it knows one; every layer has its own mode back afterwards."""
-    modes = {layer: layer.training for layer in module.modules()}
-    try:
-        for layer in modes:  # the modules of torch.export refuse eval() and need none
-            layer.training = False
-        yield
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode
 
 
 def finish(model: onnx.ModelProto, module: nn.Module) -> None:
