@@ -156,7 +156,12 @@ def _records(model: nn.Module) -> list[tuple[nn.Module, Record]]:
 
 
 def _load_fresh(
-    model: nn.Module, path: Path, file: File, inputs: tuple[tuple[Any, ...], dict[str, Any]], check_base: bool, name: str
+    model: nn.Module,
+    path: Path,
+    file: File,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    check_base: bool,
+    name: str,
 ) -> None:
     _check_saved(model, path, file)
     if not inputs[0] and not inputs[1]:

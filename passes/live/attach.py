@@ -269,6 +269,4 @@ def _saved(model: nn.Module, globs: Sequence[str]) -> tuple[str, ...]:
         if not hits:
             raise SelectorError(f"modules_to_save {glob!r} matches no module with parameters.{near(glob, paths)}")
         found += hits
-    return tuple(
-        name for name, _ in model.named_parameters() if any(name.startswith(f"{path}.") for path in found)
-    )
+    return tuple(name for name, _ in model.named_parameters() if any(name.startswith(f"{path}.") for path in found))

@@ -174,10 +174,21 @@ def _edit(instructions: list[Any], place: int, number: int, callee: Node | None)
         return found, [*seen, *_null_after()]
     if load.opname == "LOAD_METHOD" and _is_super(instructions, found):
         # super object -> above, super object, name, number
-        above = [*_bound("above"), *create_rot_n(2), create_load_const(load.argval), create_load_const(number), *_call(3)]
+        above = [
+            *_bound("above"),
+            *create_rot_n(2),
+            create_load_const(load.argval),
+            create_load_const(number),
+            *_call(3),
+        ]
         return found, [*above, *_null_after()]
     # callee -> link, callee, number
-    through = [*_bound("function" if callee is None else "link"), *create_rot_n(2), create_load_const(number), *_call(2)]
+    through = [
+        *_bound("function" if callee is None else "link"),
+        *create_rot_n(2),
+        create_load_const(number),
+        *_call(2),
+    ]
     if load.opname == "PUSH_NULL" and sys.version_info >= (3, 13):
         return found, [*through, load]
     if load.opname == "LOAD_METHOD":

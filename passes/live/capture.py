@@ -28,7 +28,7 @@ from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode, unchang
 from laurel_graph.passes.read_fx.view import fx_view
 
 from .bytecode import ADDS, running
-from .watch import ADD_NAMES, MODULE_CALL, frames, operands, path_of, place_of
+from .watch import ADD_NAMES, MODULE_CALL, TRACING, frames, operands, path_of, place_of
 
 Path = tuple[tuple[str, int], ...]
 """Place of an add: digest of the code and offset of the instruction, of each function from a forward to the add."""
@@ -37,9 +37,7 @@ _EVENT = "laurel_event"
 
 _LIBRARY = torch.library.Library("laurel_live", "DEF")
 _LIBRARY.define("add(Tensor left, Tensor right, Scalar alpha, int event) -> Tensor")
-_LIBRARY.impl(
-    "add", lambda left, right, alpha, event: torch.add(left, right, alpha=alpha), "CompositeExplicitAutograd"
-)
+_LIBRARY.impl("add", lambda left, right, alpha, event: torch.add(left, right, alpha=alpha), "CompositeExplicitAutograd")
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,9 @@ class _Recorder:
         for frame in frames():
             if frame.f_code is MODULE_CALL:
                 block = frame.f_locals.get("self")
+                break
+            if frame.f_code is TRACING:
+                block = frame.f_locals["self"].root
                 break
             stack.append(frame)
         if block is None or not stack:
@@ -252,5 +253,3 @@ def _plain_adds(module: fx.GraphModule) -> None:
         if new is not node:
             module.graph.erase_node(node)
     module.recompile()
-
-

@@ -79,7 +79,11 @@ class _Log(TorchDispatchMode):
 
 
 def traced(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], state: State | None = None, training: bool = False
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    state: State | None = None,
+    training: bool = False,
 ) -> Trace | None:
     """Returns what *model* does in eval mode (or in training mode), ``None`` where it does not run without values.
 

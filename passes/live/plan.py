@@ -229,7 +229,9 @@ class Planner:
                 raise AdapterError(f"the adapter's site {site!r} cannot be attached: {reason.rstrip('.')}.")
             slot = self.slot(self.joins[site][0].event)
             if (other := slots.setdefault(slot, site)) != site:
-                raise AdapterError(f"the adapter has residuals of their own for {other} and {site}, which are one here.")
+                raise AdapterError(
+                    f"the adapter has residuals of their own for {other} and {site}, which are one here."
+                )
             usable = next(r for r in self.detection.residuals if r.site == site).previous
             if spec.previous > len(usable):
                 raise AdapterError(

@@ -29,7 +29,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     Some models keep what they computed (position tables, masks), which would be a tensor without values.
     """
-    before = [(layer, {key: (value, _copied(value)) for key, value in vars(layer).items()}) for layer in model.modules()]
+    before = [
+        (layer, {key: (value, _copied(value)) for key, value in vars(layer).items()}) for layer in model.modules()
+    ]
     try:
         yield
     finally:
@@ -77,7 +79,9 @@ def _configs(model: nn.Module) -> Iterator[Any]:
             yield config
 
 
-def example_inputs(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def example_inputs(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns positional and named example inputs, on the device of the model's parameters.
 
     Args:
@@ -104,5 +108,3 @@ def _moved(value: Any, device: torch.device) -> Any:
     if type(value) in (tuple, list):
         return type(value)(_moved(item, device) for item in value)
     return {key: _moved(item, device) for key, item in value.items()} if type(value) is dict else value
-
-
