@@ -124,7 +124,7 @@ class Guarded(Base):
 
 class Comprehension(Base):
     def forward(self, x):
-        return [y + f(y) for y, f in ((x, self.f),)][0]
+        return sum([y + f(y) for y, f in ((x, self.f),)])
 
 
 class Partial(Base):

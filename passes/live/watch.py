@@ -41,8 +41,8 @@ def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any
 def frames() -> Iterator[types.FrameType]:
     """Yields the frames of the forward that runs, from the innermost up to that of the module's call.
 
-    The last one is that of :data:`MODULE_CALL` (or :data:`TRACING`), unless none is there. Frames of this room and of torch's own
-    machinery for adds and traces stand in between for nothing.
+    The last one is that of :data:`MODULE_CALL` (or :data:`TRACING`), unless none is there. Frames of this room
+    and of torch's own machinery for adds and traces stand in between for nothing.
     """
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -223,7 +223,7 @@ def test_errors_name_the_cure_when_there_is_nothing_to_do():
         lg.detach(model)
     with pytest.raises(lg.LaurelError, match="no residual connection"):
         lg.attach(nn.Sequential(nn.Linear(12, 12)), lg.LaurelConfig(), x)
-    with pytest.raises(lg.LaurelError, match="expected a live nn.Module"):
+    with pytest.raises(lg.LaurelError, match="expected a live"):
         lg.attach("model.onnx")
     with pytest.raises(lg.LaurelError, match="compiled or traced already"):
         lg.attach(torch.fx.symbolic_trace(model), lg.LaurelConfig(), x)

@@ -58,7 +58,7 @@ def vit():
             image_size=32,
             patch_size=8,
             num_labels=3,
-        )  # fmt: skip
+        )
     )
 
 
@@ -82,7 +82,7 @@ def whisper():
             decoder_start_token_id=1,
             suppress_tokens=[],
             begin_suppress_tokens=[],
-        )  # fmt: skip
+        )
     )
 
 
@@ -259,10 +259,19 @@ def test_training_goes_on_where_it_stopped_when_the_trainer_resumes(tmp_path):
     data = [{"input_ids": row, "labels": row} for row in ids(9, 8)]
     for steps in (2, 4):
         arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path), per_device_train_batch_size=2, use_cpu=True, report_to=[], bf16=True,
-            gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}, save_steps=2,
-            max_steps=steps, disable_tqdm=True, logging_steps=1000, learning_rate=1e-2,
-        )  # fmt: skip
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=2,
+            use_cpu=True,
+            report_to=[],
+            bf16=True,
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            save_steps=2,
+            max_steps=steps,
+            disable_tqdm=True,
+            logging_steps=1000,
+            learning_rate=1e-2,
+        )
         trainer = transformers.Trainer(model=model, args=arguments, train_dataset=data)
         trainer.train(resume_from_checkpoint=steps == 4)
     assert trainer.state.global_step == 4
