@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..config import SiteSpec
     from .module import LaurelResidual
 
 MOST = 2**15
@@ -29,34 +30,49 @@ def quick_sum(residual: LaurelResidual, x: Tensor, f: Tensor) -> Tensor | None:
         x: the skip, ``(..., D)``.
         f: the branch, of x's shape.
     """
-    spec = residual.spec
+    case = residual.__dict__.get("quick_case")
+    if case is None or case.spec is not residual.spec:
+        case = residual.__dict__["quick_case"] = Case(residual.spec)
     if (
-        torch.is_grad_enabled()
-        or spec.axis != -1
-        or spec.per_channel
-        or spec.previous
+        not case.fits
         or type(x) is not Tensor
         or type(f) is not Tensor
-        or x.dtype is not f.dtype
-        or x.dtype not in _DTYPES
-        or x.numel() > MOST
+        or (dtype := x.dtype) is not f.dtype
+        or dtype not in _DTYPES
         or not x.is_cpu
+        or x.numel() > MOST
+        or torch.is_grad_enabled()
     ):
         return None
     parameters: dict[str, Any] = residual._parameters
-    alpha = beta = 1.0
-    if spec.has_rw:
-        alpha, beta = _weights(spec.weights, parameters)
-    y = x
-    if spec.has_lr:
-        a, b = parameters["A"], parameters["B"]
-        if a.dtype is not x.dtype or not a.is_cpu:
+    alpha, beta = _weights(case.weights, parameters) if case.weights else (1.0, 1.0)
+    if case.has_lr:
+        a = parameters["A"]
+        if a.dtype is not dtype or not a.is_cpu:
             return None
-        rows = x.reshape(-1, spec.width)
-        y = torch.addmm(rows, rows.mm(a), b, beta=beta, alpha=beta).view(x.shape)
-    elif beta != 1.0:
-        y = x * beta
-    return torch.add(y, f, alpha=alpha)
+        rows = x if x.dim() == 2 else x.reshape(-1, case.spec.width)
+        y = torch.addmm(rows, rows.mm(a), parameters["B"], beta=beta, alpha=beta)
+        return torch.add(y if y.dim() == x.dim() else y.view(x.shape), f, alpha=alpha)
+    return torch.add(x if beta == 1.0 else x * beta, f, alpha=alpha)
+
+
+class Case:
+    """What of a spec decides, worked out once.
+
+    Attributes:
+        spec: the spec.
+        fits: whether its sums can be quick.
+        weights: how α and β are bounded, "" without RW.
+        has_lr: whether (xA)B is added.
+    """
+
+    __slots__ = ("fits", "has_lr", "spec", "weights")
+
+    def __init__(self, spec: SiteSpec) -> None:
+        self.spec = spec
+        self.fits = spec.axis == -1 and not spec.per_channel and not spec.has_pa
+        self.weights = spec.weights if spec.has_rw else ""
+        self.has_lr = spec.has_lr
 
 
 def _weights(kind: str, parameters: dict[str, Any]) -> tuple[float, float]:

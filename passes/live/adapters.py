@@ -223,6 +223,7 @@ def _take_saved(model: nn.Module, record: Record, file: File) -> None:
     names = dict(model.named_parameters())
     with torch.no_grad():
         for name, (_, value) in file.saved.items():
+            record.adapter.base.setdefault(name, names[name].detach().clone())
             names[name].copy_(torch.from_numpy(np.array(value)))
             names[name].requires_grad_(True)
             record.adapter.saved.setdefault(name, None)

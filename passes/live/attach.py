@@ -254,8 +254,8 @@ def _refuse_other(model: object) -> None:
         )
     if any(isinstance(module, LaurelResidual) for module in model.modules()):
         raise RewriteError(
-            f"{type(model).__name__} holds LAuReL residuals already: detach them first, or load another set beside them "
-            "with load_adapter(..., adapter=NAME)."
+            f"{type(model).__name__} holds LAuReL residuals already: detach them first, or load another set beside "
+            "them with load_adapter(..., adapter=NAME)."
         )
 
 

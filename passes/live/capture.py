@@ -27,7 +27,7 @@ from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode, unchang
 from laurel_graph.passes.read_fx.view import fx_view
 
 from .bytecode import ADDS, running
-from .watch import ADD_NAMES, MODULE_CALL, frames, operands, path_of, place_of
+from .watch import ADD_NAMES, MODULE_CALL, TRACING, frames, operands, path_of, place_of
 
 Path = tuple[tuple[str, int], ...]
 """Place of an add: digest of the code and offset of the instruction, of each function from a forward to the add."""
@@ -92,6 +92,9 @@ class _Recorder:
         for frame in frames():
             if frame.f_code is MODULE_CALL:
                 block = frame.f_locals.get("self")
+                break
+            if frame.f_code is TRACING:
+                block = frame.f_locals["self"].root
                 break
             stack.append(frame)
         if block is None or not stack:

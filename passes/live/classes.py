@@ -106,8 +106,8 @@ def _made(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
     original: Any = base.forward
     if not isinstance(original, types.FunctionType) or digest(original.__code__) != recipe.node.code:
         raise ModelError(
-            f"{base.__module__}.{base.__qualname__}.forward is not the code that LAuReL was attached to: another version "
-            "of its source or of Python. Make the model anew and load its adapter with load_adapter."
+            f"{base.__module__}.{base.__qualname__}.forward is not the code that LAuReL was attached to: another "
+            "version of its source or of Python. Make the model anew and load its adapter with load_adapter."
         )
     links: list[Link] = []
     forward: Callable[..., Any]

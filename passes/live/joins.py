@@ -59,6 +59,13 @@ class Point:
     cyclic: bool = False
     kept: bool = False
 
+    @property
+    def plain(self) -> Entry | None:
+        """The entry, where every execution is one and the same residual of two values."""
+        first = self.entries[0]
+        alone = len(self.entries) == 1 and first is not None and first.name
+        return first if alone and not (first.outer or first.previous or first.slot >= 0) else None
+
 
 class State:
     """What all blocks of one attached model share.
@@ -79,21 +86,24 @@ class State:
         return {"mode": self.mode, "values": {}, "hits": None}
 
 
-@dataclass
 class Block:
-    """What a block knows of its joins: the attribute :data:`ATTRIBUTE`."""
+    """What a block knows of its joins: the attribute :data:`ATTRIBUTE`.
 
-    points: tuple[Point, ...]
-    state: State
+    Attributes:
+        points: its adds.
+        state: what all blocks share.
+        quick: the entry of each add that always is one plain residual.
+    """
 
-    @property
-    def counts(self) -> bool:
-        """Whether an add runs several times in one call."""
-        return any(len(point.entries) > 1 and not point.cyclic for point in self.points)
+    def __init__(self, points: tuple[Point, ...], state: State) -> None:
+        self.points, self.state = points, state
+        self.quick = tuple(point.plain for point in points)
 
 
 class Call:
     """One call of a block's forward."""
+
+    __slots__ = ("block", "counts", "live")
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
@@ -102,6 +112,15 @@ class Call:
 
     def join(self, left: Any, right: Any, number: int) -> Any:
         """``left + right``."""
+        live = self.live
+        entry = live.quick[number]
+        if entry is not None and live.state.mode is ON and live.state.hits is None:
+            skip, branch = (right, left) if entry.swapped else (left, right)
+            residual = self.block._modules.get(entry.name)
+            if type(residual) is LaurelResidual and not _observed(residual):
+                y = quick_sum(residual, skip, branch)
+                if y is not None:
+                    return y
         entry = self._entry(number)
         if entry is None or self.live.state.mode != ON:
             return left + right
@@ -180,10 +199,6 @@ class Call:
         residual = self.block._modules.get(entry.name)
         if residual is None:
             return left + right if alpha == 1 else torch.add(left, right, alpha=alpha)
-        if type(residual) is LaurelResidual and alpha == 1 and not (entry.outer or _observed(residual)):
-            y = quick_sum(residual, skip, branch)
-            if y is not None:
-                return y
         if skip.shape != branch.shape:
             skip, branch = torch.broadcast_tensors(skip, branch)
         named: dict[str, Any] = {}
@@ -198,14 +213,14 @@ class Call:
 
 
 def _observed(residual: nn.Module) -> bool:
-    """Tells whether somebody looks at the calls of *residual*: hooks, compilers, tracers, functorch."""
+    """Tells whether somebody looks at the calls of *residual*: hooks, compilers, tracers."""
     return bool(
         residual._forward_hooks
         or residual._forward_pre_hooks
-        or module._has_any_global_hook()
+        or module._global_forward_hooks
+        or module._global_forward_pre_hooks
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state()
-        or torch._C._len_torch_dispatch_stack()
     )
 
 

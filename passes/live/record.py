@@ -48,11 +48,13 @@ class Adapter:
         parts: what it does to each block.
         config: the JSON form of its config.
         saved: the parameters that are saved with it (``modules_to_save``): name to value while it is not active.
+        base: what these were before, by name.
     """
 
     parts: list[Part]
     config: str
     saved: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    base: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def has_memory(self) -> bool:
@@ -151,6 +153,7 @@ def put_in(model: nn.Module, record: Record) -> None:
     names = dict(model.named_parameters())
     for name, value in adapter.saved.items():
         parameter = names[name]
+        adapter.base.setdefault(name, parameter.detach().clone())
         if value is not None:
             with torch.no_grad():
                 parameter.copy_(value)
@@ -158,8 +161,11 @@ def put_in(model: nn.Module, record: Record) -> None:
         parameter.requires_grad_(parameter.is_floating_point())
 
 
-def take_out(model: nn.Module, record: Record) -> None:
-    """Takes the active adapter out of its place; it keeps its values."""
+def take_out(model: nn.Module, record: Record, *, learned: bool = False) -> None:
+    """Takes the active adapter out of its place; it keeps its values.
+
+    The parameters that are saved with it are those of the base again, unless they are to stay as *learned*.
+    """
     adapter = record.adapter
     for part in adapter.parts:
         if base_class(type(part.block)) is not part.own:
@@ -189,11 +195,13 @@ def take_out(model: nn.Module, record: Record) -> None:
     for name in adapter.saved:
         adapter.saved[name] = names[name].detach().clone()
         names[name].requires_grad_(False)
+        if not learned and name in adapter.base:
+            names[name].copy_(adapter.base[name])
 
 
 def undo(model: nn.Module, record: Record) -> None:
     """Makes *model* what it was before it was attached to."""
-    take_out(model, record)
+    take_out(model, record, learned=True)
     names = dict(model.named_parameters())
     for name in record.trained:
         if name in names:
@@ -228,9 +236,10 @@ def _own_forward(block: nn.Module, record: Record) -> None:
         record.attributes.append((block, "forward", own))
         del vars(block)["forward"]
         return
+    who = getattr(own, "__module__", type(own).__name__)
     raise RewriteError(
-        f"the forward of a {type(block).__name__} was replaced on the object itself, by {getattr(own, '__module__', own)}: "
-        "attach before that (before accelerate's dispatch_model or device_map), then do it again."
+        f"the forward of a {type(block).__name__} was replaced on the object itself, by {who}: attach before "
+        "that (before accelerate's dispatch_model or device_map), then do it again."
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from .bytecode import digest, running
@@ -24,6 +24,8 @@ ADD_NAMES = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__", "iadd")
 MODULE_CALL = nn.Module._call_impl.__code__
 """The code of the frame in which a module's forward is called."""
 
+TRACING = fx.Tracer.trace.__code__
+"""The code of the frame in which the forward of a model that is traced symbolically is called."""
 
 def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any] | None:
     """Returns (left, right, alpha) of an add of two tensors, ``None`` for other calls."""
@@ -38,12 +40,12 @@ def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any
 def frames() -> Iterator[types.FrameType]:
     """Yields the frames of the forward that runs, from the innermost up to that of the module's call.
 
-    The last one is that of ``nn.Module._call_impl``, unless none is there. Frames of this room and of torch's own
-    machinery for adds and traces stand in between for nothing.
+    The last one is that of :data:`MODULE_CALL` (or :data:`TRACING`), unless none is there. Frames of this room
+    and of torch's own machinery for adds and traces stand in between for nothing.
     """
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is MODULE_CALL:
+        if frame.f_code in (MODULE_CALL, TRACING):
             yield frame
             return
         if not str(frame.f_globals.get("__name__", "")).startswith(_BETWEEN):

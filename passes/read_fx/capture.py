@@ -136,8 +136,8 @@ def capture(
     except Exception as error:  # likewise
         raise ModelError(
             f"{name} could not be traced. torch.fx.symbolic_trace stopped at {stopped}; torch.export stopped at "
-            f"{stopped_at(error, model)}. Mend that line (no control flow on values, no items of tensors), attach to the "
-            "live model with lg.attach, or export the model to ONNX and give the file."
+            f"{stopped_at(error, model)}. Mend that line (no control flow on values, no items of tensors), attach to "
+            "the live model with lg.attach, or export the model to ONNX and give the file."
         ) from error
     notes = [f"torch.fx.symbolic_trace stopped at {stopped}." if symbolic else _WHOLE_NOTE, FROZEN_NOTE]
     return _captured(module, name, [*notes, *([] if dynamic_shapes else [FIXED_NOTE])])
