@@ -70,7 +70,8 @@ class Case:
 
     def __init__(self, spec: SiteSpec) -> None:
         self.spec = spec
-        self.fits = spec.axis == -1 and not spec.per_channel and not spec.has_pa
+        known = {"rw", "lr"}.issuperset(spec.variant.split("+"))  # terms of a person's own have their own forward
+        self.fits = known and spec.axis == -1 and not spec.per_channel
         self.weights = spec.weights if spec.has_rw else ""
         self.has_lr = spec.has_lr
 

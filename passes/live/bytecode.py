@@ -205,7 +205,7 @@ def _edit(instructions: list[Any], place: int, number: int, callee: Node | None)
 def _is_super(instructions: list[Any], place: int) -> bool:
     """Tells whether the instruction at *place* takes an attribute of what ``super()`` returned."""
     made = instructions[place - 1]
-    return made.opname == "CALL" and instructions[_callee(instructions, place - 1)].argval == "super"
+    return bool(made.opname == "CALL" and instructions[_callee(instructions, place - 1)].argval == "super")
 
 
 def _bound(name: str) -> list[Any]:

@@ -217,10 +217,10 @@ def _probing(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     probe = _Probe(recorder)
 
     def enter(*_: Any) -> None:
-        probe.__enter__()
+        probe.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(*_: Any) -> None:
-        probe.__exit__(None, None, None)
+        probe.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     first = model.register_forward_pre_hook(enter)
     last = model.register_forward_hook(leave, always_call=True)

@@ -46,7 +46,7 @@ class Trace:
 
 class _Log(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[tuple[str, tuple[int, ...]]] = []
         self.numbers: dict[int, int] = {}
         self.alive: list[Tensor] = []

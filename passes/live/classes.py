@@ -163,7 +163,7 @@ def _watching(original: Callable[..., Any], paths: dict[Any, int]) -> Callable[.
 def _reduce_ex(self: nn.Module, protocol: int) -> Any:
     """As the base would, with the live class made anew where it is read."""
     kind = type(self)
-    made = super(kind, self).__reduce_ex__(protocol)  # type: ignore[call-overload]
+    made: Any = super(kind, self).__reduce_ex__(protocol)  # type: ignore[call-overload]
     maker, args, *rest = made
     if maker is copyreg.__newobj__ and args[:1] == (kind,):  # type: ignore[attr-defined]
         base = kind.__dict__["laurel_base"]

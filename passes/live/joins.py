@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +62,10 @@ class Point:
     @property
     def plain(self) -> Entry | None:
         """The entry, where every execution is one and the same residual of two values."""
-        first = self.entries[0]
-        alone = len(self.entries) == 1 and first is not None and first.name
-        return first if alone and not (first.outer or first.previous or first.slot >= 0) else None
+        first = self.entries[0] if len(self.entries) == 1 else None
+        if first is None or not first.name or first.outer or first.previous or first.slot >= 0:
+            return None
+        return first
 
 
 class State:
@@ -150,14 +151,16 @@ class Call:
 
     def link(self, callee: Any, number: int) -> Any:
         """The rewritten form of a function that holds adds of this block; *callee* itself where it is another one."""
-        return type(self.block).laurel_links[number](callee, self)  # type: ignore[union-attr, index, operator]
+        kind: Any = type(self.block)
+        return kind.laurel_links[number](callee, self)
 
     def above(self, parent: Any, name: str, number: int) -> Any:
         """``super().name``, whose function holds adds of this block."""
-        link = type(self.block).laurel_links[number]  # type: ignore[union-attr, index]
+        kind: Any = type(self.block)
+        link = kind.laurel_links[number]
         if link.new is not None and torch.compiler.is_compiling():  # which cannot look into super()
             return functools.partial(link.new, self.block, laurel_call=self)
-        return link(getattr(parent, name), self)  # type: ignore[operator]
+        return cast("Callable[..., Any]", link(getattr(parent, name), self))
 
     def _called(
         self, number: int, callee: Callable[..., Any], in_place: bool, before: tuple[Any, ...], *args: Any, **named: Any

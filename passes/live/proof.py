@@ -53,12 +53,12 @@ class Proof:
         if now is None or difference:
             raise RewriteError(f"{name} would not compute what it did ({difference}); it is as it was.")
         if missed := self.missed(now):
-            for plan in missed:
-                watch(self.record, plan)
+            for block in missed:
+                watch(self.record, block)
                 why = "what runs is not the code that was rewritten"
-                ways |= {site.spec.site: f"{WATCHED}: {why}" for site in plan.residuals.values()}
+                ways |= {site.spec.site: f"{WATCHED}: {why}" for site in block.residuals.values()}
             now = self.run()
-            lost = plan.blocks if now is None else self.missed(now)
+            lost = self.plan.blocks if now is None else self.missed(now)
             if lost:
                 raise RewriteError(
                     f"an add of a {type(lost[0].block).__name__} (sites {', '.join(lost[0].sites)}) ran while "

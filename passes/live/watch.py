@@ -27,6 +27,7 @@ MODULE_CALL = nn.Module._call_impl.__code__
 TRACING = fx.Tracer.trace.__code__
 """The code of the frame in which the forward of a model that is traced symbolically is called."""
 
+
 def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any] | None:
     """Returns (left, right, alpha) of an add of two tensors, ``None`` for other calls."""
     named = dict(kwargs)
@@ -132,5 +133,6 @@ class Watcher(TorchFunctionMode):
 
     def _run(self, func: Any, name: str, number: int, args: Any, kwargs: dict[str, Any]) -> Any:
         if name in ("__iadd__", "iadd"):
-            return self.call.join_in_place(*args, number)
+            left, right = args
+            return self.call.join_in_place(left, right, number)
         return self.call._called(number, func, name == "add_", (), *args, **kwargs)
