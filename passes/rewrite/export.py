@@ -40,6 +40,7 @@ from laurel_graph.torch_residual.module import CONFIG, LaurelResidual, laurel_mo
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 FORMAT = "1"
 """Version of the metadata that the file carries."""
@@ -85,6 +86,7 @@ def export_onnx(
         with _eval_mode(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = _export(module, args, dict(kwargs or {}), dynamic_shapes, opset)
+            optimise(program.model, {name for name, _ in (*module.named_parameters(), *module.named_buffers())})
             large = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) > IN_MEMORY
             with aside.telling():
                 exported = aside.space.new_folder() / "model.onnx"
@@ -113,7 +115,7 @@ def _export(
             args,
             kwargs=kwargs,
             dynamo=True,
-            optimize=False,  # optimising merges equal tensors and renames transposed weights
+            optimize=False,  # it merges equal tensors and renames changed ones: see optimise
             dynamic_shapes=dynamic_shapes,
             opset_version=opset,
             verbose=False,
@@ -124,6 +126,24 @@ def _export(
         raise ModelError(
             f"{type(module).__name__} cannot be exported to ONNX: {reason}. Check the inputs and dynamic_shapes."
         ) from error
+
+
+def optimise(model: ir.Model, held: Collection[str]) -> None:
+    """Runs the exporter's own optimiser on a fresh model with the tensors *held* out of its sight, in place.
+
+    What the exporter makes of constants of its own (a missing bias of a convolution is Shape, Expand, CastLike, Expand)
+    becomes what a plain export writes; a weight that the optimiser cannot see is neither merged with an equal one, nor
+    folded into a norm, nor dropped for its value, and keeps its name.
+    """
+    from onnxscript import optimizer
+
+    values = {name: value for name, value in model.graph.initializers.items() if name in held}
+    tensors = {name: value.const_value for name, value in values.items()}
+    for value in values.values():
+        value.const_value = None
+    optimizer.optimize(model)
+    for name, value in values.items():
+        value.const_value = tensors[name]
 
 
 @contextmanager
