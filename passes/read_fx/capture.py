@@ -21,6 +21,7 @@ from laurel_graph.errors import ModelError
 from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
 from laurel_graph.torch_residual.module import ATTRIBUTES
 
+from .axes import open_program
 from .view import fx_view
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 FROZEN_NOTE = (
     "traced with torch.export: dropout and batch norm stay as they were at tracing time; train() and eval() do not "
     "switch them."
+)
+OPEN_NOTE = (
+    "traced with torch.export: the first axis of the inputs is open, the others have the sizes of the example inputs; "
+    "give dynamic_shapes= to leave other axes open."
 )
 FIXED_NOTE = "traced with torch.export for the sizes of the example inputs; give dynamic_shapes= to leave axes open."
 
@@ -75,7 +80,8 @@ def capture(
         args: example inputs, positional; needed wherever ``torch.export`` is, and for shapes.
         kwargs: example inputs by name.
         dynamic_shapes: as for ``torch.export.export``, for the route that goes through it: which axes the captured
-            graph leaves open; without it they keep the sizes of the example inputs.
+            graph leaves open. By default the first one of every input is, where the module works for any size of it,
+            and a note says which it was.
 
     Raises:
         ModelError: no route works; names the line where each one failed and what to try next.
@@ -113,8 +119,11 @@ def capture(
         )
     check_paths(module_paths(model), name)
     try:
+        opened = open_program(model, args, kwargs) if dynamic_shapes is None else None
         with torch.no_grad():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            program = opened or torch.export.export(
+                model, args, kwargs, dynamic_shapes=dynamic_shapes or None, strict=False
+            )
         module = _unlifted(program)
     except Exception as error:  # likewise
         raise ModelError(
@@ -123,7 +132,9 @@ def capture(
             "model to ONNX and give the file."
         ) from error
     notes = [f"torch.fx.symbolic_trace stopped at {symbolic}.", FROZEN_NOTE]
-    return _captured(module, name, [*notes, *([] if dynamic_shapes else [FIXED_NOTE])])
+    if dynamic_shapes is None:
+        notes.append(FIXED_NOTE if opened is None else OPEN_NOTE)
+    return _captured(module, name, notes)
 
 
 def _with_own_nodes(module: fx.GraphModule) -> fx.GraphModule:

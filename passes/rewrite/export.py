@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from laurel_graph.opset.schema import (
 from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
+from laurel_graph.passes.read_fx.axes import check_open, open_program
 from laurel_graph.passes.read_fx.capture import check_paths, module_paths
 from laurel_graph.torch_residual.module import CONFIG, LaurelResidual, laurel_modules
 
@@ -69,7 +71,9 @@ def export_onnx(
         args: example inputs: one tensor or a tuple of positional inputs.
         path: the file to write; models of more than 1 GB get a second file ``<path>.<digest>.data`` for their weights.
         kwargs: example inputs by name.
-        dynamic_shapes: as for ``torch.export.export``: which axes are symbolic, and their names.
+        dynamic_shapes: as for ``torch.export.export``: which axes are open, and their names; ``{}`` for none. By
+            default the first axis of every input is, where the module works for any size of it; a warning says where
+            it does not.
         opset: version of the default ONNX operator set; ``None`` takes the exporter's own.
 
     Returns:
@@ -77,15 +81,17 @@ def export_onnx(
 
     Raises:
         OutputError: *path* cannot be written, or is the file that *module* was imported from.
-        ModelError: torch cannot export the module, or not at that opset; names the reason.
+        ModelError: torch cannot export the module, or not at that opset, or not with the axes open that
+            *dynamic_shapes* names; says why.
         RewriteError: a join has more axes than the operator set knows.
     """
     check_paths(module_paths(module), type(module).__name__)
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    kwargs = dict(kwargs or {})
     with staged(path, files_of(module)) as aside:
         with _eval_mode(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = _export(module, args, dict(kwargs or {}), dynamic_shapes, opset)
+            program = _export(module, args, kwargs, dynamic_shapes, opset)
             optimise(program.model, {name for name, _ in (*module.named_parameters(), *module.named_buffers())})
             large = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) > IN_MEMORY
             with aside.telling():
@@ -97,6 +103,10 @@ def export_onnx(
                 f"{type(module).__name__} cannot be written at opset {opset}: torch's exporter reaches "
                 f"{default_opset(model)} for its operators. Leave opset out, or give that one."
             )
+        if dynamic_shapes is None:
+            _name_batch(model.graph)
+        else:
+            check_open(model.graph, module, args, kwargs, dynamic_shapes)
         finish(model, module)
         weights = exported.with_name(f"{exported.name}.data")
         if weights.exists():
@@ -109,14 +119,16 @@ def export_onnx(
 def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, opset: int | None
 ) -> Any:
+    """Exports with the axes open that were named, or else the first ones where the module allows it."""
+    opened = open_program(module, args, kwargs) if dynamic_shapes is None else None
     try:
         return torch.onnx.export(
-            module,
-            args,
-            kwargs=kwargs,
+            module if opened is None else opened,
+            () if opened is not None else args,
+            kwargs=None if opened is not None else kwargs,
             dynamo=True,
             optimize=False,  # it merges equal tensors and renames changed ones: see optimise
-            dynamic_shapes=dynamic_shapes,
+            dynamic_shapes=dynamic_shapes or None,
             opset_version=opset,
             verbose=False,
         )
@@ -126,6 +138,26 @@ def _export(
         raise ModelError(
             f"{type(module).__name__} cannot be exported to ONNX: {reason}. Check the inputs and dynamic_shapes."
         ) from error
+
+
+def _name_batch(graph: onnx.GraphProto) -> None:
+    """Calls the size of the inputs' first axis ``batch`` where it is open, and warns where it is not."""
+    held = {tensor.name for tensor in graph.initializer}
+    first = [value for value in graph.input if value.name not in held and value.type.tensor_type.shape.dim]
+    names = dict.fromkeys(dim.dim_param for value in first if (dim := value.type.tensor_type.shape.dim[0]).dim_param)
+    known = {name: f"batch_{place}" if place > 1 else "batch" for place, name in enumerate(names, 1)}
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda found: known.get(found[0], found[0]), dim.dim_param)
+    if first and not names:
+        sizes = ", ".join(f"{value.name!r} {value.type.tensor_type.shape.dim[0].dim_value}" for value in first)
+        warnings.warn(
+            f"the file takes the sizes of the example inputs alone (first axis: {sizes}): the module does not work for "
+            "others, or was captured for these. Give dynamic_shapes= to lg.transform and export_onnx to say which axes "
+            "are open, or dynamic_shapes={} to be content.",
+            stacklevel=3,
+        )
 
 
 def optimise(model: ir.Model, held: Collection[str]) -> None:
