@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,23 +120,19 @@ def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, opset: int | None
 ) -> Any:
     """Exports with the axes open that were named, or else the first ones where the module allows it."""
-    opened = open_program(module, args, kwargs) if dynamic_shapes is None else None
+    options: dict[str, Any] = {"dynamo": True, "opset_version": opset, "verbose": False}
+    options["optimize"] = False  # it merges equal tensors and renames changed ones: see optimise
+    if dynamic_shapes is None and (opened := open_program(module, args, kwargs)) is not None:
+        with suppress(Exception):  # what an open axis does not stop is told below
+            return torch.onnx.export(opened, **options)
     try:
-        return torch.onnx.export(
-            module if opened is None else opened,
-            () if opened is not None else args,
-            kwargs=None if opened is not None else kwargs,
-            dynamo=True,
-            optimize=False,  # it merges equal tensors and renames changed ones: see optimise
-            dynamic_shapes=dynamic_shapes or None,
-            opset_version=opset,
-            verbose=False,
-        )
+        return torch.onnx.export(module, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes or None, **options)
     except Exception as error:  # the module's own code runs here
         lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
         reason = " ".join(lines[:3])[:600].rstrip(".") or type(error).__name__
         raise ModelError(
-            f"{type(module).__name__} cannot be exported to ONNX: {reason}. Check the inputs and dynamic_shapes."
+            f"{type(module).__name__} cannot be exported to ONNX: {reason}. Check the inputs and dynamic_shapes; "
+            "dynamic_shapes={} keeps the sizes of the example inputs."
         ) from error
 
 

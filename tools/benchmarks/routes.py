@@ -96,7 +96,9 @@ def serve(module: nn.Module, example: tuple[Any, ...], variant: str, folder: Pat
     served = Served(*(folder / f"{name}.onnx" for name in ("original", "by_onnx", "by_torch")))
     config = LaurelConfig(variant=variant)
     with _quiet():
-        torch.onnx.export(module, example, str(served.original), dynamo=True, external_data=False, verbose=False)
+        shapes = tuple({0: "batch"} for _ in example)
+        options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
+        torch.onnx.export(module, example, str(served.original), dynamic_shapes=shapes, **options)
         transform(served.original, config, output=folder / "changed.onnx")
         export_onnx(transform(module, config, example).model, example, folder / "exported.onnx")
     for trained, deployed in (("changed", served.by_onnx), ("exported", served.by_torch)):
