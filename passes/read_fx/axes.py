@@ -94,7 +94,7 @@ def check_open(
             if axis < len(dims) and not dims[axis].dim_param:
                 raise ModelError(
                     f"dynamic_shapes asks for axis {axis} of input {name!r} to be open, but the module has it fixed at "
-                    f"{dims[axis].dim_value}. Where lg.transform or torch.export captured it for the sizes of its example "
+                    f"{dims[axis].dim_value}. Where lg.transform or torch.export captured it for its example "
                     "inputs, give dynamic_shapes= there, too; where its code needs that size, leave the axis out."
                 )
 

@@ -184,7 +184,7 @@ BLOCKS: dict[str, tuple[_Build, _Build | None, _Example]] = {
     "mixer": (Mixer, None, _tokens),
     "causal": (Causal, None, _signal),
 }
-"""Name to the block, the layer before the first block if there is one, and example inputs for a batch size and width."""
+"""Name to the block, the layer before the first block if any, and example inputs for a batch size and width."""
 
 
 def network(name: str, width: int = 64, blocks: int = 4, batch: int = 2) -> tuple[nn.Module, tuple[Tensor, ...]]:
