@@ -200,7 +200,7 @@ class Planner:
         Raises:
             NoResidualError, SelectorError, ConfigError: as for :func:`laurel_graph.passes.select.select`.
         """
-        selection: Selection = select(self.detection, config)
+        selection: Selection = select(self.detection, config, any_rank=True)
         given: dict[Slot, str] = {}
         plans: list[SitePlan] = []
         skipped = list(selection.skipped)

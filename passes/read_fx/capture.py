@@ -21,6 +21,7 @@ from laurel_graph.errors import ModelError
 from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
 from laurel_graph.torch_residual.module import ATTRIBUTES
 
+from .axes import open_program
 from .prepare import plain_forward, unchanged
 from .roles import operator_name
 from .view import fx_view
@@ -36,6 +37,10 @@ _WHOLE_NOTE = "torch.fx.symbolic_trace keeps torch's own layers whole, and their
 _FUSED_NOTE = (
     "it holds transformer layers in torch's fused form, whose adds are out of sight: give the nn.Module, or export it "
     "under torch.backends.mha.set_fastpath_enabled(False)."
+)
+OPEN_NOTE = (
+    "traced with torch.export: the first axis of the inputs is open, the others have the sizes of the example inputs; "
+    "give dynamic_shapes= to leave other axes open."
 )
 FIXED_NOTE = "traced with torch.export for the sizes of the example inputs; give dynamic_shapes= to leave axes open."
 
@@ -89,7 +94,8 @@ def capture(
         args: example inputs, positional; needed wherever ``torch.export`` is, and for shapes.
         kwargs: example inputs by name.
         dynamic_shapes: as for ``torch.export.export``, for the route that goes through it: which axes the captured
-            graph leaves open; without it they keep the sizes of the example inputs.
+            graph leaves open. By default the first one of every input is, where the module works for any size of it,
+            and a note says which it was.
 
     Raises:
         ModelError: no route works; names the line where each one failed and what to try next.
@@ -131,7 +137,10 @@ def capture(
     check_paths(module_paths(model), name)
     try:
         with torch.no_grad(), unchanged(model), plain_forward(model):
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            opened = open_program(model, args, kwargs) if dynamic_shapes is None else None
+            program = opened or torch.export.export(
+                model, args, kwargs, dynamic_shapes=dynamic_shapes or None, strict=False
+            )
         module = unlifted(program)
     except Exception as error:  # likewise
         raise ModelError(
@@ -140,7 +149,9 @@ def capture(
             "the live model with lg.attach, or export the model to ONNX and give the file."
         ) from error
     notes = [f"torch.fx.symbolic_trace stopped at {stopped}." if symbolic else _WHOLE_NOTE, FROZEN_NOTE]
-    return _captured(module, name, [*notes, *([] if dynamic_shapes else [FIXED_NOTE])])
+    if dynamic_shapes is None:
+        notes.append(FIXED_NOTE if opened is None else OPEN_NOTE)
+    return _captured(module, name, notes)
 
 
 def _with_own_nodes(module: fx.GraphModule) -> fx.GraphModule:

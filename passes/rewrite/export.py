@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +37,14 @@ from laurel_graph.opset.schema import (
 from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
+from laurel_graph.passes.read_fx.axes import check_open, open_program
 from laurel_graph.passes.read_fx.capture import check_paths, module_paths
 from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
 from laurel_graph.torch_residual.module import CONFIG, laurel_modules
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
 
 FORMAT = "1"
 """Version of the metadata that the file carries."""
@@ -69,7 +73,9 @@ def export_onnx(
         args: example inputs: one tensor or a tuple of positional inputs.
         path: the file to write; models of more than 1 GB get a second file ``<path>.<digest>.data`` for their weights.
         kwargs: example inputs by name.
-        dynamic_shapes: as for ``torch.export.export``: which axes are symbolic, and their names.
+        dynamic_shapes: as for ``torch.export.export``: which axes are open, and their names; ``{}`` for none. By
+            default the first axis of every input is, where the module works for any size of it; a warning says where
+            it does not.
         opset: version of the default ONNX operator set; ``None`` takes the exporter's own.
 
     Returns:
@@ -77,15 +83,18 @@ def export_onnx(
 
     Raises:
         OutputError: *path* cannot be written, or is the file that *module* was imported from.
-        ModelError: torch cannot export the module, or not at that opset; names the reason.
+        ModelError: torch cannot export the module, or not at that opset, or not with the axes open that
+            *dynamic_shapes* names; says why.
         RewriteError: a join has more axes than the operator set knows.
     """
     check_paths(module_paths(module), type(module).__name__)
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    kwargs = dict(kwargs or {})
     with staged(path, files_of(module)) as aside:
         with set_mode(module), plain_forward(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = _export(module, args, dict(kwargs or {}), dynamic_shapes, opset)
+            program = _export(module, args, kwargs, dynamic_shapes, opset)
+            optimise(program.model, {name for name, _ in (*module.named_parameters(), *module.named_buffers())})
             large = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) > IN_MEMORY
             with aside.telling():
                 exported = aside.space.new_folder() / "model.onnx"
@@ -96,6 +105,10 @@ def export_onnx(
                 f"{type(module).__name__} cannot be written at opset {opset}: torch's exporter reaches "
                 f"{default_opset(model)} for its operators. Leave opset out, or give that one."
             )
+        if dynamic_shapes is None:
+            _name_batch(model.graph)
+        else:
+            check_open(model.graph, module, args, kwargs, dynamic_shapes)
         finish(model, module)
         weights = exported.with_name(f"{exported.name}.data")
         if weights.exists():
@@ -108,23 +121,59 @@ def export_onnx(
 def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, opset: int | None
 ) -> Any:
+    """Exports with the axes open that were named, or else the first ones where the module allows it."""
+    options: dict[str, Any] = {"dynamo": True, "opset_version": opset, "verbose": False}
+    options["optimize"] = False  # it merges equal tensors and renames changed ones: see optimise
+    if dynamic_shapes is None and (opened := open_program(module, args, kwargs)) is not None:
+        with suppress(Exception):  # what an open axis does not stop is told below
+            return torch.onnx.export(opened, **options)
     try:
-        return torch.onnx.export(
-            module,
-            args,
-            kwargs=kwargs,
-            dynamo=True,
-            optimize=False,  # optimising merges equal tensors and renames transposed weights
-            dynamic_shapes=dynamic_shapes,
-            opset_version=opset,
-            verbose=False,
-        )
+        return torch.onnx.export(module, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes or None, **options)
     except Exception as error:  # the module's own code runs here
         lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
         reason = " ".join(lines[:3])[:600].rstrip(".") or type(error).__name__
         raise ModelError(
-            f"{type(module).__name__} cannot be exported to ONNX: {reason}. Check the inputs and dynamic_shapes."
+            f"{type(module).__name__} cannot be exported to ONNX: {reason}. Check the inputs and dynamic_shapes; "
+            "dynamic_shapes={} keeps the sizes of the example inputs."
         ) from error
+
+
+def _name_batch(graph: onnx.GraphProto) -> None:
+    """Calls the size of the inputs' first axis ``batch`` where it is open, and warns where it is not."""
+    held = {tensor.name for tensor in graph.initializer}
+    first = [value for value in graph.input if value.name not in held and value.type.tensor_type.shape.dim]
+    names = dict.fromkeys(dim.dim_param for value in first if (dim := value.type.tensor_type.shape.dim[0]).dim_param)
+    known = {name: f"batch_{place}" if place > 1 else "batch" for place, name in enumerate(names, 1)}
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda found: known.get(found[0], found[0]), dim.dim_param)
+    if first and not names:
+        sizes = ", ".join(f"{value.name!r} {value.type.tensor_type.shape.dim[0].dim_value}" for value in first)
+        warnings.warn(
+            f"the file takes the sizes of the example inputs alone (first axis: {sizes}): the module does not work for "
+            "others, or was captured for these. Give dynamic_shapes= to lg.transform and export_onnx to say which axes "
+            "are open, or dynamic_shapes={} to be content.",
+            stacklevel=3,
+        )
+
+
+def optimise(model: ir.Model, held: Collection[str]) -> None:
+    """Runs the exporter's own optimiser on a fresh model with the tensors *held* out of its sight, in place.
+
+    What the exporter makes of constants of its own (a missing bias of a convolution is Shape, Expand, CastLike, Expand)
+    becomes what a plain export writes; a weight that the optimiser cannot see is neither merged with an equal one, nor
+    folded into a norm, nor dropped for its value, and keeps its name.
+    """
+    from onnxscript import optimizer
+
+    values = {name: value for name, value in model.graph.initializers.items() if name in held}
+    tensors = {name: value.const_value for name, value in values.items()}
+    for value in values.values():
+        value.const_value = None
+    optimizer.optimize(model)
+    for name, value in values.items():
+        value.const_value = tensors[name]
 
 
 def finish(model: onnx.ModelProto, module: nn.Module) -> None:
