@@ -39,7 +39,8 @@ def open_program(
             collection[leaves[place]] = {0: torch.export.Dim.AUTO}
         try:
             shapes = collection.dynamic_shapes(module, one_args, one_kwargs)
-            with torch.no_grad(), _config.patch(backed_size_oblivious=True):  # else an axis of size 1 is fixed at 1
+            oblivious = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+            with torch.no_grad(), oblivious:  # else an axis of size 1 is fixed at 1
                 program = torch.export.export(module, one_args, one_kwargs, dynamic_shapes=shapes, strict=False)
         except Exception:  # the module's own code runs here; a trace without open axes tells what is wrong with it
             left = [place for place in places if leaves[place].shape[0] != 1]  # a size of 1 may be there to be repeated
