@@ -86,7 +86,7 @@ def add_costs(rows: Iterable[Mapping[str, Any]]) -> None:
     Of two places that are as near to a site, the one added here counts.
 
     Args:
-        rows: the fields of a :class:`~laurel_graph.passes.deploy.costs.Place`, and ``us``: form to µs.
+        rows: the fields of a :class:`~laurel_graph.passes.deploy.costs.SiteSizes`, and ``us``: form to µs.
     """
     from .deploy.costs import add_costs as add
 

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, defs
 from torch import fx
 
 from ..errors import LaurelError, ModelError, UnsupportedOperatorError
+from ..onnx_model.order import free_names, in_order
+from .bodies import resolve_attributes, schema_body
 from .builder import Builder, Origin, Value, ValueName
-from .elements import FLOATS, HALF, STORAGE, attribute_value, tensor_to_torch, type_name
+from .elements import (
+    FLOATS,
+    HALF,
+    STORAGE,
+    attribute_value,
+    element_type,
+    infer_types,
+    subgraph_types,
+    tensor_to_torch,
+    tensor_type,
+    type_name,
+)
 from .fusion import fuse
 from .node import Node
 from .registry import ADDED, NEWEST, Registry, since_version
 
 MAX_LISTED = 20
 """How many refused nodes one error message lists."""
-
-LIGHT = 1024
-"""Tensors of more bytes than this do not take part in shape inference: only their types do."""
 
 
 @dataclass
@@ -96,7 +105,7 @@ class Converter:
                 "Update onnx and laurel-graph, or export with an older operator set."
             )
         builder = Builder()
-        scope = Scope(opsets=opsets, types=_infer_types(self.model))
+        scope = Scope(opsets=opsets, types=infer_types(self.model))
         self._add_inputs(graph, builder, scope)
         outputs = self.graph_nodes(graph, builder, scope)
         if self.refused:
@@ -117,12 +126,12 @@ class Converter:
         for info in graph.input:
             if info.name in stored:
                 continue
-            elem_type, shape = _tensor_type(info.type)
-            if _element_type(info.type) not in STORAGE:
-                self.refused.append(f"input {info.name!r}: elements of type {type_name(_element_type(info.type))}")
+            elem_type, shape = tensor_type(info.type)
+            if element_type(info.type) not in STORAGE:
+                self.refused.append(f"input {info.name!r}: elements of type {type_name(element_type(info.type))}")
             value = builder.input(info.name, elem_type, shape)
             values.append((info.name, value))
-            if elem_type is None and _element_type(info.type) in HALF:
+            if elem_type is None and element_type(info.type) in HALF:
                 nested.append(info.name)
         for name, value in values:
             scope.values[name] = value
@@ -139,7 +148,7 @@ class Converter:
         for sparse in graph.sparse_initializer:
             dense = Value(sparse.values.name, const=sparse_to_torch(sparse))
             scope.values[sparse.values.name] = dense
-        for proto in in_order(graph.node):
+        for proto in in_order(graph.node, "the model"):
             self.translate(proto, builder, scope)
         outputs = []
         for info in graph.output:
@@ -259,10 +268,10 @@ class Converter:
             outer values.
         """
         builder = Builder()
-        inner = Scope(opsets=scope.opsets, references=scope.references, types=_subgraph_types(graph))
+        inner = Scope(opsets=scope.opsets, references=scope.references, types=subgraph_types(graph))
         builder.origin = Origin(name, "subgraph", "", scope.opsets.get("", 1), (name,))
         for info in graph.input:
-            elem_type, shape = _tensor_type(info.type)
+            elem_type, shape = tensor_type(info.type)
             inner.values[info.name] = builder.input(info.name, elem_type, shape)
         captured = []
         for outer_name in free_names(graph):
@@ -283,7 +292,7 @@ class Converter:
 
     def inline(self, graph: GraphProto, builder: Builder, scope: Scope) -> list[Value]:
         """Translates a subgraph without inputs in the place of its node."""
-        inner = Scope(opsets=scope.opsets, parent=scope, references=scope.references, types=_subgraph_types(graph))
+        inner = Scope(opsets=scope.opsets, parent=scope, references=scope.references, types=subgraph_types(graph))
         return self.graph_nodes(graph, builder, inner)
 
 
@@ -298,41 +307,6 @@ def _tensor_names(
     return whole
 
 
-def in_order(nodes: Sequence[NodeProto]) -> Sequence[NodeProto]:
-    """Returns the nodes so that each comes after those it reads; some tools write them in another order."""
-    makers = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    needs = [{makers[name] for name in _reads(node) if name in makers} - {i} for i, node in enumerate(nodes)]
-    if all(max(before, default=-1) < i for i, before in enumerate(needs)):
-        return nodes
-    waiting = [len(before) for before in needs]
-    users: list[list[int]] = [[] for _ in nodes]
-    for i, before in enumerate(needs):
-        for maker in before:
-            users[maker].append(i)
-    ready = [i for i, count in enumerate(waiting) if count == 0]
-    heapify(ready)
-    order = []
-    while ready:
-        i = heappop(ready)
-        order.append(nodes[i])
-        for user in users[i]:
-            waiting[user] -= 1
-            if waiting[user] == 0:
-                heappush(ready, user)
-    if len(order) != len(nodes):
-        raise ModelError("The graph has a cycle: a node reads what is computed from its own output.")
-    return order
-
-
-def _reads(node: NodeProto) -> list[str]:
-    """Returns the names that a node and its subgraphs read."""
-    names = list(node.input)
-    for attribute in node.attribute:
-        for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPH_KINDS else ():
-            names += free_names(inner)
-    return names
-
-
 def as_float(x: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
     """Returns *x* in the module's float type."""
     return x.to(anchor.dtype)
@@ -343,70 +317,6 @@ def float_items(items: Any, anchor: torch.Tensor) -> Any:
     if isinstance(items, (list, tuple)):
         return [float_items(item, anchor) for item in items]
     return items if items is None else as_float(items, anchor)
-
-
-def free_names(graph: GraphProto) -> list[str]:
-    """Returns the names that a graph's nodes (and its outputs) take from around it, in order of first use."""
-    own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-    found: dict[str, None] = {}
-    for node in graph.node:
-        names = [name for name in _reads(node) if name]
-        found.update((name, None) for name in names if name not in own)
-        own.update(node.output)
-    found.update((o.name, None) for o in graph.output if o.name not in own)
-    return list(found)
-
-
-_GRAPH_KINDS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-
-
-def resolve_attributes(proto: NodeProto, references: Mapping[str, AttributeProto] | None) -> list[AttributeProto]:
-    """Returns a node's attributes with references to the attributes of its function's call replaced."""
-    resolved = []
-    for attribute in proto.attribute:
-        if not attribute.ref_attr_name:
-            resolved.append(attribute)
-        elif references is not None and attribute.ref_attr_name in references:
-            copy = AttributeProto()
-            copy.CopyFrom(references[attribute.ref_attr_name])
-            copy.name = attribute.name
-            resolved.append(copy)
-    return resolved
-
-
-def schema_body(proto: NodeProto, domain: str, opset: int, inputs: Sequence[Value | None]) -> FunctionProto | None:
-    """Returns the function body that an operator's schema defines for this node, or ``None``."""
-    try:
-        schema: Any = defs.get_schema(proto.op_type, opset, domain)
-    except defs.SchemaError:
-        return None
-    if schema.has_function:
-        body = FunctionProto()
-        body.ParseFromString(_function_bytes(schema, opset))
-    elif schema.has_context_dependent_function and all(v is None or v.elem_type is not None for v in inputs):
-        types = [
-            b"" if v is None else onnx.helper.make_tensor_type_proto(v.elem_type or 0, v.shape).SerializeToString()
-            for v in inputs
-        ]
-        version = max((v for v in schema.context_dependent_function_opset_versions if v <= opset), default=opset)
-        body = FunctionProto()
-        text = schema.get_context_dependent_function_with_opset_version(version, proto.SerializeToString(), types)
-        body.ParseFromString(text)
-        if not body.node:
-            return None
-    else:
-        return None
-    for attribute in schema.attributes.values():
-        default = attribute.default_value
-        if default.name and default.name not in {a.name for a in body.attribute_proto}:
-            body.attribute_proto.append(default)
-    return body
-
-
-def _function_bytes(schema: Any, opset: int) -> bytes:
-    versions = [v for v in schema.function_opset_versions if v <= opset]
-    body = schema.get_function_with_opset_version(max(versions)) if versions else schema.function_body
-    return body if isinstance(body, bytes) else bytes(body.SerializeToString())
 
 
 def sparse_to_torch(sparse: onnx.SparseTensorProto) -> torch.Tensor:
@@ -422,60 +332,3 @@ def sparse_to_torch(sparse: onnx.SparseTensorProto) -> torch.Tensor:
 
 def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
-
-
-def _tensor_type(proto: onnx.TypeProto) -> tuple[int | None, tuple[int | str | None, ...] | None]:
-    if not proto.HasField("tensor_type"):
-        return None, None
-    tensor = proto.tensor_type
-    if not tensor.HasField("shape"):
-        return tensor.elem_type or None, None
-    dims = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
-    return tensor.elem_type or None, dims
-
-
-def _element_type(proto: onnx.TypeProto) -> int:
-    """Returns the element type of a tensor, or of what a sequence or optional holds."""
-    kind = proto.WhichOneof("value")
-    if kind in ("sequence_type", "optional_type"):
-        return _element_type(getattr(proto, kind).elem_type)
-    return int(proto.tensor_type.elem_type) if kind == "tensor_type" else 0
-
-
-def _types_of(infos: Iterable[ValueInfoProto]) -> dict[str, Any]:
-    return {info.name: _tensor_type(info.type) for info in infos}
-
-
-def _subgraph_types(graph: GraphProto) -> dict[str, Any]:
-    return _types_of([*graph.value_info, *graph.output])
-
-
-def _infer_types(model: ModelProto) -> dict[str, Any]:
-    """Returns the types that ONNX shape inference finds, without carrying the weights through it."""
-    skeleton = ModelProto()
-    skeleton.ir_version = model.ir_version
-    skeleton.opset_import.extend(model.opset_import)
-    skeleton.functions.extend(model.functions)
-    graph = skeleton.graph
-    graph.name = "types"
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
-    known = {i.name for i in model.graph.input}
-    for tensor in model.graph.initializer:
-        if tensor.ByteSize() < LIGHT:
-            graph.initializer.append(tensor)
-        elif tensor.name not in known:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.ByteSize() > LIGHT and node.attribute[0].HasField("t"):
-            tensor = node.attribute[0].t
-            info = onnx.helper.make_tensor_value_info(node.output[0], tensor.data_type, list(tensor.dims))
-            graph.input.append(info)
-        else:
-            graph.node.append(node)
-    try:
-        graph = onnx.shape_inference.infer_shapes(skeleton).graph
-    except Exception:  # a file that shape inference rejects may still be run: its types stay unknown
-        graph = model.graph
-    return _types_of([*model.graph.value_info, *graph.value_info, *model.graph.output])

@@ -1,4 +1,4 @@
-"""ONNX element types as torch tensors.
+"""ONNX element types as torch tensors, and the types of a graph's values.
 
 A file of 16-bit floats is computed in float32 (16-bit gradients of LAuReL's small factors underflow), so FLOAT16 and
 BFLOAT16 have float32 as their *compute* type. 4- and 2-bit integers are held one to an int8 or uint8, 8-bit floats as
@@ -8,13 +8,19 @@ torch's own types, 4-bit floats as their float32 values.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from onnx import AttributeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
 from ..onnx_model.tensors import byte_size, external_reference, inlined
+
+LIGHT = 1024
+"""Tensors of more bytes than this do not take part in shape inference: only their types do."""
 
 STORAGE: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
@@ -148,3 +154,62 @@ def _text(attribute: AttributeProto, value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         raise ValueError(f"its attribute {attribute.name!r} holds bytes that are no UTF-8 text") from None
+
+
+def tensor_type(proto: onnx.TypeProto) -> tuple[int | None, tuple[int | str | None, ...] | None]:
+    """Returns element type and dims of a tensor, ``None`` for what is unknown or no tensor."""
+    if not proto.HasField("tensor_type"):
+        return None, None
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape"):
+        return tensor.elem_type or None, None
+    dims = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
+    return tensor.elem_type or None, dims
+
+
+def element_type(proto: onnx.TypeProto) -> int:
+    """Returns the element type of a tensor, or of what a sequence or optional holds."""
+    kind = proto.WhichOneof("value")
+    if kind in ("sequence_type", "optional_type"):
+        return element_type(getattr(proto, kind).elem_type)
+    return int(proto.tensor_type.elem_type) if kind == "tensor_type" else 0
+
+
+def _types_of(infos: Iterable[ValueInfoProto]) -> dict[str, Any]:
+    return {info.name: tensor_type(info.type) for info in infos}
+
+
+def subgraph_types(graph: GraphProto) -> dict[str, Any]:
+    """Returns value name to element type and dims, as a body states them."""
+    return _types_of([*graph.value_info, *graph.output])
+
+
+def infer_types(model: ModelProto) -> dict[str, Any]:
+    """Returns the types that ONNX shape inference finds, without carrying the weights through it."""
+    skeleton = ModelProto()
+    skeleton.ir_version = model.ir_version
+    skeleton.opset_import.extend(model.opset_import)
+    skeleton.functions.extend(model.functions)
+    graph = skeleton.graph
+    graph.name = "types"
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    known = {i.name for i in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() < LIGHT:
+            graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.ByteSize() > LIGHT and node.attribute[0].HasField("t"):
+            tensor = node.attribute[0].t
+            info = onnx.helper.make_tensor_value_info(node.output[0], tensor.data_type, list(tensor.dims))
+            graph.input.append(info)
+        else:
+            graph.node.append(node)
+    try:
+        graph = onnx.shape_inference.infer_shapes(skeleton).graph
+    except Exception:  # a file that shape inference rejects may still be run: its types stay unknown
+        graph = model.graph
+    return _types_of([*model.graph.value_info, *graph.value_info, *model.graph.output])

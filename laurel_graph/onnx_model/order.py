@@ -52,3 +52,15 @@ def _reads(node: onnx.NodeProto, makers: Container[str]) -> list[str]:
             found += [name for name in _reads(inner, makers) if name not in inside]
         found += [value.name for value in body.output if value.name not in inside and value.name in makers]
     return found
+
+
+def free_names(graph: onnx.GraphProto) -> list[str]:
+    """Returns the names that a graph's nodes (and its outputs) take from around it, in order of first use."""
+    own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    found: dict[str, None] = {}
+    for node in graph.node:
+        names = [*filter(None, node.input), *(name for body in bodies(node) for name in free_names(body))]
+        found.update((name, None) for name in names if name not in own)
+        own.update(node.output)
+    found.update((o.name, None) for o in graph.output if o.name not in own)
+    return list(found)

@@ -16,7 +16,19 @@ from numpy.typing import NDArray
 from ..errors import ModelError, near
 from .contents import INDEX_BOUND, STYLES, filled
 from .graph import Walk
-from .situations import BATCH, IMAGE, SEQUENCE, SIGNAL, Situation, distinct, is_length, is_mask, kinds, situation, tie
+from .situations import (
+    BATCH,
+    IMAGE,
+    SEQUENCE,
+    SIGNAL,
+    Situation,
+    distinct,
+    is_length,
+    is_mask,
+    kinds,
+    read_meanings,
+    situation,
+)
 
 __all__ = [
     "BATCH",
@@ -51,7 +63,7 @@ class Sampler:
                 f"no input has a dim named {unknown[0]!r}; its symbolic dims are {sorted(names) or 'none'}."
                 f"{near(unknown[0], names)}"
             )
-        tie(self._walk)
+        read_meanings(self._walk)
 
     @property
     def has_masks(self) -> bool:

@@ -192,7 +192,7 @@ def is_length(value: Input) -> bool:
     return "lengths" in value.uses or bool(_LENGTH.search(value.name) and not _OF_CACHE.search(value.name))
 
 
-def tie(walk: Walk) -> None:
+def read_meanings(walk: Walk) -> None:
     """Adds what inputs of a decoder mean by their names: a mask spans cache and tokens, positions end in a table."""
     past = sorted((name for name in walk.sizes.free() if name in walk.sizes.past), key=walk.sizes.order.__getitem__)
     held: Dim = symbol(past[0]) if past else 0

@@ -16,7 +16,7 @@ from laurel_graph.opset.laurel_node import known_nodes
 from laurel_graph.opset.schema import Operator
 
 from .absorb import absorb, skip_map
-from .costs import CostModel, Place
+from .costs import CostModel, SiteSizes
 from .forms import Join, can_widen, emit_chained, emit_operator, emit_widened, join_at, nodes_to_write
 from .quantized import emit_quantized, island_of
 
@@ -170,7 +170,7 @@ def _finish(editor: GraphEditor, rest: Join | None, costs: CostModel, portable: 
     return _emit(editor, rest, min(expected, key=expected.__getitem__), costs)
 
 
-def _expected(costs: CostModel, join: Join, place: Place, portable: bool) -> dict[str, float]:
+def _expected(costs: CostModel, join: Join, place: SiteSizes, portable: bool) -> dict[str, float]:
     """Returns what each form in which the join keeps all its parts adds to the plain residual, in µs."""
     possible = {"operator": not portable, "widened": can_widen(join) and place.rank > 0, "chained": True}
     return {form: costs.cost(form, place) for form, can in possible.items() if can}
@@ -188,7 +188,7 @@ def _emit(editor: GraphEditor, join: Join, form: str, costs: CostModel) -> str:
     return ""
 
 
-def place_of(editor: GraphEditor, join: Join) -> Place:
+def place_of(editor: GraphEditor, join: Join) -> SiteSizes:
     """Returns what the cost of a site's forms depends on."""
     shape = editor.shape(join.names["x"]) or editor.shape(join.node.output[0]) or ()
     axis = 1 if join.op.layout else len(shape) - 1
@@ -197,7 +197,7 @@ def place_of(editor: GraphEditor, join: Join) -> Place:
         if i != axis and i > 0:
             rows *= size if isinstance(size, int) else (1 if join.op.layout else 128)
     width = shape[axis] if shape and isinstance(shape[axis], int) else join.width
-    return Place(
+    return SiteSizes(
         channels=bool(join.op.layout),
         rows=max(rows, 1),
         width=int(width or 1),

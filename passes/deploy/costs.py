@@ -16,7 +16,7 @@ TABLE = Path(__file__).with_name("costs.json")
 
 
 @dataclass(frozen=True)
-class Place:
+class SiteSizes:
     """What the cost of a site depends on.
 
     Attributes:
@@ -39,7 +39,7 @@ class Place:
     norm: bool = False
     rw: bool = False
 
-    def distance(self, other: Place) -> float:
+    def distance(self, other: SiteSizes) -> float:
         """Returns how far another place is: the logarithms of the sizes side by side; kinds weigh more."""
         kinds = (self.norm != other.norm) + (self.rw != other.rw) + (bool(self.rank) != bool(other.rank))
         kinds += (bool(self.previous) != bool(other.previous)) + 100 * (self.channels != other.channels)
@@ -58,10 +58,10 @@ class CostModel:
         block: channels per block in the runtime's convolution layout on this processor.
     """
 
-    rows: tuple[tuple[Place, Mapping[str, float]], ...]
+    rows: tuple[tuple[SiteSizes, Mapping[str, float]], ...]
     block: int = 8
 
-    def cost(self, form: str, place: Place) -> float:
+    def cost(self, form: str, place: SiteSizes) -> float:
         """Returns the µs that *form* adds at the nearest measured place, scaled by its size.
 
         A form that is not measured costs infinity, but what is absorbed costs nothing: the graph is the plain one.
@@ -77,7 +77,7 @@ class CostModel:
         """Returns a model by which *form* is the cheapest wherever it is possible."""
         forms = ("absorbed", "operator", "widened", "chained")
         costs = {name: float(name != form) for name in forms}
-        return cls(tuple((Place(channels, 1, 1), costs) for channels in (True, False)), channel_block())
+        return cls(tuple((SiteSizes(channels, 1, 1), costs) for channels in (True, False)), channel_block())
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> CostModel:
@@ -85,7 +85,7 @@ class CostModel:
         read = []
         for row in rows:
             fields = {k: v for k, v in row.items() if k != "us"}
-            read.append((Place(**fields), dict(row["us"])))
+            read.append((SiteSizes(**fields), dict(row["us"])))
         return cls(tuple(read), channel_block())
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def add_costs(rows: Iterable[Mapping[str, Any]]) -> None:
         CostModel.from_rows(rows)
     except (TypeError, KeyError, ValueError) as error:
         raise ConfigError(
-            f"a row of costs is not valid ({error}): expected fields of Place and us={{form: µs}}."
+            f"a row of costs is not valid ({error}): expected fields of SiteSizes and us={{form: µs}}."
         ) from None
     _ADDED[:0] = rows
 

@@ -172,7 +172,7 @@ def scales_left(model: onnx.ModelProto, folded: FoldReport, forms: Sequence[Fuse
     return {name: scale for name, scale in folded.scales.items() if name in made}
 
 
-def settle_functions(model: onnx.ModelProto, portable: bool) -> None:
+def keep_needed_functions(model: onnx.ModelProto, portable: bool) -> None:
     """Leaves exactly the functions that are needed; *portable* inlines the ones in subgraphs too."""
     functions.detach(model)
     if any(laurel_nodes(graph) for graph in graphs_of(model.graph)):

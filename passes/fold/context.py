@@ -46,7 +46,7 @@ class Context:
         """Returns the scale of a value."""
         return self.scales.get(name, ONE)
 
-    def tie(self, out: str, value: str, *, power: float = 1.0, axis: int | None = None) -> None:
+    def link(self, out: str, value: str, *, power: float = 1.0, axis: int | None = None) -> None:
         """Links ``s(out) = s(value) ** power``; one scale per channel passes only when it ends up on *axis* of out.
 
         Powers of 16-bit values stay as they are: they leave the range of the type too easily.
@@ -85,7 +85,7 @@ class Context:
             raise ValueError(f"no channel axis is known for {name!r}")
         return factor.reshape(-1, *(1,) * (rank - 1 - self.axes[name]))
 
-    def mend(self, node: onnx.NodeProto, index: int, factor: Array) -> None:
+    def multiply_input(self, node: onnx.NodeProto, index: int, factor: Array) -> None:
         """Puts ``· factor`` on input *index* of *node* unless it is 1."""
         if same(factor, 1.0):
             return
@@ -107,7 +107,7 @@ class Context:
 class Rule:
     """The default: the operator reads and writes true values."""
 
-    def relate(self, node: onnx.NodeProto, context: Context) -> None:
+    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
         """States what the operator demands of the scales of its inputs and outputs."""
         for name in (*node.input, *node.output):
             if name:
@@ -117,7 +117,7 @@ class Rule:
         """Takes the scales that were found into the operator's constants."""
         for i, name in enumerate(node.input):
             if name:
-                context.mend(node, i, context.scale(name))
+                context.multiply_input(node, i, context.scale(name))
 
 
 RIGID = Rule()

@@ -102,9 +102,9 @@ def fold(model: onnx.ModelProto, base: Path | None = None, types: Types | None =
         if not joins:
             return FoldReport(_inner_sites(model), types=types)
         context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked)
-        _relate(context, joins)
+        _link_all(context, joins)
         order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
-        context.scales = context.system.settle(order)
+        context.scales = context.system.solve(order)
         sites, unfit = _rescale(context, joins)
         renamed, unseen = _restore_visible(context)
         unfit |= unseen
@@ -192,7 +192,7 @@ def _scales(context: Context, renamed: Mapping[str, str]) -> dict[str, Array]:
     }
 
 
-def _relate(context: Context, joins: list[TrainedJoin]) -> None:
+def _link_all(context: Context, joins: list[TrainedJoin]) -> None:
     editor, system = context.editor, context.system
     by_node = {id(join.node): join for join in joins}
     context.sites |= {name for join in joins for name in join.values[:3]}
@@ -202,9 +202,9 @@ def _relate(context: Context, joins: list[TrainedJoin]) -> None:
         system.fix(value)
     for node in editor:
         if id(node) not in by_node:
-            _rule(node, editor).relate(node, context)
+            _rule(node, editor).link_scales(node, context)
     for join in joins:
-        _relate_join(join, context)
+        _link_join(join, context)
     for name in sorted(editor.outputs | (editor.captured & set(editor.producer))):
         system.fix(name)
 
@@ -221,7 +221,7 @@ def _seeds(editor: GraphEditor, joins: list[TrainedJoin]) -> dict[str, tuple[int
     return seeds
 
 
-def _relate_join(join: TrainedJoin, context: Context) -> None:
+def _link_join(join: TrainedJoin, context: Context) -> None:
     system, out = context.system, join.node.output[0]
     for role, value in (("beta", join.names["x"]), ("alpha", join.names["f"])):
         if context.editor.is_constant(value):

@@ -59,10 +59,10 @@ class Linear(Rule, ABC):
         ready = all(context.editor.is_constant(n) or self._dequantised(n, context) for n in names)
         return ready and not context.editor.is_constant(node.input[value])
 
-    def relate(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.relate`."""
+    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
+        """See :meth:`Rule.link_scales`."""
         if not self.takes(node, context):
-            self.relate_other(node, context)
+            self.link_other_scales(node, context)
             return
         value, out = node.input[self.value_index(node, context)], node.output[0]
         quantised = any(self._dequantised(name, context) for name in node.input)
@@ -71,9 +71,9 @@ class Linear(Rule, ABC):
         if quantised or context.axes.get(out) is None or context.axes[out] != self.out_axis(node, context):
             context.system.demand_uniform(out)
 
-    def relate_other(self, node: onnx.NodeProto, context: Context) -> None:
+    def link_other_scales(self, node: onnx.NodeProto, context: Context) -> None:
         """What is demanded where the weights are no constants."""
-        RIGID.relate(node, context)
+        RIGID.link_scales(node, context)
 
     def rescale_other(self, node: onnx.NodeProto, context: Context) -> None:
         """What is done where the weights are no constants."""
@@ -191,11 +191,11 @@ class MatMul(Linear):
             return s_in / s_out
         return np.asarray(np.broadcast_to(s_in, shape[-2])[:, None] / np.broadcast_to(s_out, shape[-1]))
 
-    def relate_other(self, node: onnx.NodeProto, context: Context) -> None:
+    def link_other_scales(self, node: onnx.NodeProto, context: Context) -> None:
         """Two variable operands: their scales multiply."""
         (a, b), system = node.input[:2], context.system
         if context.editor.is_constant(a) or context.editor.is_constant(b):
-            RIGID.relate(node, context)
+            RIGID.link_scales(node, context)
             return
         system.demand_uniform(a)
         system.demand_uniform(b)
@@ -211,7 +211,7 @@ class MatMul(Linear):
             RIGID.rescale(node, context)
             return
         factor = context.scale(node.input[0]) * context.scale(node.input[1]) / context.scale(node.output[0])
-        context.mend(node, 0, factor)
+        context.multiply_input(node, 0, factor)
 
 
 class Gemm(Linear):
@@ -241,10 +241,10 @@ class Gemm(Linear):
 class BatchNorm(Rule):
     """BatchNormalization at inference: scale·(x - mean)/sqrt(var + eps) + bias, a diagonal linear map."""
 
-    def relate(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.relate`."""
+    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
+        """See :meth:`Rule.link_scales`."""
         if not context.editor.is_inference_norm(node):
-            RIGID.relate(node, context)
+            RIGID.link_scales(node, context)
             return
         plain = context.editor.rank(node.input[1]) == 1  # before opset 9 there is one value per activation, too
         for name in (node.input[0], node.output[0]):

@@ -1,6 +1,6 @@
 """How each ONNX operator passes a scale on, and how its constants take one in.
 
-A :class:`Rule` has two halves. :meth:`Rule.relate` tells the :class:`~.system.ScaleSystem` what the
+A :class:`Rule` has two halves. :meth:`Rule.link_scales` tells the :class:`~.system.ScaleSystem` what the
 operator demands of the scales around it. Once the scales are known, :meth:`Rule.rescale` changes the operator's
 constants so that it reads values stored as v / s(v) and writes its own as v / s(v); where the demands could not all be
 met a ``Mul`` on an input makes up for the difference, so the result is right whatever was decided.
@@ -117,20 +117,20 @@ class Homogeneous(Rule):
         indices = range(len(node.input)) if self.data is None else self.data
         return [i for i in indices if i < len(node.input) and node.input[i]]
 
-    def relate(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.relate`."""
+    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
+        """See :meth:`Rule.link_scales`."""
         editor, data = context.editor, self._data(node)
         out = node.output[0]
         for name in node.output[self.outputs :] if self.outputs is not None else ():
             context.system.fix(name)
         for name in node.output[1 : self.outputs]:
-            context.tie(name, out, axis=context.axes.get(out))
+            context.link(name, out, axis=context.axes.get(out))
         for i in data:
             name = node.input[i]
             if editor.is_constant(name):
                 continue
             axis = context.axes.get(name)
-            context.tie(out, name, axis=None if axis is None else _carried_axis(node, name, axis, editor))
+            context.link(out, name, axis=None if axis is None else _carried_axis(node, name, axis, editor))
         if self.positive:
             context.system.demand_positive(out)
         for i, name in enumerate(node.input):
@@ -144,7 +144,7 @@ class Homogeneous(Rule):
         for i in self._data(node):
             name = node.input[i]
             if not context.editor.is_constant(name):
-                context.mend(node, i, context.scale(name) / scale)
+                context.multiply_input(node, i, context.scale(name) / scale)
             elif not same(scale, 1.0):
                 context.scale_constant(node, i, 1 / context.along(scale, out))
 
@@ -175,13 +175,13 @@ class Power(Rule):
         value = context.editor.constant(node.input[1])
         return float(value.flat[0]) if value is not None and value.size == 1 else None
 
-    def relate(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.relate`."""
+    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
+        """See :meth:`Rule.link_scales`."""
         power = self._power(node, context)
         if not power or context.editor.is_constant(node.input[0]):
-            RIGID.relate(node, context)
+            RIGID.link_scales(node, context)
             return
-        context.tie(node.output[0], node.input[0], power=power)
+        context.link(node.output[0], node.input[0], power=power)
 
     def rescale(self, node: onnx.NodeProto, context: Context) -> None:
         """See :meth:`Rule.rescale`."""
@@ -189,7 +189,7 @@ class Power(Rule):
         if not power or context.editor.is_constant(node.input[0]):
             RIGID.rescale(node, context)
             return
-        context.mend(node, 0, context.scale(node.input[0]) / out ** (1 / power))
+        context.multiply_input(node, 0, context.scale(node.input[0]) / out ** (1 / power))
 
 
 @dataclass(frozen=True)
@@ -211,19 +211,19 @@ class Product(Rule):
         dividend = self.sign == -1 and index == 0
         return value is not None and value.size > 1 and not dividend and other is not None and value.ndim <= other
 
-    def relate(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.relate`."""
+    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
+        """See :meth:`Rule.link_scales`."""
         system, (a, b), out = context.system, node.input[:2], node.output[0]
         index = self._constant(node, context)
         if index is not None:
             value = node.input[1 - index]
             if context.editor.is_constant(value):
-                RIGID.relate(node, context)
+                RIGID.link_scales(node, context)
             elif not self._absorbs(node, context, index):
                 power = -1.0 if self.sign == -1 and index == 0 else 1.0
                 axis = context.axes.get(value)
                 carried = None if axis is None else _carried_axis(node, value, axis, context.editor)
-                context.tie(out, value, power=power, axis=carried)
+                context.link(out, value, power=power, axis=carried)
             elif context.axes.get(value) is None or context.axes.get(value) != context.axes.get(out):
                 system.demand_uniform(value)
                 system.demand_uniform(out)
@@ -242,14 +242,14 @@ class Product(Rule):
         (a, b), out = node.input[:2], node.output[0]
         index = self._constant(node, context)
         if index is None:
-            context.mend(node, 0, context.scale(a) * context.scale(b) ** self.sign / context.scale(out))
+            context.multiply_input(node, 0, context.scale(a) * context.scale(b) ** self.sign / context.scale(out))
             return
         value = node.input[1 - index]
         if context.editor.is_constant(value):
             return
         if not self._absorbs(node, context, index):
             power = -1.0 if self.sign == -1 and index == 0 else 1.0
-            context.mend(node, 1 - index, context.scale(value) / context.scale(out) ** power)
+            context.multiply_input(node, 1 - index, context.scale(value) / context.scale(out) ** power)
             return
         factor = context.along(context.scale(value) / context.scale(out), out)
         context.scale_constant(node, index, factor if self.sign == 1 or index == 0 else 1 / factor)
@@ -267,8 +267,8 @@ class Norm(Rule):
     epsilon: float | None = 1e-5
     channel_axis: int | None = -1
 
-    def relate(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.relate`."""
+    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
+        """See :meth:`Rule.link_scales`."""
         editor, system = context.editor, context.system
         x, out, constants = node.input[0], node.output[0], [n for n in node.input[1:] if n]
         if editor.is_constant(x) or any(node.output[1:]) or not all(map(editor.is_constant, constants)):
@@ -304,10 +304,10 @@ class Quantize(Rule):
     def _takes(self, node: onnx.NodeProto, context: Context) -> bool:
         return context.editor.is_constant(node.input[1]) and not context.editor.is_constant(node.input[0])
 
-    def relate(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.relate`."""
+    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
+        """See :meth:`Rule.link_scales`."""
         if not self._takes(node, context):
-            RIGID.relate(node, context)
+            RIGID.link_scales(node, context)
             return
         context.system.fix(node.output[0])
         context.system.demand_uniform(node.input[0])
@@ -324,8 +324,8 @@ class Quantize(Rule):
 class Dequantize(Rule):
     """DequantizeLinear: the step takes the scale."""
 
-    def relate(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.relate`."""
+    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
+        """See :meth:`Rule.link_scales`."""
         context.system.fix(node.input[0])
         if all(map(context.editor.is_constant, node.input)) or not context.editor.is_constant(node.input[1]):
             context.system.fix(node.output[0])

@@ -234,7 +234,7 @@ class ScaleSystem:
         home.positive |= guest.positive
         return True
 
-    def settle(self, order: list[str]) -> dict[str, Array]:
+    def solve(self, order: list[str]) -> dict[str, Array]:
         """Fixes what is still free and returns the scale of every value that is not stored as it is.
 
         The first value in *order* of each component keeps its scale; where there are values of 16-bit types, the one

@@ -13,9 +13,9 @@ from laurel_graph.passes.deploy.deploy import (
     TARGETS,
     check_trained,
     close_inputs,
+    keep_needed_functions,
     mark,
     scales_left,
-    settle_functions,
 )
 from laurel_graph.passes.facts import Forms, Source, ValueTypes
 from laurel_graph.passes.fold.fold import FoldReport, fold
@@ -39,10 +39,10 @@ class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
         """
         check_trained(graph)
         close_inputs(graph)
-        settle_functions(graph, portable=False)  # shapes pass an operator through its body
+        keep_needed_functions(graph, portable=False)  # shapes pass an operator through its body
         known = facts.get(ValueTypes) or ValueTypes.of(graph)
         done = fold(graph, _folder(facts), known.types)
-        settle_functions(graph, portable=False)
+        keep_needed_functions(graph, portable=False)
         sites = tuple(
             SiteChange(s.site, f"{s.operator} became {s.result}: α {s.alpha}, β {s.beta}", s.reason) for s in done.sites
         )
@@ -68,7 +68,7 @@ class Absorb(Pass, name="absorb", requires=NOTHING, ensures=KEPT):
         """Changes weights of skips, in place; hands on the ``Forms`` of those sites."""
         known = facts.get(ValueTypes) or ValueTypes.of(graph)
         sites = absorb_all(graph, base=_folder(facts), types=known.types)
-        settle_functions(graph, portable=False)
+        keep_needed_functions(graph, portable=False)
         taken = [site for site in sites if site.form == "absorbed"]
         report = Report({"absorbed": len(taken), "left": len(sites) - len(taken)}, _changes(sites), detail=sites)
         forms = Forms((*(facts.get(Forms) or Forms()).sites, *taken))
@@ -88,7 +88,7 @@ class Fuse(Pass, name="fuse", requires=NOTHING, ensures=KEPT):
         costs = self.costs or default_costs()
         types = known.types if known is not None else None
         done = fuse(graph, costs, portable=self.portable, base=_folder(facts), types=types)
-        settle_functions(graph, self.portable)
+        keep_needed_functions(graph, self.portable)
         made: list[object] = [Forms((*earlier.sites, *done))]
         if (folded := facts.get(FoldReport)) is not None:
             made.append(replace(folded, scales=scales_left(graph, folded, done)))

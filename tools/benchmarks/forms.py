@@ -24,7 +24,7 @@ from laurel_graph.opset.functions import attach, detach
 from laurel_graph.opset.schema import DOMAIN, Operator
 from laurel_graph.outputs import write as write_file
 from laurel_graph.passes.deploy.choose import FORMS, fuse
-from laurel_graph.passes.deploy.costs import TABLE, CostModel, Place
+from laurel_graph.passes.deploy.costs import TABLE, CostModel, SiteSizes
 
 from .latency import latencies
 
@@ -38,21 +38,21 @@ _TEXTS = (
 )  # fmt: skip
 
 
-def places() -> list[Place]:
+def places() -> list[SiteSizes]:
     """Returns the places that are measured."""
     found = []
     for rows, width, branch, rank in _IMAGES:
-        found.append(Place(True, rows, width, branch, rank))
+        found.append(SiteSizes(True, rows, width, branch, rank))
     for rows, width, branch, rank in _IMAGES[1:3]:
-        found += [Place(True, rows, width, branch, rank, 3), Place(True, rows, width, branch, 0, 3)]
+        found += [SiteSizes(True, rows, width, branch, rank, 3), SiteSizes(True, rows, width, branch, 0, 3)]
     for rows, width, branch, rank in _TEXTS:
-        found += [Place(False, rows, width, branch, rank, 0, norm) for norm in (False, True)]
+        found += [SiteSizes(False, rows, width, branch, rank, 0, norm) for norm in (False, True)]
     for rows, width, branch, rank in _TEXTS[2:4]:
-        found += [Place(False, rows, width, branch, r, 3, norm) for norm in (False, True) for r in (0, rank)]
+        found += [SiteSizes(False, rows, width, branch, r, 3, norm) for norm in (False, True) for r in (0, rank)]
     return found
 
 
-def model_at(place: Place, laurel: bool) -> onnx.ModelProto:
+def model_at(place: SiteSizes, laurel: bool) -> onnx.ModelProto:
     """Returns one residual connection with or without LAuReL, as folding leaves it."""
     rng = np.random.default_rng(0)
     tensors: list[onnx.TensorProto] = []
@@ -107,7 +107,7 @@ def model_at(place: Place, laurel: bool) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
-def measure(place: Place, runs: int = 60) -> dict[str, float]:
+def measure(place: SiteSizes, runs: int = 60) -> dict[str, float]:
     """Returns form to µs more than the plain residual at one place."""
     feeds = {}
     with tempfile.TemporaryDirectory() as folder:

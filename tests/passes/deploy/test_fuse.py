@@ -4,7 +4,7 @@ import pytest
 from deploy_models import DEPLOY_TOLERANCE, copy, largest_difference, laurel_model, operators, refresh
 
 from laurel_graph.passes.deploy.choose import FORMS, fuse
-from laurel_graph.passes.deploy.costs import CostModel, Place, default_costs
+from laurel_graph.passes.deploy.costs import CostModel, SiteSizes, default_costs
 from laurel_graph.passes.fold.fold import fold
 
 TOKENS = "(float[N,5,8] x0) => (float[N,5,8] y)"
@@ -309,7 +309,7 @@ def test_fuse_never_keeps_an_operator_when_the_file_must_be_portable():
 
 def test_costs_know_every_form_of_both_layouts():
     for channels in (True, False):
-        place = Place(channels, rows=196, width=512, branch=128, rank=16)
+        place = SiteSizes(channels, rows=196, width=512, branch=128, rank=16)
         assert all(default_costs().cost(form, place) < 1e9 for form in KEPT)
 
 
