@@ -28,7 +28,7 @@ def source_files(text: str) -> tuple[Path, ...]:
 
 def data_files(source: str) -> tuple[Path, ...]:
     """Returns the files that :func:`laurel_graph.tools.finetuning.data.read_data` reads for *source*."""
-    from laurel_graph.tools.finetuning.data import folder_files
+    from laurel_graph.tools.finetuning.data_files import folder_files
 
     path = Path(source)
     if is_reference(source) or not path.is_dir():

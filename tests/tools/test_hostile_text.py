@@ -19,7 +19,7 @@ from laurel_graph.tools import console
 from laurel_graph.tools.benchmarks.latency import fresh_processes
 from laurel_graph.tools.callables import is_reference
 from laurel_graph.tools.cli import app
-from laurel_graph.tools.finetuning.data import read_data
+from laurel_graph.tools.finetuning.data_files import read_data
 from laurel_graph.tools.finetuning.finetune import finetune
 from laurel_graph.tools.finetuning.options import FinetuneOptions
 from laurel_graph.tools.report import write_report

@@ -13,7 +13,8 @@ from laurel_graph.errors import ConfigError, DataError, ModelError
 from laurel_graph.model_folder import is_folder, layout_of
 from laurel_graph.samples import Sampler
 
-from .data import Data, InputSpec, read_data
+from .data import Data, InputSpec
+from .data_files import read_data
 from .losses import IGNORED
 from .text import LENGTH, TextOptions, is_text, read_text
 

@@ -34,7 +34,8 @@ from laurel_graph.tools.inputs import finetune_files
 
 from . import causal, onnx_task
 from .agreement import compare
-from .data import Data, fit_to_inputs, read_data, split
+from .data import Data, fit_to_inputs, split
+from .data_files import read_data
 from .options import FinetuneOptions
 
 if TYPE_CHECKING:

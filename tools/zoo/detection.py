@@ -38,6 +38,8 @@ from laurel_graph.passes.read_fx.capture import capture
 from laurel_graph.passes.read_onnx.view import view_of
 from laurel_graph.tools.console import note, print_json, print_table
 
+from .kinds import KINDS, optimised, quantised_dynamic, quantised_static, without_shapes
+
 ZOO = Path(__file__).with_name("zoo.json")
 
 
@@ -234,12 +236,12 @@ class Specimen:
     def qdq(self) -> GraphView:
         """Static int8 quantisation, QDQ format."""
         with tempfile.TemporaryDirectory() as folder:
-            return view_of(_quantised_static(self.dynamo(), Path(folder)))
+            return view_of(quantised_static(self.dynamo(), Path(folder)))
 
     def int8(self) -> GraphView:
         """Dynamic int8 quantisation."""
         with tempfile.TemporaryDirectory() as folder:
-            return view_of(_quantised_dynamic(self.dynamo(), Path(folder)))
+            return view_of(quantised_dynamic(self.dynamo(), Path(folder)))
 
     def fp16(self) -> GraphView:
         """Converted to float16, with the casts that stay."""
@@ -248,72 +250,6 @@ class Specimen:
         copy = onnx.ModelProto()
         copy.CopyFrom(self.dynamo())
         return view_of(convert_float_to_float16(copy, keep_io_types=True, disable_shape_infer=True))
-
-
-KINDS = (
-    "symbolic", "export", "dynamic", "decomposed", "onnx", "noshapes", "torchscript", "optimised", "optimised_noshapes",
-    "qdq", "int8", "fp16",
-)  # fmt: skip
-"""Kinds of graph that are made of an architecture."""
-
-
-def without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a copy that states no shape anywhere but in its weights."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.value_info[:]
-    for value in (*copy.graph.input, *copy.graph.output):
-        value.type.tensor_type.ClearField("shape")
-    return copy
-
-
-def optimised(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """Returns *model* as ONNX Runtime writes it after its extended optimisations."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(folder / "optimised.onnx")
-    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return onnx.load(folder / "optimised.onnx")
-
-
-def _quantised_static(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    import numpy as np
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-
-    random = np.random.default_rng(0)
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = [{value.name: self.array(value) for value in model.graph.input}]
-
-        def array(self, value: onnx.ValueInfoProto) -> Any:
-            shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            if np.issubdtype(dtype, np.floating):
-                return random.standard_normal(shape).astype(dtype)
-            return random.integers(1, 2, shape).astype(dtype)
-
-        def get_next(self) -> Any:
-            return self.left.pop() if self.left else None
-
-    onnx.save(model, folder / "model.onnx")
-    quantize_static(folder / "model.onnx", folder / "qdq.onnx", Reader(), quant_format=QuantFormat.QDQ)
-    return onnx.load(folder / "qdq.onnx")
-
-
-def _quantised_dynamic(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    from onnxruntime.quantization import quantize_dynamic
-
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.value_info[:]
-    onnx.save(bare, folder / "model.onnx")
-    quantize_dynamic(folder / "model.onnx", folder / "int8.onnx")
-    return onnx.load(folder / "int8.onnx")
 
 
 def score(entry: Entry, kind: str, view: GraphView) -> tuple[Row, Detection]:

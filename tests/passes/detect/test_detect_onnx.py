@@ -14,7 +14,7 @@ from laurel_graph.passes.detect.reasons import REASONS
 from laurel_graph.passes.detect.rule import MOST_OPERANDS, detect
 from laurel_graph.passes.read_onnx.view import view_of
 from laurel_graph.tools.benchmarks.detection import deep_model
-from laurel_graph.tools.zoo.detection import without_shapes
+from laurel_graph.tools.zoo.kinds import without_shapes
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>'
 WEIGHTS = "<float[4,4] w = {0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}, float[4] g = {1,1,1,1}>"

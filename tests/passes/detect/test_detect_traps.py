@@ -17,7 +17,7 @@ from laurel_graph.graph_view import Role
 from laurel_graph.passes.detect.rule import detect
 from laurel_graph.passes.read_fx.capture import capture
 from laurel_graph.passes.read_onnx.view import view_of
-from laurel_graph.tools.zoo.detection import optimised, without_shapes
+from laurel_graph.tools.zoo.kinds import optimised, without_shapes
 
 D = 8
 TOKENS = (2, 4, D)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from laurel_graph.errors import ConfigError, DataError
-from laurel_graph.tools.finetuning.data import Data, InputSpec, fit_to_inputs, read_data, split
+from laurel_graph.tools.finetuning.data import Data, InputSpec, fit_to_inputs, split
+from laurel_graph.tools.finetuning.data_files import read_data
 
 X = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
 Y = np.array([0, 1, 2, 1])

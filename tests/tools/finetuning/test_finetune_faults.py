@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.errors import ConfigError, DataError, TrainingError
-from laurel_graph.tools.finetuning.data import Data, read_data
+from laurel_graph.tools.finetuning.data import Data
+from laurel_graph.tools.finetuning.data_files import read_data
 from laurel_graph.tools.finetuning.finetune import FinetuneOptions, finetune
 
 OWN = """
