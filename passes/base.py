@@ -362,7 +362,7 @@ def _run_foreign(each: Pass, graph: Graph, facts: Facts) -> PassResult:
         result = each.run(graph, facts)
     except LaurelError:
         raise
-    except Exception as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises; sys.exit(0) would pass for success
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise RewriteError(
             f"pass {each.name!r} failed with {type(error).__name__}: {printable(str(error), 300)} "

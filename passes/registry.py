@@ -69,7 +69,7 @@ def pass_class(name: str) -> Any:
         )
     try:
         return _foreign()[name].load()
-    except Exception as error:  # a foreign package is imported here
+    except (Exception, SystemExit) as error:  # a foreign package is imported here
         raise ConfigError(
             f"pass {name!r} cannot be loaded from {_foreign()[name].value!r}: {type(error).__name__}: {error}."
         ) from error
@@ -94,7 +94,7 @@ def load_attribute(reference: str) -> Any:
         return getattr(import_module(module), attribute)
     except AttributeError:
         raise ConfigError(f"pass {reference!r}: module {module!r} has no {attribute!r}.") from None
-    except Exception as error:  # a user's module is imported here
+    except (Exception, SystemExit) as error:  # a user's module is imported here
         raise ConfigError(
             f"pass {reference!r}: module {module!r} cannot be imported ({type(error).__name__}: {error})."
         ) from error

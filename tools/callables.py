@@ -83,7 +83,7 @@ def load_attribute(reference: str, option: str) -> Any:
     try:
         with current_folder():
             module = import_module(module_name)
-    except Exception as error:  # whatever the user's own code raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises when it is imported
         why = error if isinstance(error, ModuleNotFoundError) else told(error)
         raise ConfigError(f"{option} = {reference!r}: module {module_name!r} cannot be imported ({why}).") from error
     if not hasattr(module, name):
@@ -111,7 +111,7 @@ def guarded(function: Callable[..., Any], reference: str, option: str) -> Callab
             return function(*args)
         except LaurelError:
             raise
-        except Exception as error:  # whatever the user's own code raises
+        except (Exception, SystemExit) as error:  # whatever the user's own code raises
             raise ConfigError(f"{option} = {reference!r} failed with {told(error)}.") from error
 
     return call_it

@@ -128,7 +128,7 @@ def load_plugin(module: str) -> None:
     try:
         import_module(module)
         _plugins.append(module)
-    except Exception as error:  # whatever the user's own code raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises when it is imported
         raise ConfigError(f"the plugin {module!r} cannot be imported: {type(error).__name__}: {error}.") from error
 
 

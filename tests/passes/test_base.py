@@ -1,6 +1,7 @@
 """The contract of a pass: composition, facts, options, invariants, the trace, passes of a user's own."""
 
 import json
+import sys
 from dataclasses import FrozenInstanceError, dataclass, field
 
 import numpy as np
@@ -22,6 +23,7 @@ from laurel_graph.passes.standard.changing import Export, Head, Insert, Remove
 from laurel_graph.passes.standard.comparing import Verify
 from laurel_graph.passes.standard.finding import Detect, Select
 from laurel_graph.passes.standard.serving import Absorb, Fold, Fuse, Mark
+from laurel_graph.variants.registry import load_plugin
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17], producer_name: "hand">
 mlp (float[N, 8] x) => (float[N, 8] y)
@@ -351,16 +353,29 @@ def test_a_pass_of_ones_own_that_fails_is_named_with_its_line():
     def lost(model):
         raise KeyError("nothing")
 
+    def quits(model):  # a program that ended here would tell its shell that all went well
+        sys.exit(0)
+
     def unsound(model):
         del model.graph.node[0]
 
     for function, error, words in (
         (lost, RewriteError, "'lost' failed with KeyError.*test_base.py"),
+        (quits, RewriteError, "'quits' failed with SystemExit.*test_base.py"),
         (unsound, ModelError, "'unsound' left a graph that is not sound"),
         (lambda model: 3, ModelError, "returned int: expected a ModelProto"),
     ):
         with pytest.raises(error, match=words):
             Pipeline([as_pass(function, function.__name__)]).run(mlp())
+
+
+def test_a_module_that_ends_the_program_when_imported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "quits_at_import.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="'quits_at_import' cannot be imported \\(SystemExit"):
+        parse_pass("quits_at_import:anything")
+    with pytest.raises(ConfigError, match="plugin 'quits_at_import' cannot be imported: SystemExit"):
+        load_plugin("quits_at_import")
 
 
 def test_errors_of_our_passes_come_through_a_pipeline():
