@@ -138,3 +138,15 @@ def printable(text: str, longest: int | None = None) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def foreign_text(error: BaseException, longest: int = 300) -> str:
+    """Returns the message of an error that code of the user's own raised, on one line, fit for a terminal.
+
+    Such an error may fail to tell what it is.
+    """
+    try:
+        text = str(error)
+    except Exception:  # its own __str__ raises
+        text = "it cannot say what it is"
+    return printable(" ".join(text.split()), longest)

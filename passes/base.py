@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar, cast
 
 from laurel_graph.errors import ConfigError, LaurelError, ModelError, RewriteError
-from laurel_graph.names import printable
+from laurel_graph.names import foreign_text
 
 from .graphsurgeon import is_graph, wants_graph
 
@@ -365,7 +365,7 @@ def _run_foreign(each: Pass, graph: Graph, facts: Facts) -> PassResult:
     except (Exception, SystemExit) as error:  # whatever the user's own code raises; sys.exit(0) would pass for success
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise RewriteError(
-            f"pass {each.name!r} failed with {type(error).__name__}: {printable(str(error), 300)} "
+            f"pass {each.name!r} failed with {type(error).__name__}: {foreign_text(error)} "
             f"({place.filename}, line {place.lineno})."
         ) from error
     if not isinstance(result, PassResult):

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from laurel_graph.errors import ConfigError, near
+from laurel_graph.names import foreign_text
 
 from .base import FunctionPass, Pass
 from .options import build
@@ -71,7 +72,7 @@ def pass_class(name: str) -> Any:
         return _foreign()[name].load()
     except (Exception, SystemExit) as error:  # a foreign package is imported here
         raise ConfigError(
-            f"pass {name!r} cannot be loaded from {_foreign()[name].value!r}: {type(error).__name__}: {error}."
+            f"pass {name!r} cannot be loaded from {_foreign()[name].value!r}: {type(error).__name__}: {foreign_text(error)}."
         ) from error
 
 
@@ -96,7 +97,7 @@ def load_attribute(reference: str) -> Any:
         raise ConfigError(f"pass {reference!r}: module {module!r} has no {attribute!r}.") from None
     except (Exception, SystemExit) as error:  # a user's module is imported here
         raise ConfigError(
-            f"pass {reference!r}: module {module!r} cannot be imported ({type(error).__name__}: {error})."
+            f"pass {reference!r}: module {module!r} cannot be imported ({type(error).__name__}: {foreign_text(error)})."
         ) from error
 
 

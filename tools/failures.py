@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from laurel_graph.errors import DataError
+from laurel_graph.names import foreign_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,7 +24,7 @@ def told(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     libraries = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<")) and not _ours(frame.filename)]
-    text = " ".join(str(error).split())[:_LONGEST]
+    text = foreign_text(error, _LONGEST)
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {text}{place}"
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TypeVar
 
 from ..errors import ConfigError, UnknownVariantError
-from ..names import LONGEST, printable
+from ..names import LONGEST, foreign_text, printable
 from .lr import LowRank
 from .pa import Previous
 from .rw import Weights
@@ -129,7 +129,9 @@ def load_plugin(module: str) -> None:
         import_module(module)
         _plugins.append(module)
     except (Exception, SystemExit) as error:  # whatever the user's own code raises when it is imported
-        raise ConfigError(f"the plugin {module!r} cannot be imported: {type(error).__name__}: {error}.") from error
+        raise ConfigError(
+            f"the plugin {module!r} cannot be imported: {type(error).__name__}: {foreign_text(error)}."
+        ) from error
 
 
 def plugins() -> tuple[str, ...]:
@@ -148,5 +150,5 @@ def _load_installed() -> None:
             entry.load()
         except Exception as error:  # whatever the package raises when it is imported
             _failures.append(
-                f"the entry point {entry.name} = {entry.value} failed with {type(error).__name__}: {error}"
+                f"the entry point {entry.name} = {entry.value} failed with {type(error).__name__}: {foreign_text(error)}"
             )

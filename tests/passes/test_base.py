@@ -434,3 +434,24 @@ def test_a_config_is_hashable_and_may_be_a_variant_or_a_mapping():
             lg.transform(mlp(), wrong)
     with pytest.raises(ModelError, match=r"a ModelProto or a gs\.Graph, found a int"):
         lg.deploy(3)
+
+
+class _Silent(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+class _Loud(Exception):
+    def __str__(self):
+        return "red \x1b[31m and\nnew lines"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(_Silent(), "cannot say what it is"), (_Loud(), r"red \\x1b\[31m and new")]
+)
+def test_an_error_of_a_users_own_is_told_whatever_its_text_does(error, words):
+    def failing(model):
+        raise error
+
+    with pytest.raises(RewriteError, match=words):
+        Pipeline((FunctionPass(failing),)).run(mlp())
