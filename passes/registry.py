@@ -72,7 +72,8 @@ def pass_class(name: str) -> Any:
         return _foreign()[name].load()
     except (Exception, SystemExit) as error:  # a foreign package is imported here
         raise ConfigError(
-            f"pass {name!r} cannot be loaded from {_foreign()[name].value!r}: {type(error).__name__}: {foreign_text(error)}."
+            f"pass {name!r} cannot be loaded from {_foreign()[name].value!r}: {type(error).__name__}: "
+            f"{foreign_text(error)}."
         ) from error
 
 

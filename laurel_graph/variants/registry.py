@@ -150,5 +150,6 @@ def _load_installed() -> None:
             entry.load()
         except Exception as error:  # whatever the package raises when it is imported
             _failures.append(
-                f"the entry point {entry.name} = {entry.value} failed with {type(error).__name__}: {foreign_text(error)}"
+                f"the entry point {entry.name} = {entry.value} failed with {type(error).__name__}: "
+                f"{foreign_text(error)}"
             )
