@@ -148,7 +148,7 @@ def _load_installed() -> None:
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
-        except Exception as error:  # whatever the package raises when it is imported
+        except (Exception, SystemExit) as error:  # whatever the package raises when it is imported
             _failures.append(
                 f"the entry point {entry.name} = {entry.value} failed with {type(error).__name__}: "
                 f"{foreign_text(error)}"

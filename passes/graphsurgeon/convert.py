@@ -91,7 +91,8 @@ def _imported(model: ModelProto, base: str | Path = "") -> gs.Graph:
     copy = ModelProto()
     copy.CopyFrom(model)  # graphsurgeon renames tensors in place
     try:
-        graph = gs.import_onnx(copy)
+        with gs.logger.G_LOGGER.suppress():  # it prints to stdout, where results go
+            graph = gs.import_onnx(copy)
     except Exception as error:  # whatever it cannot hold shows as an error of its own, or of a library below
         raise ModelError(f"onnx-graphsurgeon cannot hold this model ({type(error).__name__}: {error}).") from error
     for tensor in graph.tensors().values():
@@ -105,7 +106,8 @@ def _exported(graph: gs.Graph) -> ModelProto:
     import onnx_graphsurgeon as gs
 
     try:
-        made: ModelProto = gs.export_onnx(graph, do_type_check=False)
+        with gs.logger.G_LOGGER.suppress():
+            made: ModelProto = gs.export_onnx(graph, do_type_check=False)
     except Exception as error:
         raise ModelError(f"onnx-graphsurgeon cannot write this graph ({type(error).__name__}: {error}).") from error
     for tensor in made.graph.initializer:

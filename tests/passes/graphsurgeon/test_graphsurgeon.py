@@ -297,3 +297,11 @@ def test_a_deployed_file_that_lost_its_marks_is_not_taken_for_a_trained_one():
     assert not needs_recovery(by_hand)
     with pytest.raises(ModelError):
         remove(by_hand)
+
+
+def test_graphsurgeon_prints_nothing_where_results_go(capsys):
+    model = network()
+    for node in model.graph.node:
+        node.name = "same"
+    to_model(to_graph(model))
+    assert capsys.readouterr().out == ""
