@@ -6,6 +6,7 @@ becomes the residual. That costs some time per operator, and ``torch.compile(ful
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ ADD_NAMES = frozenset(("add", "add_", "__add__", "__radd__", "__iadd__", "iadd")
 MODULE_CALL = nn.Module._call_impl.__code__
 """The code of the frame in which a module's forward is called."""
 
-TRACING = fx.Tracer.trace.__code__
+TRACING = inspect.unwrap(fx.Tracer.trace).__code__  # torch.compile puts a wrapper around it
 """The code of the frame in which the forward of a model that is traced symbolically is called."""
 
 

@@ -88,7 +88,8 @@ def test_report_is_a_page_of_our_own_markup_when_names_are_hostile(hostile_file,
 
 
 @pytest.mark.parametrize("command", ["inspect", "report"])
-def test_commands_print_what_cannot_act_when_names_are_hostile(command, hostile_file, tmp_path, capsys):
+def test_commands_print_what_cannot_act_when_names_are_hostile(command, hostile_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")  # names stay whole
     plain = hostile_file.with_name("[red]{{7*7}}.onnx")
     options = ["-o", str(tmp_path / "page.html")] if command == "report" else []
     app([command, str(plain), *options], standalone_mode=False)

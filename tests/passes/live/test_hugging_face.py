@@ -11,6 +11,16 @@ import laurel_graph as lg
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _trainers_leave_nothing_behind():
+    """A Trainer fixes the precision of every later Accelerator of the process."""
+    yield
+    state = pytest.importorskip("accelerate.state")
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    state.GradientState._reset_state()
+
+
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
