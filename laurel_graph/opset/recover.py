@@ -8,7 +8,6 @@ names ``laurel.<site>.<tensor>`` say most of it again. What they do not say is l
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,9 +25,6 @@ from .laurel_node import LaurelNode
 from .schema import (
     METADATA_CONFIG,
     METADATA_DEPLOYED,
-    METADATA_FORMAT,
-    METADATA_SITES,
-    METADATA_UNDO,
     PREFIX,
     Operator,
     laurel_nodes,
@@ -37,7 +33,7 @@ from .schema import (
     tensor_name,
     unknown_operator,
 )
-from .undo import read_undo
+from .undo import new_undo, read_undo, write_records
 
 DEPLOYED = "Part of a deployed model: its weights are folded; train and remove in the file it was made from."
 """The doc string of function bodies in deployed files: tools that drop the model's metadata keep it."""
@@ -96,29 +92,13 @@ def recover(model: ModelProto) -> Recovered:
     types = tensor_types(model)[0]
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     sites = [site for site in _sites(model, held, types) if site.name not in known]
-    undo = read_undo(model) or {
-        "ir_version": model.ir_version if model.HasField("ir_version") else None,
-        "domain": True,
-        "metadata": [],
-        "nodes": [],
-        "tensors": [],
-        "inputs": [],
-    }
+    undo = read_undo(model) or {**new_undo(model, domain=True), "metadata": []}  # what is left of ours
     ours = [name for name in held if any(name.startswith(tensor_name(site.name, "")) for site in sites)]
     undo["tensors"] += ours
     undo["inputs"] += [value.name for value in model.graph.input if value.name in ours]
     undo["nodes"] += [_before(node) for site in sites for node in site.nodes]
-    values = {
-        METADATA_FORMAT: "1",
-        METADATA_CONFIG: read_metadata(model, METADATA_CONFIG) or LaurelConfig().to_json(),
-        METADATA_SITES: json.dumps([spec.to_dict() for spec in (*known.values(), *(site.spec for site in sites))]),
-        METADATA_UNDO: json.dumps(undo),
-    }
-    kept = [prop for prop in model.metadata_props if prop.key not in values]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
-    for key, value in values.items():
-        model.metadata_props.add(key=key, value=value)
+    config = read_metadata(model, METADATA_CONFIG) or LaurelConfig().to_json()
+    write_records(model, config, (*known.values(), *(site.spec for site in sites)), undo)
     attach(model)
     return Recovered([site.name for site in sites], list(_lost(model, sites)))
 

@@ -51,6 +51,8 @@ PREFIX = "laurel"
 """First part of every initializer, parameter and metadata name of ours."""
 
 METADATA_FORMAT = "laurel.format"
+RECORDS_FORMAT = "1"
+"""Version of the records that a transformed model carries."""
 METADATA_CONFIG = "laurel.config"
 METADATA_SITES = "laurel.sites"
 METADATA_UNDO = "laurel.undo"

@@ -1,14 +1,81 @@
-"""The record that an insertion leaves in a model's metadata: what the graph was before. It is read, not trusted."""
+"""The records that an insertion leaves in a model's metadata: what was put in, and what the graph was before.
+
+They are read, not trusted.
+"""
 
 from __future__ import annotations
 
 import base64
-from typing import Any
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto
 
-from .schema import METADATA_UNDO, PREFIX, damaged, read_json
+from ..config import SiteSpec
+from .schema import (
+    METADATA_CONFIG,
+    METADATA_FORMAT,
+    METADATA_SITES,
+    METADATA_UNDO,
+    PREFIX,
+    RECORDS_FORMAT,
+    damaged,
+    read_json,
+)
+
+RECORDS: Final = (METADATA_FORMAT, METADATA_CONFIG, METADATA_SITES, METADATA_UNDO)
+"""The keys of the metadata that an insertion writes, in their order in the file."""
+
+
+def new_undo(model: ModelProto, *, domain: bool) -> dict[str, Any]:
+    """Returns the record of a model into which nothing was put yet; for its keys see :func:`read_undo`.
+
+    Args:
+        model: the model.
+        domain: whether the import of ours will come with the first insertion.
+    """
+    return {
+        "ir_version": model.ir_version if model.HasField("ir_version") else None,
+        "domain": domain,
+        "metadata": [[prop.key, prop.value] for prop in model.metadata_props if prop.key in RECORDS],
+        "nodes": [],
+        "tensors": [],
+        "inputs": [],
+    }
+
+
+def write_records(
+    model: ModelProto, config: str, specs: Iterable[SiteSpec], undo: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the records of what was put into *model*, in place of those that it has.
+
+    Args:
+        model: the model; its metadata changes.
+        config: the configuration as JSON.
+        specs: every site.
+        undo: what the graph was before; ``None`` where it came with the sites.
+    """
+    values = {
+        METADATA_FORMAT: RECORDS_FORMAT,
+        METADATA_CONFIG: config,
+        METADATA_SITES: json.dumps([spec.to_dict() for spec in specs]),
+    }
+    put_records(model, values if undo is None else {**values, METADATA_UNDO: json.dumps(undo)})
+
+
+def put_records(model: ModelProto, values: Mapping[str, str]) -> None:
+    """Makes *values*, by key of :data:`RECORDS`, the only records of *model*; keys that it has keep their place."""
+    left = dict(values)
+    for index, prop in reversed(list(enumerate(model.metadata_props))):
+        if prop.key in left:
+            prop.value = left.pop(prop.key)
+        elif prop.key in RECORDS:
+            del model.metadata_props[index]
+    for key in RECORDS:
+        if key in left:
+            model.metadata_props.add(key=key, value=left[key])
 
 
 def read_undo(model: ModelProto) -> dict[str, Any] | None:

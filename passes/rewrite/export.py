@@ -25,16 +25,9 @@ from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.nodes import ELEMENT_TYPES
-from laurel_graph.opset.schema import (
-    METADATA_BASE,
-    METADATA_CONFIG,
-    METADATA_FORMAT,
-    METADATA_SITES,
-    PREFIX,
-    laurel_nodes,
-    tensor_name,
-)
+from laurel_graph.opset.schema import METADATA_BASE, PREFIX, laurel_nodes, tensor_name
 from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
+from laurel_graph.opset.undo import write_records
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
 from laurel_graph.passes.read_fx.axes import check_open, open_program
@@ -45,9 +38,6 @@ from laurel_graph.torch_residual.module import CONFIG, laurel_modules
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
-
-FORMAT = "1"
-"""Version of the metadata that the file carries."""
 
 IN_MEMORY = 2**30
 """Bytes of weights up to which the file is made in memory; above, the weights go into a file beside it."""
@@ -215,9 +205,7 @@ def finish(model: onnx.ModelProto, module: nn.Module) -> None:
     specs = [own_spec(modules[site]) for site in calls]
     if specs:
         config = getattr(module, "meta", {}).get(CONFIG) or common_config(specs).to_json()
-        sites = json.dumps([spec.to_dict() for spec in specs])
-        for key, value in ((METADATA_FORMAT, FORMAT), (METADATA_CONFIG, config), (METADATA_SITES, sites)):
-            model.metadata_props.add(key=key, value=value)
+        write_records(model, config, specs)
         base = json.dumps(module_digests(module))
         model.metadata_props.add(key=METADATA_BASE, value=base)
     attach(model)

@@ -9,7 +9,6 @@ the model untouched.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,24 +23,9 @@ from laurel_graph.onnx_model.tensors import make_tensor
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.nodes import ELEMENT_TYPES
-from laurel_graph.opset.schema import (
-    DOMAIN,
-    METADATA_CONFIG,
-    METADATA_FORMAT,
-    METADATA_SITES,
-    METADATA_UNDO,
-    Operator,
-    read_metadata,
-    read_specs,
-    tensor_name,
-)
-from laurel_graph.opset.undo import old_node, read_undo
+from laurel_graph.opset.schema import DOMAIN, METADATA_SITES, Operator, read_metadata, read_specs, tensor_name
+from laurel_graph.opset.undo import new_undo, old_node, put_records, read_undo, write_records
 from laurel_graph.passes.read_onnx.fused_adds import Join, take_apart
-
-FORMAT = "1"
-"""Version of the metadata that a transformed model carries."""
-
-_OURS = (METADATA_FORMAT, METADATA_CONFIG, METADATA_SITES, METADATA_UNDO)
 
 
 @dataclass(frozen=True)
@@ -105,14 +89,7 @@ def insert(
     edits = _Inserter(model, known).plan(plans)
     if not plans:
         return InsertReport((), (), 0)
-    undo = read_undo(model) or {
-        "ir_version": model.ir_version if model.HasField("ir_version") else None,
-        "domain": not any(entry.domain == DOMAIN for entry in model.opset_import),
-        "metadata": [[prop.key, prop.value] for prop in model.metadata_props if prop.key in _OURS],
-        "nodes": [],
-        "tensors": [],
-        "inputs": [],
-    }
+    undo = read_undo(model) or new_undo(model, domain=all(entry.domain != DOMAIN for entry in model.opset_import))
     undo["nodes"] += _apply(edits.nodes)
     model.graph.initializer.extend(edits.tensors)
     undo["tensors"] += [tensor.name for tensor in edits.tensors]
@@ -120,16 +97,7 @@ def insert(
         for tensor in edits.tensors:
             model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         undo["inputs"] += [tensor.name for tensor in edits.tensors]
-    specs = [*known.values(), *(plan.spec for plan in plans)]
-    _write_metadata(
-        model,
-        {
-            METADATA_FORMAT: FORMAT,
-            METADATA_CONFIG: config.to_json(),
-            METADATA_SITES: json.dumps([spec.to_dict() for spec in specs]),
-            METADATA_UNDO: json.dumps(undo),
-        },
-    )
+    write_records(model, config.to_json(), (*known.values(), *(plan.spec for plan in plans)), undo)
     attach(model)
     return InsertReport(
         tuple(plan.spec.site for plan in plans),
@@ -168,7 +136,7 @@ def remove(model: ModelProto) -> None:
     ours = set(undo["tensors"])
     _drop(model.graph.initializer, ours)
     _drop(model.graph.input, set(undo["inputs"]))
-    _write_metadata(model, dict(undo["metadata"]))
+    put_records(model, dict(undo["metadata"]))
     attach(model)
     if undo["domain"]:
         for index, entry in reversed(list(enumerate(model.opset_import))):
@@ -203,18 +171,6 @@ def _drop(items: Any, names: set[str]) -> None:
     for index, item in reversed(list(enumerate(items))):
         if item.name in names:
             del items[index]
-
-
-def _write_metadata(model: ModelProto, values: dict[str, str]) -> None:
-    """Makes *values* the model's metadata of ours, keeping the place of keys that are there already."""
-    for index, prop in reversed(list(enumerate(model.metadata_props))):
-        if prop.key in values:
-            prop.value = values.pop(prop.key)
-        elif prop.key in _OURS:
-            del model.metadata_props[index]
-    for key in _OURS:
-        if key in values:
-            model.metadata_props.add(key=key, value=values[key])
 
 
 def _key(node: NodeProto) -> str:
