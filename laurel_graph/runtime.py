@@ -264,12 +264,18 @@ _LONGEST = 600
 """Characters of a complaint of ONNX Runtime that a message of ours takes over."""
 
 
-def used_operators(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Returns the type names of ``ai.laurel`` that stand in the nodes of a model file, without reading its weights.
+def used_operators(model: str | os.PathLike[str] | onnx.ModelProto) -> tuple[str, ...]:
+    """Returns the type names of ``ai.laurel`` that stand in the nodes of a model; no weights of a file are read.
 
     A file that is no ONNX model gives an empty tuple.
     """
-    with Path(path).open("rb") as file:
+    if not isinstance(model, (str, os.PathLike)):
+        from .onnx_model.walk import graphs_of
+        from .opset.schema import laurel_nodes
+
+        nodes = [node for graph in graphs_of(model.graph) for node in laurel_nodes(graph)]
+        return tuple(sorted({node.op_type for node in nodes}))
+    with Path(model).open("rb") as file:
         try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:  # an empty file

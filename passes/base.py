@@ -164,7 +164,9 @@ class Pass:
 
     Class arguments of a subclass: ``name`` (what ``--pass`` calls it), ``takes`` (the kinds of graph, :data:`ONNX`,
     :data:`TORCH` or both), ``requires`` and ``ensures`` (invariants before and after, checked when asked; see
-    :mod:`laurel_graph.passes.invariants`), ``last`` (it looks at the file that is written, so that nothing follows).
+    :mod:`laurel_graph.passes.invariants`), ``last`` (it looks at the file that is written, so that nothing follows),
+    ``compares`` (it needs the graph that came in, a :class:`~laurel_graph.passes.facts.Reference`, of which a copy is
+    kept for it).
     """
 
     name: ClassVar[str] = ""
@@ -172,6 +174,7 @@ class Pass:
     requires: ClassVar[tuple[str, ...]] = ()
     ensures: ClassVar[tuple[str, ...]] = ()
     last: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     def __init_subclass__(
         cls,
@@ -180,6 +183,7 @@ class Pass:
         requires: Sequence[str] | None = None,
         ensures: Sequence[str] | None = None,
         last: bool | None = None,
+        compares: bool | None = None,
     ) -> None:
         super().__init_subclass__()
         cls.name = name or cls.__dict__.get("name", "") or cls.__name__
@@ -187,6 +191,7 @@ class Pass:
             if value is not None:
                 setattr(cls, key, tuple(value))
         cls.last = cls.last if last is None else last
+        cls.compares = cls.compares if compares is None else compares
 
     def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
         """Runs the pass; *graph* may be changed in place.

@@ -13,6 +13,7 @@ from onnx import ModelProto
 from laurel_graph.errors import ModelError
 from laurel_graph.model_folder import graph_path
 from laurel_graph.onnx_model import file as onnx_file
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.outputs import check_outputs, staged
 from laurel_graph.outputs.models import model_files, stage_model, write_model
@@ -54,9 +55,7 @@ def as_file(model: Any) -> Iterator[Path]:
         )
     with TemporaryDirectory(prefix="laurel-") as name:
         path = Path(name) / "model.onnx"
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        write_model(copy, path, Path(folder) / "model.onnx" if has_external_weights(model) else None)
+        write_model(copy_of(model), path, Path(folder) / "model.onnx" if has_external_weights(model) else None)
         yield path
 
 
@@ -116,15 +115,13 @@ def run_on_file(
     spill = has_external_weights(model) if spill is None else spill
     known = Facts(Source(source, source.parent, str(source)))
     if compares(pipeline):
-        kept = ModelProto()
-        kept.CopyFrom(model)
-        known = known.plus(Facts(Reference(kept, source)))
+        known = known.plus(Facts(Reference(copy_of(model), source)))
     return write_result(pipeline, model, staged(output, read), source, known.plus(facts), spill)
 
 
 def compares(pipeline: Pipeline) -> bool:
-    """Whether the last pass looks at the file and holds it against the original."""
-    return bool(pipeline.passes) and pipeline.passes[-1].last
+    """Whether the last pass holds what was made against the original."""
+    return bool(pipeline.passes) and pipeline.passes[-1].compares
 
 
 def write_result(

@@ -92,7 +92,7 @@ def _out_of_order(model: ModelProto, _: object) -> str:
 
 
 def _misplaced(graph: GraphProto) -> str:
-    from laurel_graph.onnx_model.editor import captured_names
+    from laurel_graph.onnx_model.walk import captured_names
 
     made_here = {name for node in graph.node for name in node.output}
     made: set[str] = {""}

@@ -161,7 +161,7 @@ def _steps(graph: GraphProto) -> Iterator[Step]:
     yield Step((), entries, entry=True)
     yield from (Step((), (name,), (name,)) for name in stored)
     for node in graph.node:
-        inputs, inner = [name for name in node.input if name], list(subgraphs(node))
+        inputs, inner = [name for name in node.input if name], subgraphs(node)
         weights = [node.output[0]] if node.op_type == "Constant" and node.output else []
         for one in (part for body in inner for part in graphs_of(body)):
             weights += [tensor.name for tensor in one.initializer]

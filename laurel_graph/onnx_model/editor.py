@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from .element_range import UnfitError, fits
 from .shapes import Types, tensor_types
 from .tensors import inlined
-from .walk import subgraphs
+from .walk import attribute_of, captured_names, inner_names
 
 Array = NDArray[Any]
 
@@ -37,15 +37,6 @@ _OVERRIDABLE = 4
 _EVALUATED = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast", "ConstantOfShape")
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Returns the value of an attribute of *node*, or *default*; text is decoded."""
-    for item in node.attribute:
-        if item.name == name:
-            value = onnx.helper.get_attribute_value(item)
-            return value.decode() if isinstance(value, bytes) else value
-    return default
-
-
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
     """Returns a copy of a node that may be edited; a Constant, which may be large and is not, stays itself."""
     if node.op_type == "Constant":
@@ -62,28 +53,6 @@ def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
             del node.attribute[i]
             break
     node.attribute.append(onnx.helper.make_attribute(name, value))
-
-
-def _inner_names(node: onnx.NodeProto) -> set[str]:
-    """Returns every name that the subgraphs of *node* make; no outer value may take one of them."""
-    names: set[str] = set()
-    for graph in subgraphs(node):
-        names.update(value.name for value in (*graph.input, *graph.initializer))
-        for inner in graph.node:
-            names.update(inner.output)
-            names |= _inner_names(inner)
-    return names
-
-
-def captured_names(node: onnx.NodeProto) -> set[str]:
-    """Returns every name that the subgraphs of *node* read; inner names may be among them."""
-    names: set[str] = set()
-    for graph in subgraphs(node):
-        names.update(value.name for value in graph.output)
-        for inner in graph.node:
-            names.update(inner.input)
-            names |= captured_names(inner)
-    return names - {""}
 
 
 class GraphEditor:
@@ -140,7 +109,7 @@ class GraphEditor:
                 self._names.add(name)
         captured = captured_names(node)
         self.captured |= captured
-        self._names |= captured | _inner_names(node)
+        self._names |= captured | inner_names(node)
 
     @property
     def opset(self) -> int:
@@ -197,7 +166,7 @@ class GraphEditor:
     def is_inference_norm(self, node: onnx.NodeProto) -> bool:
         """Whether a BatchNormalization is the same diagonal linear map in every run."""
         constants = all(map(self.is_constant, node.input[1:5]))
-        return constants and not attribute(node, "training_mode", 0) and len(node.output) == 1
+        return constants and not attribute_of(node, "training_mode", 0) and len(node.output) == 1
 
     def constant(self, name: str) -> Array | None:
         """Returns a constant's value: an initializer, a Constant node, or a cast, transpose or reshape of one."""
@@ -219,18 +188,18 @@ class GraphEditor:
         if data is None or node.op_type == "Identity":
             return data
         if node.op_type == "ConstantOfShape":
-            fill = attribute(node, "value")
+            fill = attribute_of(node, "value")
             return np.full([int(d) for d in data], self._array(fill)[0] if fill is not None else np.float32(0))
         if node.op_type == "Cast":
-            return data.astype(onnx.helper.tensor_dtype_to_np_dtype(attribute(node, "to")))
+            return data.astype(onnx.helper.tensor_dtype_to_np_dtype(attribute_of(node, "to")))
         if node.op_type == "Transpose":
-            return data.transpose(attribute(node, "perm"))
-        extra = self.constant(node.input[1]) if len(node.input) > 1 else np.asarray(attribute(node, "axes", ()))
+            return data.transpose(attribute_of(node, "perm"))
+        extra = self.constant(node.input[1]) if len(node.input) > 1 else np.asarray(attribute_of(node, "axes", ()))
         if extra is None:
             return None
         values = [int(v) for v in extra]
         if node.op_type == "Reshape":
-            if not attribute(node, "allowzero", 0):
+            if not attribute_of(node, "allowzero", 0):
                 values = [data.shape[i] if v == 0 else v for i, v in enumerate(values)]
             return data.reshape(values)
         if node.op_type == "Squeeze":

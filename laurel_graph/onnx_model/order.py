@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Sequence
 import onnx
 
 from ..errors import ModelError
-from .shapes import bodies
+from .walk import subgraphs
 
 
 def in_order(nodes: Sequence[onnx.NodeProto], model: str) -> Iterator[onnx.NodeProto]:
@@ -45,13 +45,8 @@ def in_order(nodes: Sequence[onnx.NodeProto], model: str) -> Iterator[onnx.NodeP
 
 def _reads(node: onnx.NodeProto, makers: Container[str]) -> list[str]:
     """Which names of *makers* a node reads, the graphs inside it included."""
-    found = [name for name in node.input if name in makers]
-    for body in bodies(node):
-        inside = {name for inner in body.node for name in inner.output} | {value.name for value in body.input}
-        for inner in body.node:
-            found += [name for name in _reads(inner, makers) if name not in inside]
-        found += [value.name for value in body.output if value.name not in inside and value.name in makers]
-    return found
+    read = [*node.input, *(name for body in subgraphs(node) for name in free_names(body))]
+    return [name for name in read if name in makers]
 
 
 def free_names(graph: onnx.GraphProto) -> list[str]:
@@ -59,7 +54,7 @@ def free_names(graph: onnx.GraphProto) -> list[str]:
     own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     found: dict[str, None] = {}
     for node in graph.node:
-        names = [*filter(None, node.input), *(name for body in bodies(node) for name in free_names(body))]
+        names = [*filter(None, node.input), *(name for body in subgraphs(node) for name in free_names(body))]
         found.update((name, None) for name in names if name not in own)
         own.update(node.output)
     found.update((o.name, None) for o in graph.output if o.name not in own)

@@ -8,11 +8,11 @@ scale how many channels there are, and a schema which values have one element ty
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import onnx
 
 from ..graph_view import Dim, Shape
+from .walk import attribute_of
 
 Types = dict[str, tuple[Shape | None, str | None]]
 
@@ -143,7 +143,7 @@ class _Rules:
         elif op in _POOLS and (x := self.shape(node, 0)) is not None and len(x) > 2:
             self.learn(out, (x[0], x[1], *[None] * (len(x) - 2)))
         elif op == "Transpose" and (x := self.shape(node, 0)) is not None:
-            order = _attribute(node, "perm", None) or range(len(x) - 1, -1, -1)
+            order = attribute_of(node, "perm", None) or range(len(x) - 1, -1, -1)
             if sorted(order) == list(range(len(x))):
                 self.learn(out, tuple(x[i] for i in order))
         elif op in ("Slice", "Pad") and (x := self.shape(node, 0)) is not None:
@@ -165,7 +165,7 @@ class _Rules:
         """Values of one width with queries and keys: a third of the projection, if the node does not say otherwise."""
         weight, x = self.shape(node, 1), self.shape(node, 0)
         wide = weight[-1] if weight else None
-        sizes = _attribute(node, "qkv_hidden_sizes", ())
+        sizes = attribute_of(node, "qkv_hidden_sizes", ())
         width = sizes[2] if len(sizes) == 3 else wide // 3 if isinstance(wide, int) else None
         rows = x[:2] if x is not None and len(x) == 3 else (None, None)
         self.learn(node.output[0], (*rows, width))
@@ -182,11 +182,16 @@ class _Rules:
     def _sizes(self, node: onnx.NodeProto) -> tuple[Dim, Dim] | None:
         """Rows and columns of the matrix that an operator multiplies by from the right."""
         if node.op_type in _PACKED:
-            return _attribute(node, "K", None), _attribute(node, "N", None)
+            return attribute_of(node, "K", None), attribute_of(node, "N", None)
         weight = self.shape(node, _MATRICES[node.op_type])
-        if weight is None or len(weight) != 2 or _attribute(node, "transA", 0) or _attribute(node, "transBatchA", 0):
+        if (
+            weight is None
+            or len(weight) != 2
+            or attribute_of(node, "transA", 0)
+            or attribute_of(node, "transBatchA", 0)
+        ):
             return None
-        return (weight[1], weight[0]) if _attribute(node, "transB", 0) else (weight[0], weight[1])
+        return (weight[1], weight[0]) if attribute_of(node, "transB", 0) else (weight[0], weight[1])
 
     def _one_type(self, node: onnx.NodeProto) -> None:
         """Values that a schema gives one type have one element type."""
@@ -218,7 +223,7 @@ class _Rules:
         op, x = node.op_type, node.input[0]
         made = self.types.get(node.output[0], (None, None))[0]
         if op in _CONVS and (kernel := self.shape(node, _CONVS[op])) is not None and len(kernel) > 2:
-            group = _attribute(node, "group", 1)
+            group = attribute_of(node, "group", 1)
             channels = kernel[1] * group if isinstance(kernel[1], int) else None
             self.learn(x, (None, channels, *[None] * (len(kernel) - 2)))
         elif op in _MATRICES or op in _PACKED:
@@ -238,7 +243,7 @@ class _Rules:
         if node.op_type in _CHANNEL_NORMS:
             self.learn(node.input[0], (None, scale[0], *[None] * (len(made) - 2)))
         elif node.op_type in _LAST_NORMS or (
-            node.op_type == "LayerNormalization" and _attribute(node, "axis", -1) in (-1, len(made) - 1)
+            node.op_type == "LayerNormalization" and attribute_of(node, "axis", -1) in (-1, len(made) - 1)
         ):
             self.learn(node.input[0], (*[None] * (len(made) - 1), scale[0]))
 
@@ -295,10 +300,3 @@ def _read_letters(op: str, domain: str, opset: int) -> tuple[list[str], list[str
         for items in (schema.inputs, schema.outputs)
     )
     return inputs, outputs
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
-    return default

@@ -15,7 +15,7 @@ from onnx import numpy_helper, shape_inference
 from ..graph_view import Shape
 from .shape_rules import Types as TypeTable
 from .shape_rules import complete, merged
-from .walk import graphs_of
+from .walk import graphs_of, subgraphs
 
 Types = Mapping[str, tuple[Shape | None, str | None]]
 """Value name to shape and element type."""
@@ -188,23 +188,8 @@ def _collect(
     for tensor in graph.initializer:
         types[tensor.name] = (tuple(tensor.dims), dtype_name(tensor.data_type))
     for node in graph.node:
-        for body in bodies(node):
+        for body in subgraphs(node):
             _collect(body, types, seen)
-
-
-_GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
-
-
-def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Returns the subgraphs of a node (If, Loop, Scan ...)."""
-    found: list[onnx.GraphProto] = []
-    for attribute in node.attribute:
-        kind = attribute.type
-        if kind == _GRAPH:
-            found.append(attribute.g)
-        elif kind == _GRAPHS:
-            found.extend(attribute.graphs)
-    return found
 
 
 def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:

@@ -1,10 +1,11 @@
-"""Walking ONNX models: graphs inside graphs, every tensor, the opset."""
+"""Walking ONNX models: graphs inside graphs, every tensor, attributes, the opset; copies to walk in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper
 
 from ..errors import ModelError
 
@@ -27,13 +28,54 @@ def default_opset(model: ModelProto) -> int:
 _GRAPH, _GRAPHS = AttributeProto.GRAPH, AttributeProto.GRAPHS
 
 
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Yields the graphs that *node* holds as attributes (bodies of If, Loop, Scan)."""
+def copy_of(model: ModelProto) -> ModelProto:
+    """Returns a copy."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def attribute_of(node: NodeProto, name: str, default: Any = None) -> Any:
+    """Returns the value of an attribute of *node*, or *default*; text is decoded, with marks for what is no UTF-8."""
+    for item in node.attribute:
+        if item.name == name:
+            value = helper.get_attribute_value(item)
+            return value.decode(errors="replace") if isinstance(value, bytes) else value
+    return default
+
+
+def subgraphs(node: NodeProto) -> list[GraphProto]:
+    """Returns the graphs that *node* holds as attributes (bodies of If, Loop, Scan)."""
+    found: list[GraphProto] = []
     for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
+        kind = attribute.type
+        if kind == _GRAPH:
+            found.append(attribute.g)
+        elif kind == _GRAPHS:
+            found.extend(attribute.graphs)
+    return found
+
+
+def inner_names(node: NodeProto) -> set[str]:
+    """Returns every name that the subgraphs of *node* make; no outer value may take one of them."""
+    names: set[str] = set()
+    for graph in subgraphs(node):
+        names.update(value.name for value in (*graph.input, *graph.initializer))
+        for inner in graph.node:
+            names.update(inner.output)
+            names |= inner_names(inner)
+    return names
+
+
+def captured_names(node: NodeProto) -> set[str]:
+    """Returns every name that the subgraphs of *node* read; inner names may be among them."""
+    names: set[str] = set()
+    for graph in subgraphs(node):
+        names.update(value.name for value in graph.output)
+        for inner in graph.node:
+            names.update(inner.input)
+            names |= captured_names(inner)
+    return names - {""}
 
 
 def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:

@@ -12,7 +12,7 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from ..errors import ModelError
-from ..onnx_model.walk import subgraphs
+from ..onnx_model.walk import attribute_of, subgraphs
 from ..opset.schema import DOMAIN
 from .formula import parsed
 from .sizes import Dim, Sizes, plus, symbol
@@ -141,7 +141,7 @@ class Walk:
         for info in graph.value_info:
             self._stated[info.name] = info.type.tensor_type
         for node in graph.node:
-            inner = list(subgraphs(node)) if node.op_type in _CONTROL else []
+            inner = subgraphs(node) if node.op_type in _CONTROL else []
             if inner and node.op_type == "If":
                 Call(self, node).use(0, "condition")
             for body in inner:
@@ -237,10 +237,7 @@ class Call:
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """Returns the value of an attribute."""
-        for item in self.node.attribute:
-            if item.name == name:
-                return onnx.helper.get_attribute_value(item)
-        return default
+        return attribute_of(self.node, name, default)
 
     def put(self, shape: Sequence[Dim] | None, output: int = 0) -> None:
         """Says what shape an output has."""

@@ -127,7 +127,7 @@ def _slid(call: Call, spatial: Shape, kernel: Sequence[int]) -> list[Dim]:
     strides = call.attribute("strides") or [1] * n
     dilations = call.attribute("dilations") or [1] * n
     pads = call.attribute("pads") or [0] * 2 * n
-    auto = (call.attribute("auto_pad") or b"NOTSET").decode()
+    auto = call.attribute("auto_pad") or "NOTSET"
     found: list[Dim] = []
     for i, dim in enumerate(spatial):
         reach = dilations[i] * (kernel[i] - 1) + 1
@@ -158,7 +158,7 @@ def _conv_transpose(call: Call) -> None:
     dilations = call.attribute("dilations") or [1] * n
     pads = call.attribute("pads") or [0] * 2 * n
     extra = call.attribute("output_padding") or [0] * n
-    if call.attribute("auto_pad") not in (None, b"NOTSET", b"VALID") or call.attribute("output_shape"):
+    if call.attribute("auto_pad") not in (None, "NOTSET", "VALID") or call.attribute("output_shape"):
         call.put((data[0], channels, *[None] * n))
         return
     spatial: list[Dim] = []

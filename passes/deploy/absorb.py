@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from laurel_graph.onnx_model.editor import GraphEditor, attribute
+from laurel_graph.onnx_model.editor import GraphEditor
+from laurel_graph.onnx_model.walk import attribute_of
 from laurel_graph.opset.schema import DOMAIN, Operator
 
 from .forms import Join, features, vector_added_by
@@ -79,12 +80,12 @@ def _constants(editor: GraphEditor, node: onnx.NodeProto) -> bool:
 
 
 def _is_conv(editor: GraphEditor, node: onnx.NodeProto) -> bool:
-    return node.op_type == "Conv" and attribute(node, "group", 1) == 1 and _constants(editor, node)
+    return node.op_type == "Conv" and attribute_of(node, "group", 1) == 1 and _constants(editor, node)
 
 
 def _is_matrix(editor: GraphEditor, node: onnx.NodeProto) -> bool:
     if node.op_type == "Gemm":
-        plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
+        plain = attribute_of(node, "alpha", 1.0) == 1.0 and attribute_of(node, "beta", 1.0) == 1.0
         bias = editor.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         return plain and _constants(editor, node) and (bias is None or bias.ndim == 1)
     weights = editor.constant(node.input[1]) if node.op_type == "MatMul" else None
@@ -119,7 +120,7 @@ def absorb(editor: GraphEditor, join: Join, found: SkipMap) -> Join | None:
     if found.node.op_type == "Conv":
         x = _absorb_conv(editor, found, through, key)
     else:
-        turned = found.node.op_type == "Gemm" and attribute(found.node, "transB", 0)
+        turned = found.node.op_type == "Gemm" and attribute_of(found.node, "transB", 0)
         make: Make = (lambda value: through(value.T).T) if turned else through
         derived = [(found.node, 1, editor.derived(found.node.input[1], key, make))]
         if found.adder is not None:
@@ -151,7 +152,7 @@ def _absorb_conv(editor: GraphEditor, found: SkipMap, through: Make, key: tuple[
     gain, shift = np.ones(len(weights)), np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
     if norm is not None:
         scale, offset, mean, variance = (np.asarray(editor.constant(name), np.float64) for name in norm.input[1:5])
-        gain = scale / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+        gain = scale / np.sqrt(variance + attribute_of(norm, "epsilon", 1e-5))
         shift = (shift - mean) * gain + offset
 
     def kernel(value: Array) -> Array:

@@ -325,14 +325,8 @@ def check_deployed(
 
     sites = site_values(first.model, second.model, folded.renamed)
     check_coverage(first.model, second.model, sites)
-    pair = Pair(
-        first,
-        second,
-        with_scales(sites, folded, first.model, second.model, altered),
-        tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
-        exact=tolerance is not None,
-    )
-    check = Check(pair)
+    watched = with_scales(sites, folded, first.model, second.model, altered)
+    check = Check(Pair(first, second, watched, tolerance=tolerance, usual=TOLERANCE))
     findings = check.on_drawn((1, 3), seed, sizes) if samples is None else check.on_data(samples)
     found = report_of((str(first.path), str(second.path)), findings)
     if (worst := found.first_difference) is not None:

@@ -20,8 +20,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from laurel_graph.onnx_model.editor import GraphEditor, attribute
+from laurel_graph.onnx_model.editor import GraphEditor
 from laurel_graph.onnx_model.element_range import UnfitError
+from laurel_graph.onnx_model.walk import attribute_of
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.schema import DOMAIN, Operator
 
@@ -140,7 +141,7 @@ def features(editor: GraphEditor, name: str) -> int | None:
     if node is None or node.domain or node.op_type not in ("MatMul", "Gemm"):
         return None
     weights = editor.shape(node.input[1]) or ()
-    size = weights[0 if attribute(node, "transB", 0) else 1] if len(weights) == 2 else None
+    size = weights[0 if attribute_of(node, "transB", 0) else 1] if len(weights) == 2 else None
     return size if isinstance(size, int) else None
 
 
@@ -182,15 +183,15 @@ def _branch(editor: GraphEditor, f: str, last: bool, notes: list[str]) -> Branch
     if not last:
         pointwise = node.op_type == "Conv" and len(shape) > 2 and all(d == 1 for d in shape[2:])
         plain = (
-            attribute(node, "group", 1) == 1
-            and not any(attribute(node, "pads", ()))
-            and all(s == 1 for s in attribute(node, "strides", ()))
+            attribute_of(node, "group", 1) == 1
+            and not any(attribute_of(node, "pads", ()))
+            and all(s == 1 for s in attribute_of(node, "strides", ()))
         )
         return Branch(node, node.input[0], shape[1], shape[0]) if pointwise and plain else None
     if node.op_type == "MatMul" and len(shape) == 2:
         return Branch(node, node.input[0], *shape)
-    if node.op_type == "Gemm" and not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == 1.0:
-        return Branch(node, node.input[0], *(shape[::-1] if attribute(node, "transB", 0) else shape))
+    if node.op_type == "Gemm" and not attribute_of(node, "transA", 0) and attribute_of(node, "alpha", 1.0) == 1.0:
+        return Branch(node, node.input[0], *(shape[::-1] if attribute_of(node, "transB", 0) else shape))
     return None
 
 
@@ -329,7 +330,7 @@ def emit_widened(editor: GraphEditor, join: Join, block: int = 1) -> None:
         axis = 1
     else:
         low = editor.add_node("MatMul", [x, names["A"]], like=out)
-        extra, axis = (B.T, 1) if node.op_type == "Gemm" and attribute(node, "transB", 0) else (B, 0)
+        extra, axis = (B.T, 1) if node.op_type == "Gemm" and attribute_of(node, "transB", 0) else (B, 0)
     wide = editor.add_node("Concat", [branch.value, low], like=out, axis=1 if op.layout else _last(editor, x))
     weights = editor.derived(node.input[1], ("widen", out), lambda v: np.concatenate([v, extra], axis))
     editor.set_input(node, 0, wide)

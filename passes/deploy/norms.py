@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from laurel_graph.onnx_model.editor import GraphEditor, attribute
+from laurel_graph.onnx_model.editor import GraphEditor
+from laurel_graph.onnx_model.walk import attribute_of
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,14 @@ def _match(editor: GraphEditor, value: str, node: onnx.NodeProto) -> NormMatch |
 
 def _operator(editor: GraphEditor, value: str, node: onnx.NodeProto) -> NormMatch | None:
     rank = editor.rank(value)
-    axis = attribute(node, "axis", -1)
+    axis = attribute_of(node, "axis", -1)
     if node.input[0] != value or any(node.output[1:]) or (axis != -1 and axis != (rank or 0) - 1):
         return None
     layer = node.op_type == "LayerNormalization"
     if len(node.input) != 2 + layer or not all(_is_vector(editor, name) for name in node.input[1:]):
         return None
     offset = node.input[2] if layer else ""
-    epsilon = attribute(node, "epsilon", 1e-5)
+    epsilon = attribute_of(node, "epsilon", 1e-5)
     kind = "LayerNorm" if layer else "RMSNorm"
     return NormMatch(kind, (node,), node.output[0], node.input[1], offset, float(epsilon))
 
@@ -95,12 +96,12 @@ def _is_vector(editor: GraphEditor, name: str) -> bool:
 
 
 def _over_last(editor: GraphEditor, node: onnx.NodeProto) -> bool:
-    axes = attribute(node, "axes")
+    axes = attribute_of(node, "axes")
     if len(node.input) > 1 and node.input[1]:
         axes = editor.constant(node.input[1])
     rank = editor.rank(node.input[0])
     last = (-1,) if rank is None else (-1, rank - 1)
-    return axes is not None and len(axes) == 1 and int(axes[0]) in last and bool(attribute(node, "keepdims", 1))
+    return axes is not None and len(axes) == 1 and int(axes[0]) in last and bool(attribute_of(node, "keepdims", 1))
 
 
 def _next(editor: GraphEditor, name: str, *ops: str) -> onnx.NodeProto | None:

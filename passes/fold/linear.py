@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from laurel_graph.onnx_model.editor import attribute
+from laurel_graph.onnx_model.walk import attribute_of
 
 from .context import RIGID, Context, Rule
 from .system import same
@@ -130,7 +130,7 @@ class Conv(Linear):
         """See :meth:`Linear.factor`."""
         if s_in.ndim == 0 and s_out.ndim == 0:
             return np.asarray(s_in / s_out)
-        group = attribute(node, "group", 1)
+        group = attribute_of(node, "group", 1)
         tail = (1,) * (len(shape) - 2)
         rows = np.broadcast_to(1 / s_out, shape[0]).reshape(shape[0], 1, *tail)
         if s_in.ndim == 0:
@@ -148,7 +148,7 @@ class ConvTranspose(Linear):
 
     def out_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
         """Channels, without groups."""
-        return 1 if attribute(node, "group", 1) == 1 else None
+        return 1 if attribute_of(node, "group", 1) == 1 else None
 
     def factor(
         self, node: onnx.NodeProto, context: Context, shape: tuple[int, ...], s_in: Array, s_out: Array
@@ -219,7 +219,7 @@ class Gemm(Linear):
 
     def in_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
         """The last axis, unless the input is transposed."""
-        return None if attribute(node, "transA", 0) else 1
+        return None if attribute_of(node, "transA", 0) else 1
 
     def out_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
         """The last axis."""
@@ -232,7 +232,7 @@ class Gemm(Linear):
         """See :meth:`Linear.factor`."""
         if s_in.ndim == 0 and s_out.ndim == 0:
             return np.asarray(s_in / s_out)
-        transposed = attribute(node, "transB", 0)
+        transposed = attribute_of(node, "transB", 0)
         rows, columns = shape[::-1] if transposed else shape
         factor = np.broadcast_to(s_in, rows)[:, None] / np.broadcast_to(s_out, columns)
         return np.asarray(factor.T if transposed else factor)

@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 
 from laurel_graph.graph_view import Shape
-from laurel_graph.onnx_model.editor import FLOAT_TYPES, GraphEditor, attribute, captured_names, set_attribute
+from laurel_graph.onnx_model.editor import FLOAT_TYPES, GraphEditor, set_attribute
+from laurel_graph.onnx_model.walk import attribute_of, captured_names
 
 from .context import RIGID, Context, Rule, added_rule
 from .linear import BatchNorm, Conv, ConvTranspose, Gemm, MatMul
@@ -30,19 +31,19 @@ def _carried_axis(node: onnx.NodeProto, name: str, axis: int, editor: GraphEdito
     if name != node.input[0] and op not in _CHANNELWISE:
         return None
     if op == "Transpose":
-        perm = attribute(node, "perm")
+        perm = attribute_of(node, "perm")
         return list(perm).index(axis) if perm else None
     if op in ("Reshape", "Flatten", "Squeeze"):
         pooled = shape is not None and axis == 1 and len(shape) > 2 and all(d == 1 for d in shape[2:])
         return 1 if pooled and editor.rank(node.output[0]) == 2 else None  # :func:`channel_axes` checks its size
     if op.startswith("Reduce"):
-        axes = attribute(node, "axes")
+        axes = attribute_of(node, "axes")
         if len(node.input) > 1 and node.input[1]:
             axes = editor.constant(node.input[1])
         if axes is None or shape is None:
             return None
         reduced = {int(a) % len(shape) for a in axes}
-        before = 0 if attribute(node, "keepdims", 1) else sum(a < axis for a in reduced)
+        before = 0 if attribute_of(node, "keepdims", 1) else sum(a < axis for a in reduced)
         return None if axis in reduced else axis - before
     if op not in _CHANNELWISE:
         return None
@@ -94,7 +95,7 @@ def channel_axes(editor: GraphEditor, seeds: Mapping[str, tuple[int, int]]) -> d
             continue
         if maker.op_type in _CHANNELWISE:
             wanted += [(i, place) for i in maker.input if i and editor.rank(i) == len(shape)]
-        elif maker.op_type == "Transpose" and (perm := attribute(maker, "perm")):
+        elif maker.op_type == "Transpose" and (perm := attribute_of(maker, "perm")):
             wanted.append((maker.input[0], (perm[axis], width)))
     return {name: axis for name, (axis, _) in axes.items() if name not in wrong}
 
@@ -157,7 +158,7 @@ class ClipAttributes(Homogeneous):
         super().rescale(node, context)
         scale = context.scale(node.output[0])
         for bound in ("min", "max"):
-            value = attribute(node, bound)
+            value = attribute_of(node, bound)
             if value is not None and not same(scale, 1.0):
                 limit = float(np.finfo(np.float32).max)
                 set_attribute(node, bound, float(np.clip(value / float(scale), -limit, limit)))
@@ -291,7 +292,7 @@ class Norm(Rule):
         """See :meth:`Rule.rescale`."""
         s_in, s_out = context.scale(node.input[0]), context.scale(node.output[0])
         if self.epsilon is not None and not same(s_in, 1.0):
-            set_attribute(node, "epsilon", float(attribute(node, "epsilon", self.epsilon) / float(s_in) ** 2))
+            set_attribute(node, "epsilon", float(attribute_of(node, "epsilon", self.epsilon) / float(s_in) ** 2))
             context.changed.append(node.output[0])
         for i in range(1, len(node.input)):
             if node.input[i] and not same(s_out, 1.0):
@@ -390,14 +391,14 @@ def rule_for(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
         training = editor.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.asarray(opset < 7)
         return Homogeneous() if training is not None and not training.any() else RIGID
     if op == "Cast":
-        floats = attribute(node, "to") in FLOAT_TYPES and editor.elem_type(node.input[0]) in FLOAT_TYPES
+        floats = attribute_of(node, "to") in FLOAT_TYPES and editor.elem_type(node.input[0]) in FLOAT_TYPES
         return Homogeneous() if floats else RIGID
     if op == "Clip":
         return ClipAttributes(positive=True) if opset < 11 else Homogeneous(data=(0, 1, 2), positive=True)
-    if op == "Pad" and opset < 11 and attribute(node, "value", 0.0):
+    if op == "Pad" and opset < 11 and attribute_of(node, "value", 0.0):
         return RIGID
     if op in ("Resize", "Upsample"):
-        return Homogeneous() if not attribute(node, "extrapolation_value", 0.0) else RIGID
+        return Homogeneous() if not attribute_of(node, "extrapolation_value", 0.0) else RIGID
     if op == "GroupNormalization" and opset < 21:
         return Norm(channel_axis=None)
     return _RULES.get(op, RIGID)

@@ -184,10 +184,10 @@ def _restore_inner_graphs(
     then, first = _by_key(untouched.node, _node_key), _by_key(origin.node, _node_key)
     moved: dict[str, Any] = {}
     for node in made.node:
-        inner, key = list(subgraphs(node)), _node_key(node)
+        inner, key = subgraphs(node), _node_key(node)
         if not inner or key not in then or key not in first:
             continue
-        others = list(subgraphs(then[key])), list(subgraphs(first[key]))
+        others = subgraphs(then[key]), subgraphs(first[key])
         if len(others[0]) == len(others[1]) == len(inner):
             for mine, its, old in zip(inner, *others, strict=True):
                 moved.update(_restore_graph(mine, its, old, base))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import fx, nn
 from torch.utils._pytree import tree_map_only
 
 from laurel_graph.config import LaurelConfig, SiteSpec
-from laurel_graph.detection import Detection, SitePlan
 from laurel_graph.errors import ModelError, RewriteError, SelectorError, near
 from laurel_graph.passes.detect.rule import detect
+from laurel_graph.passes.pipeline import TransformReport
 from laurel_graph.passes.read_fx.prepare import example_inputs
 from laurel_graph.torch_residual.module import LaurelResidual
 
@@ -28,42 +28,19 @@ from .record import RECORD, Adapter, Part, Record, part_of, place_of, put_in, re
 
 
 @dataclass(frozen=True)
-class AttachReport:
+class AttachReport(TransformReport):
     """What :func:`attach` did.
 
     Attributes:
-        detection: every join with its verdict.
-        plans: one plan for each residual that was put in.
-        skipped: ``(site, reason)`` of the residual connections that got none of their own.
-        base_parameters: number of parameters of the model before.
         ways: site to the way in which its add is reached: ``rewritten``, or ``watched: why``.
-        notes: sentences for the user.
     """
 
-    detection: Detection
-    plans: tuple[SitePlan, ...]
-    skipped: tuple[tuple[str, str], ...]
-    base_parameters: int
-    ways: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def parameters(self) -> int:
-        """Number of new, trainable parameters."""
-        return sum(plan.spec.parameter_count() for plan in self.plans)
+    ways: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as JSON-ready values."""
-        return {
-            "sites": [
-                {**plan.spec.to_dict(), "parameters": plan.spec.parameter_count(), "way": self.ways[plan.spec.site]}
-                for plan in self.plans
-            ],
-            "skipped": [{"site": site, "reason": reason} for site, reason in self.skipped],
-            "parameters": self.parameters,
-            "base_parameters": self.base_parameters,
-            "notes": list(self.notes),
-        }
+        report = super().to_dict()
+        return {**report, "sites": [{**site, "way": self.ways[site["site"]]} for site in report["sites"]]}
 
     def __str__(self) -> str:
         """One line for each residual connection."""
@@ -172,7 +149,7 @@ def attached(
             del record.adapters[adapter]
             record.active = active
         raise
-    return AttachReport(plan.detection, plan.plans, plan.skipped, base, ways, tuple(notes))
+    return AttachReport(plan.detection, plan.plans, plan.skipped, base, tuple(notes), ways)
 
 
 def _part(model: nn.Module, plan: BlockPlan) -> tuple[Part, str]:

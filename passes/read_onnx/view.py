@@ -21,7 +21,8 @@ from laurel_graph.graph_view import GraphView, Role, Shape, Vertex, source_line
 from laurel_graph.onnx_model import shape_rules
 from laurel_graph.onnx_model.hidden_adds import HIDDEN_ADDS, at
 from laurel_graph.onnx_model.order import in_order
-from laurel_graph.onnx_model.shapes import Types, bodies, constant_tensor, dtype_name, tensor_types
+from laurel_graph.onnx_model.shapes import Types, constant_tensor, dtype_name, tensor_types
+from laurel_graph.onnx_model.walk import attribute_of, subgraphs
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.schema import DOMAIN, PREFIX
 
@@ -156,7 +157,7 @@ class _Builder:
             self.plain(node, names)
         elif (function := self.functions.get((node.domain, op))) is not None and self.depth < 8:
             self.call(node, function, names)
-        elif bodies(node):
+        elif subgraphs(node):
             self.subgraphs(node, names)
         else:
             special, least = _SPECIAL.get(op, (_Builder.plain, 0))
@@ -182,9 +183,9 @@ class _Builder:
             more["quantised"] = op == "QLinearConv"
             more["axis"] = -1 if op.startswith("Nhwc") else 1
         elif role is Role.CONCAT:
-            more["axis"] = _attribute(node, "axis", 0)
+            more["axis"] = attribute_of(node, "axis", 0)
         elif op == "Transpose":
-            more["permutation"] = tuple(_attribute(node, "perm", ())) or None
+            more["permutation"] = tuple(attribute_of(node, "perm", ())) or None
         elif op == "QLinearAdd":
             more.update(quantised=True, blocked=more["blocked"] or _QUANTISED_ADVICE)
         elif op == "QuantizeLinear":
@@ -192,8 +193,8 @@ class _Builder:
         elif op == "DFT":
             more["shape"] = None
         elif role is Role.POOL:
-            strides = _attribute(node, "strides", ())
-            kernel = _attribute(node, "kernel_shape", ())
+            strides = attribute_of(node, "strides", ())
+            kernel = attribute_of(node, "kernel_shape", ())
             more["mixes"] = any(k > 1 for k in kernel) and all(s == 1 for s in strides)
         for place, name in enumerate(node.output):
             if name:
@@ -205,7 +206,7 @@ class _Builder:
         op = node.op_type
         place = 3 if op in ("QLinearConv", "QLinearMatMul", "QGemm") else 1
         if op == "MatMulNBits":
-            return int(_attribute(node, "N", 0)) or None
+            return int(attribute_of(node, "N", 0)) or None
         if len(node.input) <= place:
             return None
         shape = self.types.get(node.input[place], (None, None))[0]
@@ -216,7 +217,7 @@ class _Builder:
         if role_of(node.domain, op) is Role.CONV:
             width = shape[-1] if op.startswith("Nhwc") else shape[0]
         else:
-            width = shape[-2 if len(shape) > 1 and _attribute(node, "transB", 0) else -1]
+            width = shape[-2 if len(shape) > 1 and attribute_of(node, "transB", 0) else -1]
         if op == "Attention" and isinstance(width, int):
             width //= 3
         return width if isinstance(width, int) else None
@@ -231,7 +232,7 @@ class _Builder:
             if not form.comes_apart:
                 more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
             last = self.put(Role.ADD, node.op_type, value, [last, self.lookup(addend, names)], **more)
-        if _attribute(node, "activation", b""):
+        if attribute_of(node, "activation", b""):
             last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
         names[value] = last
 
@@ -244,7 +245,7 @@ class _Builder:
             if self.view.vertices[addend].data:
                 more = {**more, "blocked": self.body or self.gemm_blocked(node)}
                 last = self.put(Role.ADD, node.op_type, value, [last, addend], **more)
-        if _attribute(node, "activation", b""):
+        if attribute_of(node, "activation", b""):
             last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
         names[value] = last
 
@@ -252,7 +253,7 @@ class _Builder:
         """Why the add in a Gemm cannot be taken apart, or ""."""
         if not HIDDEN_ADDS[node.op_type].comes_apart:
             return _FUSED_ADVICE.format(op=node.op_type)
-        beta = _attribute(node, "beta", 1.0)
+        beta = attribute_of(node, "beta", 1.0)
         if beta != 1:
             return f"Gemm scales what it adds by beta = {beta:g}; only beta = 1 comes apart"
         if self.opset < 11:
@@ -292,14 +293,14 @@ class _Builder:
         shape = self.types.get(node.input[0], (None, None))[0]
         if node.op_type == "Slice":
             args = [self.ints(name) if name else None for name in node.input[1:5]] + [None] * 4
-            starts = _attribute(node, "starts", None) or args[0]
-            ends = _attribute(node, "ends", None) or args[1]
-            axes = _attribute(node, "axes", None) or args[2] or (list(range(len(starts))) if starts else None)
+            starts = attribute_of(node, "starts", None) or args[0]
+            ends = attribute_of(node, "ends", None) or args[1]
+            axes = attribute_of(node, "axes", None) or args[2] or (list(range(len(starts))) if starts else None)
             if not (starts and ends and axes) or len(axes) != 1 or (args[3] or [1]) != [1]:
                 return [(0, None)]
             return [(axes[0], _window(starts[0], ends[0], _dim(shape, axes[0])))]
-        axis = _attribute(node, "axis", 0)
-        sizes = _attribute(node, "split", None) or (self.ints(node.input[1]) if len(node.input) > 1 else None)
+        axis = attribute_of(node, "axis", 0)
+        sizes = attribute_of(node, "split", None) or (self.ints(node.input[1]) if len(node.input) > 1 else None)
         whole = _dim(shape, axis)
         if sizes is None and isinstance(whole, int):
             part = -(-whole // len(node.output))
@@ -315,7 +316,7 @@ class _Builder:
         table = not self.view.vertices[source].data
         inputs = [source, *(self.lookup(name, names) for name in node.input[1:])]
         role = Role.OTHER if table else Role.SLICE
-        axis = _attribute(node, "axis", 0)
+        axis = attribute_of(node, "axis", 0)
         places = self.ints(node.input[1]) or []
         window = None
         if len(places) == 1:
@@ -384,7 +385,7 @@ class _Builder:
         self.body = outer_body or f"it stands inside the body of {node.op_type} node {node.name or node.output[0]!r}"
         ends: list[list[int]] = [[] for _ in node.output]
         carried = {"Loop": given[2:], "If": []}.get(node.op_type, given)
-        for body in bodies(node):
+        for body in subgraphs(node):
             inner: MutableMapping[str, int] = ChainMap({}, names)  # type: ignore[arg-type]
             self.constants.update((tensor.name, tensor) for tensor in body.initializer)
             formals = list(body.input)
@@ -419,13 +420,6 @@ _SPECIAL: dict[str, tuple[Callable[[_Builder, onnx.NodeProto, MutableMapping[str
     **{op: (_Builder.skip_norm, form.addends[-1] + 1) for op, form in HIDDEN_ADDS.items() if form.norm},
 }
 """Operators with a translation of their own, and how many inputs it needs."""
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
-    return default
 
 
 def _dim(shape: Shape | None, axis: int) -> int | None:

@@ -17,7 +17,9 @@ from laurel_graph import soundness
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import ModelError
+from laurel_graph.onnx_model.hidden_adds import HIDDEN_ADDS
 from laurel_graph.onnx_model.shape_rules import Types
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import DOMAIN, PREFIX, read_specs
 from laurel_graph.opset.undo import read_undo
 from laurel_graph.passes.detect import rule
@@ -26,8 +28,6 @@ from laurel_graph.passes.select import Selection, select
 
 from .onnx import remove
 from .trial import Seen, Trial
-
-_OPEN_ADDS = ("Add", "Sum")
 
 
 def detect_onnx(
@@ -61,8 +61,7 @@ def _as_it_was(model: ModelProto) -> ModelProto | None:
     try:
         if read_undo(model) is None:
             return None
-        copy = ModelProto()
-        copy.CopyFrom(model)
+        copy = copy_of(model)
         remove(copy)
         soundness.check(copy)  # what was there comes from the file
     except ModelError:  # deployed or edited since then, or never so
@@ -157,7 +156,7 @@ def _hidden(model: ModelProto, residuals: Iterable[Residual]) -> dict[str, str]:
     found: dict[str, str] = {}
     for residual in residuals:
         for key in residual.joins if residual.kind != "laurel" else ():
-            if (kind := kinds.get(key, "Add")) not in _OPEN_ADDS:
+            if (kind := kinds.get(key)) in HIDDEN_ADDS:
                 found.setdefault(residual.site, kind)
     return found
 

@@ -22,12 +22,11 @@ from laurel_graph.errors import ModelError, VerificationError
 from laurel_graph.graph_view import Dim
 from laurel_graph.onnx_model.shape_rules import Types
 from laurel_graph.onnx_model.shapes import tensor_types
-from laurel_graph.onnx_model.walk import graphs_of
-from laurel_graph.opset.schema import DOMAIN
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.passes.verify import TOLERANCE
 from laurel_graph.passes.verify.compare import EPSILON, Comparison, Verdict
 from laurel_graph.passes.verify.precision import half_type
-from laurel_graph.passes.verify.probe import bring_out, copy_of, made_in, nudged, open_vectors, random_nodes
+from laurel_graph.passes.verify.probe import bring_out, made_in, nudged, open_vectors, random_nodes
 from laurel_graph.passes.verify.quantisers import rounds_activations
 from laurel_graph.samples import BATCH, SEQUENCE, Sampler, Situation
 
@@ -296,7 +295,7 @@ def _opened(
 
     used: Sequence[str] = ()
     if kernels and runtime.library_path() is not None:
-        used = runtime.used_operators(model) if isinstance(model, Path) else _operators(model)
+        used = runtime.used_operators(model)
     options = runtime.session_options(None, optimize, operators=used)
     options.log_severity_level = 4
     if isinstance(model, ModelProto) and folder is not None:
@@ -306,10 +305,6 @@ def _opened(
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class; a model above 2 GB has no bytes
         raise runtime.refused("ONNX Runtime cannot load it", error) from error
-
-
-def _operators(model: ModelProto) -> list[str]:
-    return sorted({node.op_type for graph in graphs_of(model.graph) for node in graph.node if node.domain == DOMAIN})
 
 
 def _run(session: onnxruntime.InferenceSession, sample: Sample) -> dict[str, Any]:

@@ -145,11 +145,9 @@ class Export(Pass, name="export", takes=(TORCH,)):
         Raises:
             ModelError: there are no example inputs, or torch cannot export the module; names the reason.
         """
-        from onnx import ModelProto
-
         from laurel_graph.onnx_model import file as onnx_file
         from laurel_graph.onnx_model.tensors import inlined
-        from laurel_graph.onnx_model.walk import tensors_of
+        from laurel_graph.onnx_model.walk import copy_of, tensors_of
         from laurel_graph.passes.rewrite.export import export_onnx
 
         example = facts.get(Example)
@@ -161,7 +159,7 @@ class Export(Pass, name="export", takes=(TORCH,)):
             model = onnx_file.read(path)
             for tensor in tensors_of(model):
                 tensor.CopyFrom(inlined(tensor, path.parent))
-        kept = ModelProto()
-        kept.CopyFrom(model)
         source = replace(facts.get(Source) or Source(), path=None, folder=None)
-        return PassResult(model, True, Report({"nodes": len(model.graph.node)}), Facts(source, Reference(kept)))
+        return PassResult(
+            model, True, Report({"nodes": len(model.graph.node)}), Facts(source, Reference(copy_of(model)))
+        )

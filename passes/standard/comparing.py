@@ -5,27 +5,23 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from laurel_graph.errors import ModelError
-from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.passes.base import NO_FACTS, Facts, Graph, Pass, PassResult, Report, SiteChange, option
 from laurel_graph.passes.facts import Forms, Reference, Samples
-from laurel_graph.passes.files import Written
+from laurel_graph.passes.files import Written, as_file
 from laurel_graph.passes.fold.fold import FoldReport
 from laurel_graph.passes.invariants import NOTHING
 from laurel_graph.passes.options import parse_sizes
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from laurel_graph.passes.verify import VerifyReport
     from laurel_graph.passes.verify.pair import Subject
 
 
 @dataclass(frozen=True)
-class Verify(Pass, name="verify", requires=NOTHING, last=True):
+class Verify(Pass, name="verify", requires=NOTHING, last=True, compares=True):
     """Compares with the graph that came in, at every residual and output, as the file lies on disk; stops otherwise."""
 
     data: Path | None = option(None, "an .npz with one array per input, in place of drawn samples")
@@ -48,8 +44,11 @@ class Verify(Pass, name="verify", requires=NOTHING, last=True):
         from laurel_graph.passes.verify.pair import Subject
 
         with ExitStack() as stack:  # what lies in no file is put into one
-            path, lies_there = written.write(graph) if written is not None else (_put(graph, stack), graph)
-            before = reference.path or _put(reference.model, stack)
+            if written is not None:
+                path, lies_there = written.write(graph)
+            else:
+                path, lies_there = stack.enter_context(as_file(graph)), graph
+            before = stack.enter_context(as_file(reference.path or reference.model))
             found = self._compare(Subject(before, reference.model), Subject(path, lies_there), facts)
         sites = tuple(
             SiteChange(each.site or each.output, "equal", f"{each.max_rel:.3g} of {each.tolerance:.3g} allowed")
@@ -76,16 +75,3 @@ class Verify(Pass, name="verify", requires=NOTHING, last=True):
             seed=self.seed,
             sizes={**given.sizes, **parse_sizes(self.size, "size")},
         )
-
-
-def _put(model: ModelProto, stack: ExitStack) -> Path:
-    """Writes a model of memory where it can be opened, until *stack* ends.
-
-    Raises:
-        ModelError: its weights lie in other files.
-    """
-    if has_external_weights(model):
-        raise ModelError("verify cannot open a model of memory whose weights lie in other files; run it on the file.")
-    path = Path(stack.enter_context(TemporaryDirectory(prefix="laurel-"))) / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    return path

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from laurel_graph.errors import ModelError
 from laurel_graph.onnx_model import file as onnx_file
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 
 from .check import Check, Findings
@@ -198,8 +199,8 @@ def verify(
             first,
             second,
             _watched(first, second),
-            tolerance=lambda dtype: tolerance if tolerance is not None else TOLERANCE.get(dtype, 0.0),
-            exact=tolerance is not None,
+            tolerance=tolerance,
+            usual=TOLERANCE,
             optimize=optimize if isinstance(optimize, tuple) else (optimize, optimize),
         )
         check = Check(pair)
@@ -219,8 +220,6 @@ def _watched(first: Subject, second: Subject) -> list[Watched]:
     deployed = [read_metadata(subject.model, METADATA_DEPLOYED) is not None for subject in (first, second)]
     if deployed == [False, True]:
         from laurel_graph.passes.fold.fold import fold
-
-        from .probe import copy_of
 
         folded = fold(copy_of(first.model), first.path.parent)
         return [item for item in with_scales(sites, folded, first.model, second.model) if item.is_site]

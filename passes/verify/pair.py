@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from laurel_graph.errors import ModelError
+from laurel_graph.onnx_model.walk import copy_of
 
 from .compare import EPSILON, Comparison, Verdict, is_float
 from .precision import fits_float32, half_type, in_float32
-from .probe import Sample, copy_of, seed_draws
+from .probe import Sample, seed_draws
 from .probe import nudged as moved
 from .quantisers import rounds_activations, unrounded
 
@@ -86,12 +87,14 @@ class Pair:
         first: the reference.
         second: the other one, with the same inputs and outputs.
         watched: what is compared besides the outputs.
-        tolerance: element type to the largest difference over a channel's scale.
-        exact: the tolerance is meant as it is; noise adds nothing to it.
+        tolerance: the largest difference over a channel's scale that a person gave, which is meant as it is: noise adds
+            nothing to it. ``None`` takes that of *usual*.
+        usual: element type to the usual tolerance; 0 for types that are not there.
         optimize: whether each is served with ONNX Runtime's optimisation.
 
     Attributes:
         outputs: output of the first model to what it is called in the second one.
+        exact: a person gave the tolerance.
         rounds: one of them rounds activations to integers.
         half: the 16-bit type that one of them computes in, or "".
         wide: copies in float32 are compared in place of 16-bit models.
@@ -103,17 +106,21 @@ class Pair:
         second: Subject,
         watched: Sequence[Watched] = (),
         *,
-        tolerance: Callable[[str], float],
-        exact: bool = False,
+        tolerance: float | None,
+        usual: Mapping[str, float],
         optimize: tuple[bool, bool] = (True, True),
     ) -> None:
         self.first, self.second, self.watched = first, second, tuple(watched)
-        self.tolerance, self.exact, self.optimize = tolerance, exact, optimize
+        self.given, self.usual, self.exact, self.optimize = tolerance, usual, tolerance is not None, optimize
         self.rounds = rounds_activations(first.model) or rounds_activations(second.model)
         self.rng = np.random.default_rng(0)
         self.outputs = self._matched_outputs()
         self.half = half_type(first.model) or half_type(second.model)
         self.wide = bool(self.half) and fits_float32(first.model) and fits_float32(second.model)
+
+    def tolerance(self, dtype: str) -> float:
+        """The largest difference over a channel's scale that counts as equal in an element type."""
+        return self.usual.get(dtype, 0.0) if self.given is None else self.given
 
     def prepared(self, subject: Subject, rounded: bool = False) -> ModelProto:
         """A copy that computes the algebra: float32 at least, no rounding to integers, the same random numbers.

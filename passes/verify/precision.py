@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 
-from laurel_graph.onnx_model.walk import graphs_of, tensors_of
+from laurel_graph.onnx_model.walk import copy_of, graphs_of, tensors_of
 
 from .compare import EPSILON
-from .probe import copy_of
 
 _HALF: dict[int, str] = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 _MOST = 3 << 28

@@ -35,13 +35,6 @@ _VECTOR_READERS = frozenset(("Add", "Sub", "Mul", "Div", "Conv", "Gemm", *_NORMS
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
-def copy_of(model: ModelProto) -> ModelProto:
-    """Returns a copy."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 def random_nodes(model: ModelProto) -> list[NodeProto]:
     """Returns the nodes that draw random numbers, those of subgraphs and functions too; a Dropout may, in training."""
     nodes = [node for graph in graphs_of(model.graph) for node in graph.node]

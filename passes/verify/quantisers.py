@@ -14,7 +14,7 @@ from collections import defaultdict
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from laurel_graph.onnx_model.walk import graphs_of
+from laurel_graph.onnx_model.walk import copy_of, graphs_of
 from laurel_graph.opset.schema import DOMAIN, Operator
 
 _MOVE = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Expand", "Tile")
@@ -68,9 +68,7 @@ def _inlined(model: ModelProto) -> ModelProto:
         from onnx import inliner
 
         return inliner.inline_selected_functions(model, ours)
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
+    return copy_of(model)
 
 
 class _Rewriter:

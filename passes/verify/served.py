@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laurel_graph.errors import ModelError
+from laurel_graph.onnx_model.walk import copy_of
 
 from .algebra import add_noise
 from .compare import MARGIN, Comparison, is_float
 from .drawing import Exercise
 from .pair import NUDGE, Pair, Subject
-from .probe import Runner, copy_of, open_vectors, seed_draws
+from .probe import Runner, open_vectors, seed_draws
 
 Array = NDArray[Any]
 

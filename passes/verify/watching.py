@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto
 
 from laurel_graph.errors import VerificationError
-from laurel_graph.onnx_model.editor import captured_names
+from laurel_graph.onnx_model.walk import captured_names
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.schema import DOMAIN, laurel_nodes
 

@@ -47,6 +47,7 @@ def model(tmp_path):
 
 def test_operators_of_a_file_are_found_when_they_stand_in_subgraphs(model):
     assert {"Laurel_RW", "Laurel_LR"} <= set(runtime.used_operators(model[0]))
+    assert runtime.used_operators(onnx.load(model[0])) == ("Laurel_LR", "Laurel_RW")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x3a\xff\xff\xff\xff\x0f"])

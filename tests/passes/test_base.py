@@ -16,12 +16,14 @@ from laurel_graph.errors import ConfigError, LaurelError, ModelError, NoResidual
 from laurel_graph.opset.schema import read_specs
 from laurel_graph.passes import Facts, FunctionPass, Pass, PassResult, Pipeline, known_passes, option, parse_pass
 from laurel_graph.passes.facts import Reference, ValueTypes
+from laurel_graph.passes.files import run_on_file
 from laurel_graph.passes.invariants import INVARIANTS, Invariant, register_invariant
 from laurel_graph.passes.registry import as_pass, pass_class
 from laurel_graph.passes.select import Selection
 from laurel_graph.passes.standard.changing import Export, Head, Insert, Remove
 from laurel_graph.passes.standard.comparing import Verify
 from laurel_graph.passes.standard.finding import Detect, Select
+from laurel_graph.passes.standard.placing import Place, Try
 from laurel_graph.passes.standard.serving import Absorb, Fold, Fuse, Mark
 from laurel_graph.variants.registry import load_plugin
 
@@ -241,6 +243,13 @@ def test_verify_compares_in_memory_with_the_graph_that_came_in():
         Pipeline([Insert(), spoil, Verify()]).run(mlp(), Facts(Reference(mlp())))
     with pytest.raises(ModelError, match="no original"):
         Pipeline([Verify()]).run(mlp())
+
+
+def test_a_copy_of_the_original_is_kept_where_the_last_pass_compares_alone(tmp_path):
+    onnx.save(mlp(), tmp_path / "m.onnx")
+    for passes, kept in (((Place(), Insert(), Try()), False), ((Insert(), Verify()), True), ((Insert(),), False)):
+        result = run_on_file(Pipeline(passes), tmp_path / "m.onnx", tmp_path / "out.onnx")
+        assert (result.facts.get(Reference) is not None) == kept
 
 
 def test_nothing_follows_what_looks_at_the_written_file():

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laurel_graph.errors import VerificationError
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.passes.rewrite.head import with_output
 from laurel_graph.passes.verify import TOLERANCE
 from laurel_graph.passes.verify.quantisers import rounds_activations, unrounded
@@ -49,8 +50,7 @@ def compare(
     """
     import torch
 
-    probe = type(tuned)()
-    probe.CopyFrom(tuned)
+    probe = copy_of(tuned)
     with_output(probe, value)
     notes = []
     expected = onnx_task.run(probe, [value], feeds, base_dir)[0]

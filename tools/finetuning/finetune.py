@@ -23,6 +23,7 @@ from laurel_graph.errors import ConfigError, DataError, TrainingError, Verificat
 from laurel_graph.model_folder import graph_path, rewritten, writes_folder
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.parameters import weights_of
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, staged
 from laurel_graph.outputs.models import stage_model
@@ -247,8 +248,7 @@ class _Run:
         outputs = [info.name for info in teacher.graph.output]
         if len(outputs) == 1 and value not in producers(teacher.graph.node):
             return teacher, outputs[0]
-        probe = type(teacher)()
-        probe.CopyFrom(teacher)
+        probe = copy_of(teacher)
         with_output(probe, value)
         return probe, value
 
@@ -278,8 +278,7 @@ class _Run:
 
         state = PartialState()
         values = trained_tensors(module)
-        tuned = type(self.model)()
-        tuned.CopyFrom(self.trained.model)
+        tuned = copy_of(self.trained.model)
         for name, array in values.items():
             onnx_file.set_tensor(tuned, name, array)
         changed = set(onnx_task.changed_tensors(self.trained.model, tuned)) - set(values)

@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto
 from laurel_graph import runtime
 from laurel_graph.errors import DataError, ModelError
 from laurel_graph.onnx_model.tensors import inlined
-from laurel_graph.onnx_model.walk import tensors_of
+from laurel_graph.onnx_model.walk import copy_of, tensors_of
 from laurel_graph.passes.rewrite.head import AddHead, default_value, producers, with_output
 
 from .data import InputSpec
@@ -98,7 +98,7 @@ def choose_value(
     Raises:
         ModelError: no such value; several outputs and none chosen; the value for a head is not ``(N, D)``.
     """
-    kept = _copy(model)
+    kept = copy_of(model)
     notes: list[str] = []
     if head is not None:
         value = output or default_value(model)
@@ -116,7 +116,7 @@ def choose_value(
         if node is not None and LOGIT_LAYERS.get(loss) == node.op_type and _is_last_axis(node):
             notes.append(f"{chosen!r} is a {node.op_type}; {loss} is applied to what enters it, {node.input[0]!r}.")
             chosen = node.input[0]
-    imported = _copy(kept)
+    imported = copy_of(kept)
     with_output(imported, chosen)
     return Trained(chosen, kept, imported, tuple(notes))
 
@@ -126,15 +126,9 @@ def _is_last_axis(node: onnx.NodeProto) -> bool:
     return axis in (LAST_AXIS_SOFTMAX, 1)
 
 
-def _copy(model: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 def value_shape(model: ModelProto, value: str, sample: dict[str, NDArray[Any]], base_dir: Path) -> tuple[int, ...]:
     """Returns the shape of *value* when the model runs on *sample*."""
-    probe = _copy(model)
+    probe = copy_of(model)
     with_output(probe, value)
     return tuple(run(probe, [value], sample, base_dir)[0].shape)
 
@@ -164,7 +158,7 @@ def loaded(model: ModelProto, base_dir: Path) -> ModelProto:
     """Returns *model* with its external data inside: itself if it has none."""
     if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors_of(model)):
         return model
-    whole = _copy(model)
+    whole = copy_of(model)
     for tensor in tensors_of(whole):
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.CopyFrom(inlined(tensor, base_dir))

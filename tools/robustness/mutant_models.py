@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
+from laurel_graph.onnx_model.walk import copy_of
+
 MLP = """<ir_version: 8, opset_import: ["" : 17]>
 mlp (float[N, 16] x) => (float[N, 16] y) {
   h0 = MatMul (x, w0)  r0 = Relu (h0)  f0 = MatMul (r0, w1)  y0 = Add (x, f0)
@@ -117,8 +119,7 @@ def sound_models() -> dict[str, ModelProto]:
 
 def _half(model: ModelProto) -> ModelProto:
     """The same with 16-bit floats."""
-    half = ModelProto()
-    half.CopyFrom(model)
+    half = copy_of(model)
     for info in (*half.graph.input, *half.graph.output):
         info.type.tensor_type.elem_type = TensorProto.FLOAT16
     for tensor in half.graph.initializer:
@@ -128,8 +129,7 @@ def _half(model: ModelProto) -> ModelProto:
 
 def _odd(model: ModelProto) -> ModelProto:
     """The same with its weights sparse, in typed fields, in a Constant node and in 4-bit integers."""
-    odd = ModelProto()
-    odd.CopyFrom(model)
+    odd = copy_of(model)
     w0, w1, w2, _ = odd.graph.initializer
     values, indices = TensorProto(), TensorProto()
     values.CopyFrom(numpy_helper.from_array(np.array([0.5, 0.25, 1], np.float32), "w0"))

@@ -33,6 +33,7 @@ import onnx
 from laurel_graph.detection import Detection
 from laurel_graph.errors import DependencyError, LaurelError, ModelError
 from laurel_graph.graph_view import GraphView
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.passes.detect.rule import detect
 from laurel_graph.passes.read_fx.capture import capture
 from laurel_graph.passes.read_onnx.view import view_of
@@ -247,8 +248,7 @@ class Specimen:
         """Converted to float16, with the casts that stay."""
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self.dynamo())
+        copy = copy_of(self.dynamo())
         return view_of(convert_float_to_float16(copy, keep_io_types=True, disable_shape_infer=True))
 
 

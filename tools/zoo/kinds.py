@@ -7,6 +7,8 @@ from typing import Any
 
 import onnx
 
+from laurel_graph.onnx_model.walk import copy_of
+
 KINDS = (
     "symbolic", "export", "dynamic", "decomposed", "onnx", "noshapes", "torchscript", "optimised", "optimised_noshapes",
     "qdq", "int8", "fp16",
@@ -16,8 +18,7 @@ KINDS = (
 
 def without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a copy that states no shape anywhere but in its weights."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     del copy.graph.value_info[:]
     for value in (*copy.graph.input, *copy.graph.output):
         value.type.tensor_type.ClearField("shape")
@@ -67,8 +68,7 @@ def quantised_dynamic(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     """Returns *model* with its activations quantised as it runs."""
     from onnxruntime.quantization import quantize_dynamic
 
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = copy_of(model)
     del bare.graph.value_info[:]
     onnx.save(bare, folder / "model.onnx")
     quantize_dynamic(folder / "model.onnx", folder / "int8.onnx")

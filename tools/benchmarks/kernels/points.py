@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import DOMAIN, VERSION, Operator
 
 RESNET50_JOINS = ((3136, 256, 3), (784, 512, 4), (196, 1024, 6), (49, 2048, 3))
@@ -109,10 +110,9 @@ def model_of(point: Point) -> Any:
 def repeated(model: Any, times: int) -> Any:
     """Returns *model* with its nodes *times* over on the same inputs, each time with parameters and outputs of its own,
     as the layers of a model have them."""
-    from onnx import ModelProto, numpy_helper
+    from onnx import numpy_helper
 
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = copy_of(model)
     given = {value.name for value in model.graph.input} | {""}
     for i in range(1, times):
         for node in model.graph.node:

@@ -18,6 +18,7 @@ from onnx import ModelProto, numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.errors import NoResidualError
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.passes.verify.probe import Runner, bring_out, laurel_values, made_in
 from laurel_graph.samples import STYLES, sample_inputs
 from laurel_graph.tools.benchmarks.models import draw_tensors
@@ -95,8 +96,7 @@ def mutants_of(name: str, variant: str, folder: Path, *, portable: bool = False,
     found = []
     changes = list(_changed_constants(before, deployed))
     for constant, spoil in changes[:: max(1, -(-len(changes) // most))]:
-        model = ModelProto()
-        model.CopyFrom(deployed)
+        model = copy_of(deployed)
         spoil(model)
         onnx.save(model, spoiled)
         moved = _moved(right, _inside(spoiled, model, feeds))
@@ -139,8 +139,7 @@ def _changed_constants(before: ModelProto, after: ModelProto) -> Iterator[tuple[
 
 def _inside(path: Path, model: ModelProto, feeds: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
     """Every site and output, with optimisation off."""
-    probe = ModelProto()
-    probe.CopyFrom(model)
+    probe = copy_of(model)
     adds = [name for name, node in made_in(probe).items() if node.op_type == "Add"]
     bring_out(probe, [*laurel_values(probe), *adds])
     runner = Runner(path, probe, False)

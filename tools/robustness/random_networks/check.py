@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from laurel_graph.errors import LaurelError, VerificationError
-from laurel_graph.onnx_model.editor import captured_names
+from laurel_graph.onnx_model.walk import captured_names, copy_of
 from laurel_graph.passes.deploy.costs import CostModel
 from laurel_graph.passes.deploy.deploy import deploy
 from laurel_graph.passes.pipeline import transform
@@ -173,8 +173,7 @@ def _deployed(network: Trained, portable: bool, costs: CostModel | None, through
         if through_file:
             model, report = deployed_file(network.model, portable, costs, network.external)
         else:
-            model = onnx.ModelProto()
-            model.CopyFrom(network.model)
+            model = copy_of(network.model)
             report = deploy(model, portable=portable, costs=costs)
     except VerificationError as error:
         right = _deployed(network, portable, costs, False).verdict in ("right", "kept")

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from laurel_graph.importer import META, import_onnx
+from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import laurel_nodes
 from laurel_graph.passes.deploy.costs import CostModel
 from laurel_graph.passes.deploy.deploy import DeployReport, deploy_file
@@ -50,8 +51,7 @@ class Imported:
     """
 
     def __init__(self, trained: onnx.ModelProto, sites: bool, external: bool) -> None:
-        model = onnx.ModelProto()
-        model.CopyFrom(trained)
+        model = copy_of(trained)
         if sites:
             known = {info.name for info in model.graph.output}
             results = dict.fromkeys(node.output[0] for node in laurel_nodes(model.graph))
@@ -74,6 +74,5 @@ class Imported:
 
 def _save(model: onnx.ModelProto, path: Path, external: bool) -> None:
     """Writes a copy of *model*, which ``onnx.save`` changes; ONNX Runtime wants small shapes inside the file."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_of(model)
     onnx.save(copy, path, save_as_external_data=external, location="weights.bin", size_threshold=200)

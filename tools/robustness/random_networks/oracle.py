@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from laurel_graph.formula import residual
-from laurel_graph.onnx_model.walk import graphs_of
+from laurel_graph.onnx_model.walk import copy_of, graphs_of
 from laurel_graph.opset.schema import DOMAIN, Operator
 
 Array = NDArray[Any]
@@ -38,8 +38,7 @@ def _is_float(value: Array) -> bool:
 
 def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a copy of *model* whose floats are all float64: weights, constants, casts, inputs; without functions."""
-    double = onnx.ModelProto()
-    double.CopyFrom(model)
+    double = copy_of(model)
     del double.functions[:]
     for graph in graphs_of(double.graph):
         for sparse in graph.sparse_initializer:

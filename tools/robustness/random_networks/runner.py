@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from laurel_graph.onnx_model.shapes import tensor_types
-from laurel_graph.onnx_model.walk import graphs_of
+from laurel_graph.onnx_model.walk import copy_of, graphs_of
 from laurel_graph.opset.schema import DOMAIN
 from laurel_graph.runtime import session_options
 
@@ -43,8 +43,7 @@ class Runner:
 
 def rounded_anew(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
     """Returns a copy in which each float weight is a unit in the last place off, but for whole numbers."""
-    other = onnx.ModelProto()
-    other.CopyFrom(model)
+    other = copy_of(model)
     for tensor in other.graph.initializer:
         value = numpy_helper.to_array(tensor)
         if value.dtype.kind == "f" and np.any(value != np.round(value)):  # no exponents, no sizes
@@ -56,8 +55,7 @@ def rounded_anew(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.Model
 
 def _seen(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
     """Returns a copy that gives all values, and value name to the output that shows it."""
-    seen = onnx.ModelProto()
-    seen.CopyFrom(model)
+    seen = copy_of(model)
     graph, types = seen.graph, tensor_types(seen)[0]
     names = [value.name for value in graph.output] + [name for node in graph.node for name in node.output if name]
     outputs: dict[str, str] = {}
