@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
+from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError
 from laurel_graph.model_folder import graph_path
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.outputs import check_outputs, staged

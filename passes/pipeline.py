@@ -326,8 +326,7 @@ def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto | gs.Graph
 
 
 def _read(model: Any) -> tuple[onnx.ModelProto, str]:
-    from laurel_graph import soundness
-    from laurel_graph.onnx_model import file as onnx_file
+    from laurel_graph import onnx_file, soundness
 
     if isinstance(model, (str, Path)):
         return onnx_file.read_with_records(graph_path(model)), str(model)

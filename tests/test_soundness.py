@@ -9,9 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 import laurel_graph as lg
-from laurel_graph import soundness
+from laurel_graph import onnx_file, soundness
 from laurel_graph.errors import ModelError
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.tools.robustness.mutant_models import sound_models
 
 MLP = """<ir_version: 8, opset_import: ["" : 17]>

@@ -35,9 +35,8 @@ def examine_model(model: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: it cannot be read, its graph cannot be told, or ONNX Runtime cannot load it.
     """
-    from laurel_graph import runtime
+    from laurel_graph import onnx_file, runtime
     from laurel_graph.model_folder import graph_path, is_folder, layout_of
-    from laurel_graph.onnx_model import file as onnx_file
     from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata, read_specs
     from laurel_graph.outputs.models import model_files
 

@@ -124,8 +124,7 @@ def apply_adapter(
         ModelError: the model cannot be read.
         OutputError: the output cannot be written, or is the input.
     """
-    from .. import outputs
-    from ..onnx_model import file as onnx_file
+    from .. import onnx_file, outputs
     from ..onnx_model.tensors import array_of, set_tensors
     from ..outputs.models import model_files, write_model
 
@@ -233,8 +232,8 @@ def adapter_of(model: nn.Module | str | Path) -> Adapter:
 
 
 def _of_file(path: Path) -> Adapter:
+    from .. import onnx_file
     from ..fingerprint.from_onnx import of_model
-    from ..onnx_model import file as onnx_file
     from ..onnx_model.tensors import array_of
 
     proto = onnx_file.read_with_records(path)
@@ -271,7 +270,7 @@ def _specs_of(proto: onnx.ModelProto, path: str | Path) -> tuple[dict[str, SiteS
 def _module_base(module: nn.Module) -> Fingerprint:
     """The fingerprint of a module's base: kept from the import, without what trains; of its weights otherwise."""
     from ..fingerprint.from_torch import of_module
-    from ..importer.record import META
+    from ..torch_residual.import_record import META
 
     for part in module.modules():
         record = getattr(part, "meta", {}).get(META)

@@ -39,7 +39,7 @@ def trained_tensors(module: nn.Module) -> dict[str, Array]:
     The parameters of a LAuReL site come as the resolved tensors that a file holds (α and β instead of w), with the
     bits that the module computes with. Parameters that were not imported go by their path.
     """
-    from ..importer.record import META
+    from ..torch_residual.import_record import META
     from ..torch_residual.module import laurel_modules
 
     values: dict[str, Array] = {}

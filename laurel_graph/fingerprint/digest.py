@@ -53,7 +53,7 @@ def file_digests(model: ModelProto, base_dir: str | Path) -> dict[str, str]:
 
 def module_digests(module: nn.Module) -> dict[str, str]:
     """Returns kind to digest of a module's base: its frozen weights, or the file it was imported from."""
-    from ..importer.record import import_record
+    from ..torch_residual.import_record import import_record
     from .from_torch import base_weights
 
     record = import_record(module)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SelectorError, near
 from ..model_folder import graph_path
 from ..opset.schema import PREFIX, read_specs, tensor_name
-from .record import META, ImportRecord
+from ..torch_residual.import_record import META, ImportRecord
 
 if TYPE_CHECKING:
     import onnx
@@ -85,7 +85,7 @@ def import_onnx(
     from .. import soundness
     from ..fingerprint.digest import file_digests
     from ..fingerprint.from_onnx import of_model
-    from ..onnx_model.file import read_with_records
+    from ..onnx_file import read_with_records
     from ..onnx_model.parameters import count_parameters
     from .convert import Converter
     from .laurel import LaurelSites

@@ -15,8 +15,8 @@ from torch import fx
 
 from .. import runtime
 from ..errors import ModelError, VerificationError
-from ..onnx_model.file import read
-from .record import META, ImportRecord
+from ..onnx_file import read
+from ..torch_residual.import_record import META, ImportRecord
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..adapters.trained import trained_tensors
 from ..errors import AdapterError
-from ..onnx_model.file import read
+from ..onnx_file import read
 from ..onnx_model.tensors import set_tensors
 from ..outputs import check_outputs
 from ..outputs.models import model_files, write_model

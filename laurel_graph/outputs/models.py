@@ -16,8 +16,8 @@ from pathlib import Path, PurePath
 
 from onnx import ModelProto
 
+from .. import onnx_file
 from ..errors import ModelError, OutputError
-from ..onnx_model import file as onnx_file
 from ..onnx_model.weight_file import move_weights_out, rename_weight_file, weight_locations
 from .files import Input, Staged, is_same_file, staged
 from .folder import names_by_content

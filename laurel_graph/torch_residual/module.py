@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 from ..config import SiteSpec
 from ..errors import ConfigError
 from ..formula import initial_parameters
-from ..importer.record import META, ImportRecord
 from ..opset.schema import PREFIX
 from ..variants.registry import applied, term
 from ..variants.term import Operands
+from .import_record import META, ImportRecord
 from .sum import Form, laurel_sum, memory_order
 
 _WEIGHTS = term("rw")

@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from laurel_graph import onnx_file
 from laurel_graph.adapters import files_of
 from laurel_graph.adapters.trained import own_spec
 from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError
 from laurel_graph.fingerprint.digest import module_digests
 from laurel_graph.importer import META
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.tensors import make_tensor
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.nodes import ELEMENT_TYPES
 from laurel_graph.opset.schema import METADATA_BASE, PREFIX, laurel_nodes, tensor_name
-from laurel_graph.opset.torch_ops import ONE, OUTER, SITE, exporting
 from laurel_graph.opset.undo import write_records
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
@@ -34,6 +33,7 @@ from laurel_graph.passes.read_fx.axes import check_open, open_program
 from laurel_graph.passes.read_fx.capture import check_paths, module_paths
 from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
 from laurel_graph.torch_residual.module import CONFIG, laurel_modules
+from laurel_graph.torch_residual.torch_ops import ONE, OUTER, SITE, exporting
 
 if TYPE_CHECKING:
     import onnx

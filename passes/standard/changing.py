@@ -145,7 +145,7 @@ class Export(Pass, name="export", takes=(TORCH,)):
         Raises:
             ModelError: there are no example inputs, or torch cannot export the module; names the reason.
         """
-        from laurel_graph.onnx_model import file as onnx_file
+        from laurel_graph import onnx_file
         from laurel_graph.onnx_model.tensors import inlined
         from laurel_graph.onnx_model.walk import copy_of, tensors_of
         from laurel_graph.passes.rewrite.export import export_onnx

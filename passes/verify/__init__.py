@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 

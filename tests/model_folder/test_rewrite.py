@@ -8,10 +8,9 @@ import pytest
 from folder_models import write_folder
 
 import laurel_graph as lg
-from laurel_graph import runtime
+from laurel_graph import onnx_file, runtime
 from laurel_graph.errors import LaurelError, ModelError, OutputError
 from laurel_graph.model_folder import rewritten
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.tensors import set_tensors
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs.models import write_model

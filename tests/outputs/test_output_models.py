@@ -12,9 +12,9 @@ import onnx
 import pytest
 from output_models import contents, locations, plain_model, trained_models, value_of
 
+from laurel_graph import onnx_file
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ModelError, OutputError, VerificationError
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.outputs import models, staged, workspace
 from laurel_graph.outputs.models import stage_model, write_model
 from laurel_graph.passes.deploy import deploy as deploy_pass

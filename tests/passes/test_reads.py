@@ -8,8 +8,7 @@ import pytest
 from onnx import numpy_helper, parser, shape_inference
 
 import laurel_graph as lg
-from laurel_graph import soundness
-from laurel_graph.onnx_model import file as onnx_file
+from laurel_graph import onnx_file, soundness
 from laurel_graph.opset.functions import attach
 from laurel_graph.passes import Facts, Pipeline
 from laurel_graph.passes.detect import rule

@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laurel_graph import runtime
+from laurel_graph import onnx_file, runtime
 from laurel_graph.errors import ModelError
 from laurel_graph.model_folder import graph_path
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.passes.verify import read_samples
 from laurel_graph.passes.verify.drawing import runnable
 from laurel_graph.passes.verify.probe import Runner

@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from laurel_graph import onnx_file
 from laurel_graph.config import LaurelConfig
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.tensors import set_tensor
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import write

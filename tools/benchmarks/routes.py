@@ -28,9 +28,8 @@ import torch
 import typer
 from torch import nn
 
-from laurel_graph import runtime
+from laurel_graph import onnx_file, runtime
 from laurel_graph.config import LaurelConfig
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.passes.pipeline import transform
 from laurel_graph.passes.rewrite.export import export_onnx

@@ -51,7 +51,7 @@ def run_model(path: Path) -> ModelOutcome:
     """Imports one model and compares outputs at two batch sizes, and gradients."""
     from laurel_graph.errors import LaurelError, UnsupportedOperatorError
     from laurel_graph.importer import check, import_onnx
-    from laurel_graph.onnx_model.file import read
+    from laurel_graph.onnx_file import read
     from laurel_graph.samples import sample_inputs
 
     name = str(path)

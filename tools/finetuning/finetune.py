@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laurel_graph import runtime
+from laurel_graph import onnx_file, runtime
 from laurel_graph.adapters.trained import trained_tensors
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
 from laurel_graph.model_folder import graph_path, rewritten, writes_folder
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.parameters import weights_of
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import read_specs, tensor_name

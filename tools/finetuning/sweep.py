@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from laurel_graph import onnx_file
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ConfigError, LaurelError, TrainingError
 from laurel_graph.model_folder import graph_path
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import read_specs
 from laurel_graph.outputs import workspace
 from laurel_graph.tools.callables import load_plugin

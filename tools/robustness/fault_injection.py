@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from laurel_graph.adapters import apply_adapter, save_adapter
 from laurel_graph.config import LaurelConfig
-from laurel_graph.onnx_model.file import read
+from laurel_graph.onnx_file import read
 from laurel_graph.onnx_model.weight_file import weight_locations
 from laurel_graph.outputs import write
 from laurel_graph.passes.deploy.deploy import deploy_file

@@ -23,9 +23,9 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
+from laurel_graph import onnx_file
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import LaurelError, NoResidualError
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.passes.pipeline import remove, transform

@@ -7,12 +7,12 @@ from models import image_net, onnx_text, run_onnx, token_net
 from onnx import TensorProto, helper, numpy_helper
 from tolerance import assert_close
 
+from laurel_graph import onnx_file
 from laurel_graph.config import VARIANTS, LaurelConfig, SiteSpec
 from laurel_graph.detection import Residual, SitePlan
 from laurel_graph.errors import ModelError, RewriteError
 from laurel_graph.fingerprint.digest import digest
 from laurel_graph.formula import residual
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.opset.schema import DOMAIN, read_metadata, read_specs
 from laurel_graph.passes.rewrite.onnx import insert, remove
 

@@ -9,8 +9,8 @@ import pytest
 from models import run_onnx
 from tolerance import TOLERANCE, relative_difference
 
+from laurel_graph import onnx_file
 from laurel_graph.config import VARIANTS, LaurelConfig
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.passes.detect.rule import detect
 from laurel_graph.passes.read_onnx.view import view_of
 from laurel_graph.passes.rewrite.onnx import insert, remove

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RewriteError
-from ..torch_residual.module import LaurelResidual
-from .schema import DOMAIN, VERSION, Operator
+from ..opset.schema import DOMAIN, VERSION, Operator
+from .module import LaurelResidual
 
 SITE = "site"
 """Attribute by which a fresh node names its site, until the tensors of the file carry that name."""

@@ -6,9 +6,9 @@ import pytest
 from models import ONNX_TYPES, to_tensor
 from onnx import TensorProto, helper, numpy_helper
 
+from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError, OutputError
 from laurel_graph.fingerprint.digest import digest as base_digest
-from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.tensors import round_to_bfloat16
 from laurel_graph.outputs import files
 from laurel_graph.outputs.models import write_model

@@ -12,9 +12,9 @@ from pathlib import Path
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
-from .. import soundness
-from ..errors import ModelError
-from .tensors import make_tensor, set_tensor, tensor_array
+from . import soundness
+from .errors import ModelError
+from .onnx_model.tensors import make_tensor, set_tensor, tensor_array
 
 __all__ = [
     "make_tensor",
@@ -61,7 +61,7 @@ def read_with_records(path: str | Path) -> ModelProto:
 
 def recover_records(model: ModelProto, name: str) -> None:
     """Rebuilds the records of a model in place, as :func:`read_with_records` does; *name* is what warnings call it."""
-    from ..opset import recover
+    from .opset import recover
 
     if not recover.needs_recovery(model):
         return
