@@ -16,7 +16,7 @@ from laurel_graph.errors import DependencyError, OutputError
 from laurel_graph.model_folder import graph_path
 from laurel_graph.names import printable
 from laurel_graph.onnx_model import tensors as onnx_tensors
-from laurel_graph.onnx_model.parameters import count_parameters
+from laurel_graph.opset.parameters import count_parameters
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, write
 from laurel_graph.outputs.models import model_files

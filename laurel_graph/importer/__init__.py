@@ -86,7 +86,7 @@ def import_onnx(
     from ..fingerprint.digest import file_digests
     from ..fingerprint.from_onnx import of_model
     from ..onnx_file import read_with_records
-    from ..onnx_model.parameters import count_parameters
+    from ..opset.parameters import count_parameters
     from .convert import Converter
     from .laurel import LaurelSites
     from .registry import default_registry

@@ -62,7 +62,7 @@ class Insert(Pass, name="insert", takes=(ONNX, TORCH), requires=NOTHING, ensures
         return PassResult(graph, bool(chosen.plans), Report(counters, tuple(sites), detail=chosen), left)
 
     def _insert_onnx(self, graph: Any, plans: Any, config: LaurelConfig) -> int:
-        from laurel_graph.onnx_model.parameters import count_parameters
+        from laurel_graph.opset.parameters import count_parameters
         from laurel_graph.passes.rewrite.onnx import insert
 
         base = count_parameters(graph)

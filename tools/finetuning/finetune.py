@@ -21,8 +21,8 @@ from laurel_graph import onnx_file, runtime
 from laurel_graph.adapters.trained import trained_tensors
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
 from laurel_graph.model_folder import graph_path, rewritten, writes_folder
-from laurel_graph.onnx_model.parameters import weights_of
 from laurel_graph.onnx_model.walk import copy_of
+from laurel_graph.opset.parameters import weights_of
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, staged
 from laurel_graph.outputs.models import stage_model

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.config import LaurelConfig
-from laurel_graph.onnx_model.parameters import count_parameters
+from laurel_graph.opset.parameters import count_parameters
 from laurel_graph.passes.pipeline import transform
 
 FLOATS = 3 * 8 * 8

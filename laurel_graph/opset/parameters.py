@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from ..opset.schema import PREFIX
-from .walk import graphs_of, subgraphs
+from ..onnx_model.walk import graphs_of, subgraphs
+from .schema import PREFIX
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _INTEGERS = ("INT2", "UINT2", "INT4", "UINT4", "FLOAT4E2M1", "INT8", "UINT8", "FLOAT8E4M3FN", "FLOAT8E5M2")
