@@ -2,6 +2,8 @@
 
 Both are frozen, checked on creation and survive a JSON round trip. The variants and defaults follow LAuReL
 (Menghani, Kumar, Kumar, ICML 2025, arXiv 2411.07501v4).
+
+One file, because the two share their fields, domains, checks and JSON form, and a field of one is mostly one of both.
 """
 
 from __future__ import annotations

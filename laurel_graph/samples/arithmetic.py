@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnx import TensorProto, helper
 
-from .graph import SMALL, Call, Rule
+from .graph import SMALL, Call, Rule, broadcast
 from .sizes import Dim, exact_quotient, plus, scaled, symbols_of, total
 
 
@@ -246,8 +246,6 @@ def _expand(call: Call) -> None:
         size = wanted[0] if wanted else 1
         if isinstance(size, int) and size <= SMALL:
             call.put_numbers(numbers * size)
-    from .operators import broadcast
-
     call.put(broadcast(call, [shape, tuple(wanted)]))
 
 

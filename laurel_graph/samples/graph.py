@@ -278,3 +278,26 @@ class Call:
 
 
 Rule = Callable[[Call], None]
+
+
+def broadcast(call: Call, shapes: Sequence[Shape | None]) -> Shape | None:
+    """Returns the shape of several values put together element by element; sizes that are not 1 are equal."""
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes) or not known:
+        return None
+    result: list[Dim] = []
+    for axis in range(-max(map(len, known)), 0):
+        merged: Dim = 1
+        for dim in (shape[axis] for shape in known if len(shape) >= -axis):
+            if merged == 1:
+                merged = dim
+            elif dim != 1:
+                call.equal(merged, dim, firm=False)
+                merged = dim if isinstance(dim, int) or merged is None else merged
+        result.append(merged)
+    return tuple(result)
+
+
+def table_of(rule: Rule, names: str) -> dict[str, Rule]:
+    """Returns one rule for several operators, their names with spaces between them."""
+    return dict.fromkeys(names.split(), rule)

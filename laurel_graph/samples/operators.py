@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from . import arithmetic, attention
-from .graph import Call, Rule, Shape
+from . import arithmetic, attention, spatial
+from .graph import Call, Rule, broadcast, table_of
 from .sizes import Dim, plus, symbols_of, total
-
-
-def broadcast(call: Call, shapes: Sequence[Shape | None]) -> Shape | None:
-    """Returns the shape of several values put together element by element; sizes that are not 1 are equal."""
-    known = [shape for shape in shapes if shape is not None]
-    if len(known) < len(shapes) or not known:
-        return None
-    result: list[Dim] = []
-    for axis in range(-max(map(len, known)), 0):
-        merged: Dim = 1
-        for dim in (shape[axis] for shape in known if len(shape) >= -axis):
-            if merged == 1:
-                merged = dim
-            elif dim != 1:
-                call.equal(merged, dim, firm=False)
-                merged = dim if isinstance(dim, int) or merged is None else merged
-        result.append(merged)
-    return tuple(result)
 
 
 def _same(call: Call) -> None:
@@ -106,85 +86,6 @@ def _matmul_blocks(call: Call) -> None:
     if shape and columns is not None:
         call.equal(shape[-1], inner)
         call.put((*shape[:-1], columns))
-
-
-def _conv(x: int = 0, w: int = 1) -> Rule:
-    def rule(call: Call) -> None:
-        data, weight = call.shape(x), call.shape(w)
-        if data is None or weight is None or len(data) != len(weight):
-            return
-        group = call.attribute("group", 1)
-        if isinstance(weight[1], int):
-            call.equal(data[1], weight[1] * group)
-        kernel = [d if isinstance(d, int) else 1 for d in weight[2:]]
-        call.put((data[0], weight[0], *_slid(call, data[2:], kernel)))
-
-    return rule
-
-
-def _slid(call: Call, spatial: Shape, kernel: Sequence[int]) -> list[Dim]:
-    n = len(spatial)
-    strides = call.attribute("strides") or [1] * n
-    dilations = call.attribute("dilations") or [1] * n
-    pads = call.attribute("pads") or [0] * 2 * n
-    auto = call.attribute("auto_pad") or "NOTSET"
-    found: list[Dim] = []
-    for i, dim in enumerate(spatial):
-        reach = dilations[i] * (kernel[i] - 1) + 1
-        if auto.startswith("SAME"):
-            found.append(call.sizes.window(dim, strides[i] - 1, strides[i], 0))
-            continue
-        margin = (0 if auto == "VALID" else pads[i] + pads[i + n]) - reach
-        if call.attribute("ceil_mode", 0):
-            margin += strides[i] - 1
-        found.append(call.sizes.window(dim, margin, strides[i]))
-    return found
-
-
-def _pool(call: Call) -> None:
-    shape, kernel = call.shape(), call.attribute("kernel_shape")
-    if shape is not None and kernel:
-        call.put((*shape[:2], *_slid(call, shape[2:], kernel)))
-
-
-def _conv_transpose(call: Call) -> None:
-    data, weight = call.shape(0), call.shape(1)
-    if data is None or weight is None or len(data) != len(weight):
-        return
-    n = len(data) - 2
-    call.equal(data[1], weight[0])
-    channels = weight[1] * call.attribute("group", 1) if isinstance(weight[1], int) else None
-    strides = call.attribute("strides") or [1] * n
-    dilations = call.attribute("dilations") or [1] * n
-    pads = call.attribute("pads") or [0] * 2 * n
-    extra = call.attribute("output_padding") or [0] * n
-    if call.attribute("auto_pad") not in (None, "NOTSET", "VALID") or call.attribute("output_shape"):
-        call.put((data[0], channels, *[None] * n))
-        return
-    spatial: list[Dim] = []
-    for i, (dim, kernel) in enumerate(zip(data[2:], weight[2:], strict=True)):
-        reach = dilations[i] * (kernel - 1) + 1 if isinstance(kernel, int) else 1
-        steps = call.sizes.product((plus(dim, -1), strides[i]))
-        spatial.append(plus(steps, reach + extra[i] - pads[i] - pads[i + n]))
-    call.put((data[0], channels, *spatial))
-
-
-def _global_pool(call: Call) -> None:
-    shape = call.shape()
-    if shape is not None:
-        call.put((*shape[:2], *[1] * (len(shape) - 2)))
-
-
-def _resize(call: Call) -> None:
-    shape, last = call.shape(), len(call.inputs) - 1
-    scales = call.ints(1 if call.node.op_type == "Upsample" else 2, "scales")
-    if shape is None:
-        return
-    if last == 3 and call.name(3):
-        sizes = call.numbers(3)
-        call.put(sizes if sizes is not None else [None] * len(shape))
-    elif scales is not None and len(scales) == len(shape):
-        call.put([call.sizes.product((d, s)) for d, s in zip(shape, scales, strict=True)])
 
 
 def _reduce(call: Call) -> None:
@@ -354,54 +255,44 @@ def _embed(call: Call) -> None:
         call.put((*shape, rows[0][-1] if rows[0] else None))
 
 
-def _table(rule: Rule, names: str) -> dict[str, Rule]:
-    """One rule for several operators, their names with spaces between them."""
-    return dict.fromkeys(names.split(), rule)
-
-
 RULES: dict[str, Rule] = {
-    **_table(
+    **table_of(
         _same, "Relu LeakyRelu Elu Selu Celu ThresholdedRelu Sigmoid HardSigmoid HardSwish Tanh Softplus Softsign"
     ),
-    **_table(
+    **table_of(
         _same, "Erf Gelu Mish QuickGelu FastGelu BiasGelu Swish Sqrt Exp Log Abs Sign Floor Ceil Round Reciprocal"
     ),
-    **_table(
+    **table_of(
         _same, "Sin Cos Tan Asin Acos Atan Sinh Cosh Not IsNaN IsInf Dropout Softmax LogSoftmax Hardmax Clip Trilu"
     ),
-    **_table(_same, "LpNormalization MeanVarianceNormalization LRN QuantizeLinear DequantizeLinear QMoE MoE"),
-    **_table(_same, "GroupNormalization GroupNorm"),
-    **_table(_elementwise, "Add Sub Mul Div Pow Min Max Sum Mean And Or Xor Equal"),
-    **_table(_compared, "Greater Less GreaterOrEqual LessOrEqual"),
-    **_table(_elementwise, "Mod PRelu BitShift BitwiseAnd BitwiseOr BitwiseXor Where"),
-    **_table(_reduce, "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare"),
-    **_table(_reduce, "ReduceLogSumExp"),
-    **_table(_arg, "ArgMax ArgMin"),
-    **_table(_per_channel(1), "BatchNormalization InstanceNormalization"),
-    **_table(_per_channel(-1), "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
-    **_table(_skip_norm, "SkipLayerNormalization SkipSimplifiedLayerNormalization"),
-    **_table(_matmul(), "MatMul FusedMatMul MatMulInteger"),
-    **_table(_gemm, "Gemm FusedGemm"),
-    **_table(_matmul_blocks, "MatMulNBits MatMulBnb4 MatMulFpQ4"),
-    **_table(_conv(), "Conv FusedConv ConvInteger"),
-    **_table(_pool, "MaxPool AveragePool LpPool"),
-    **_table(_global_pool, "GlobalAveragePool GlobalMaxPool GlobalLpPool"),
-    **_table(_resize, "Resize Upsample"),
-    "QLinearConv": _conv(0, 3),
+    **table_of(_same, "LpNormalization MeanVarianceNormalization LRN QuantizeLinear DequantizeLinear QMoE MoE"),
+    **table_of(_same, "GroupNormalization GroupNorm"),
+    **table_of(_elementwise, "Add Sub Mul Div Pow Min Max Sum Mean And Or Xor Equal"),
+    **table_of(_compared, "Greater Less GreaterOrEqual LessOrEqual"),
+    **table_of(_elementwise, "Mod PRelu BitShift BitwiseAnd BitwiseOr BitwiseXor Where"),
+    **table_of(_reduce, "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare"),
+    **table_of(_reduce, "ReduceLogSumExp"),
+    **table_of(_arg, "ArgMax ArgMin"),
+    **table_of(_per_channel(1), "BatchNormalization InstanceNormalization"),
+    **table_of(_per_channel(-1), "LayerNormalization RMSNormalization SimplifiedLayerNormalization"),
+    **table_of(_skip_norm, "SkipLayerNormalization SkipSimplifiedLayerNormalization"),
+    **table_of(_matmul(), "MatMul FusedMatMul MatMulInteger"),
+    **table_of(_gemm, "Gemm FusedGemm"),
+    **table_of(_matmul_blocks, "MatMulNBits MatMulBnb4 MatMulFpQ4"),
     "QLinearMatMul": _matmul(3),
-    "ConvTranspose": _conv_transpose,
     "Transpose": _transpose,
     "Concat": _concat,
     "Split": _split,
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
-    **_table(_scatter, "ScatterElements Scatter"),
+    **table_of(_scatter, "ScatterElements Scatter"),
     "ScatterND": _scatter_nd,
     "OneHot": _one_hot,
-    **_table(_recurrent, "LSTM GRU RNN"),
+    **table_of(_recurrent, "LSTM GRU RNN"),
     "EmbedLayerNormalization": _embed,
     "GatherBlockQuantized": _gather_blocks,
     **arithmetic.RULES,
     **attention.RULES,
+    **spatial.RULES,
 }

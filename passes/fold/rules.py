@@ -6,6 +6,8 @@ constants so that it reads values stored as v / s(v) and writes its own as v / s
 met a ``Mul`` on an input makes up for the difference, so the result is right whatever was decided.
 
 Operators without a rule take and give true values. All new constants are computed in float64.
+
+One file, because it is one table: the rules are read and checked beside each other.
 """
 
 from __future__ import annotations

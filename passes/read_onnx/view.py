@@ -3,6 +3,8 @@
 Covers opsets 9 and up, both PyTorch exporters, ONNX Runtime's fused and quantised operators, subgraphs of If, Loop and
 Scan, and model-local functions. Adds hidden in fused operators (Sum, SkipLayerNormalization, FusedConv, Gemm with a
 full-size C) come apart here and nowhere else.
+
+One file, because it is one walk: every step of it reads and writes the same tables of names.
 """
 
 from __future__ import annotations

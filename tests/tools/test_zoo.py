@@ -7,7 +7,8 @@ import pytest
 
 from laurel_graph.errors import ModelError
 from laurel_graph.tools.zoo import deploy as zoo_deploy
-from laurel_graph.tools.zoo.detection import Row, main, measure, read_zoo, totals
+from laurel_graph.tools.zoo.architectures import read_zoo
+from laurel_graph.tools.zoo.detection import Row, main, measure, totals
 
 FIFTH = [entry for entry in read_zoo()[3::5] if entry.name != "gemma3n"]
 

@@ -24,7 +24,8 @@ from laurel_graph.passes.pipeline import transform
 from laurel_graph.tools.benchmarks.models import VARIANTS, draw_tensors
 from laurel_graph.tools.console import note, print_json, print_table
 
-from .detection import Specimen, is_wanted, one_line, read_zoo, silence
+from .architectures import Specimen, read_zoo, silence
+from .detection import is_wanted, one_line
 
 
 @dataclass(frozen=True)
