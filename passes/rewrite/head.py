@@ -1,6 +1,7 @@
 """Puts a new linear classifier on a value of an ONNX graph: what a model needs to be fine-tuned to another task.
 
-Two nodes and two initializers are appended, and one graph output; nothing that was there changes.
+Two nodes and two initializers are appended, and one graph output; nothing that was there changes. That is why protos
+are edited here: graphsurgeon builds every node and tensor anew when it exports, so that the bytes of the others move.
 """
 
 from __future__ import annotations

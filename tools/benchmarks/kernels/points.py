@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper, numpy_helper
 
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import DOMAIN, VERSION, Operator
@@ -82,36 +86,96 @@ def _tensors(op: Operator, shape: tuple[int, ...], rank: int) -> dict[str, Any]:
 
 def element_type(dtype: str) -> int:
     """Returns the element type in ONNX's numbers."""
-    from onnx import TensorProto
-
     return {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}[dtype]
 
 
-def model_of(point: Point) -> Any:
-    """Returns a ModelProto with the point's operator as its only node; parameters are initializers."""
-    from onnx import helper
+def _dtype(point: Point) -> np.dtype[Any]:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(element_type(point.dtype)))
 
-    op, element = point.operator, element_type(point.dtype)
-    inputs, initializers = [], []
-    for name, values in _tensors(op, point.shape, point.rank).items():
-        if values.shape == point.shape and (name in "xf" or name.startswith("previous_")):
-            inputs.append(helper.make_tensor_value_info(name, element, point.shape))
-        else:
-            initializers.append(helper.make_tensor(name, element, values.shape, values.astype(np.float32).ravel()))
-    output = helper.make_tensor_value_info("y", element, point.shape)
+
+def _value(point: Point, name: str) -> gs.Variable:
+    return gs.Variable(name, _dtype(point), point.shape)
+
+
+def _inputs(point: Point, names: Iterable[str]) -> list[gs.Tensor]:
+    """The inputs of those names: activations are values, the others weights."""
+    arrays = _tensors(point.operator, point.shape, point.rank)
+    activations = {name for name in arrays if name in "xf" or name.startswith("previous_")}
+    return [
+        _value(point, name)
+        if name in activations and arrays[name].shape == point.shape
+        else gs.Constant(name, np.asarray(arrays[name], np.float32).astype(_dtype(point)))
+        for name in names
+    ]
+
+
+def _node(op_type: str, inputs: Sequence[gs.Tensor], output: gs.Tensor, domain: str = "", **attributes: Any) -> gs.Node:
+    return gs.Node(op_type, inputs=list(inputs), outputs=[output], domain=domain, attrs=attributes)
+
+
+def _residual(point: Point, output: gs.Variable) -> gs.Node:
+    op = point.operator
+    attributes = {"epsilon": _EPSILON} if point.normed else {}
+    node = _node(op.name, _inputs(point, op.inputs), output, DOMAIN, **attributes)
     # As deployment writes it where nobody reads the residual before the norm: an output without a name.
-    node = helper.make_node(op.name, op.inputs, [name if name == "y" else "" for name in op.outputs], domain=DOMAIN)
-    if point.normed:
-        node.attribute.append(helper.make_attribute("epsilon", _EPSILON))
-    graph = helper.make_graph([node], "point", inputs, [output], initializers)
-    return helper.make_model(graph, opset_imports=_opsets(), ir_version=8)
+    node.outputs = [output if name == "y" else gs.Variable.empty() for name in op.outputs]
+    return node
+
+
+def _norm(point: Point, op_type: str, inputs: Sequence[gs.Tensor], domain: str, **attributes: Any) -> gs.Node:
+    names = ["scale", "offset"]
+    if point.operator.epilogue == "RMSNorm":
+        # The name of ONNX Runtime's kernel in every release; ONNX's own is of opset 23.
+        op_type, names = op_type.replace("Layer", "SimplifiedLayer"), ["scale"]
+    weights = _inputs(point, names)
+    return _node(op_type, [*inputs, *weights], _value(point, "y"), domain, epsilon=_EPSILON, **attributes)
+
+
+def _model(*nodes: gs.Node) -> onnx.ModelProto:
+    """Returns a model of nodes in order: values that none of them makes go in, what the last one makes comes out."""
+    values = {value.name: value for node in nodes for value in node.inputs}
+    given = [value for value in values.values() if not value.inputs and isinstance(value, gs.Variable)]
+    versions = {"": _OPSET, DOMAIN: VERSION, "com.microsoft": 1}
+    imports = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+    graph = gs.Graph(
+        nodes, given, nodes[-1].outputs[:1], name="point", opset=_OPSET, import_domains=imports, ir_version=8
+    )
+    with gs.logger.G_LOGGER.suppress():  # it prints to stdout, where results go
+        return gs.export_onnx(graph)
+
+
+def model_of(point: Point) -> onnx.ModelProto:
+    """Returns a model with the point's operator as its only node; parameters are initializers."""
+    return _model(_residual(point, _value(point, "y")))
+
+
+def separate_model_of(point: Point) -> onnx.ModelProto:
+    """Returns the model of a point with a norm as two nodes: the residual, and ONNX Runtime's own norm."""
+    residual = "+".join(part for part in point.variant.split("+") if part not in ("layernorm", "rmsnorm"))
+    total = _value(point, "sum")
+    nodes = _residual(replace(point, variant=residual), total), _norm(point, "LayerNormalization", [total], "", axis=-1)
+    return _model(*nodes)
+
+
+def skip_norm_model_of(point: Point) -> onnx.ModelProto:
+    """Returns ONNX Runtime's fused plain residual and norm, of the kind of the point's norm."""
+    return _model(_norm(point, "SkipLayerNormalization", _inputs(point, "xf"), "com.microsoft"))
+
+
+def add_model(point: Point) -> onnx.ModelProto:
+    """Returns a model that adds x and f."""
+    operands, output = _inputs(point, "xf"), _value(point, "y")
+    if point.dtype != "bfloat16":
+        return _model(_node("Add", operands, output))
+    # bfloat16 has no Add on ONNX Runtime's CPU: the nearest thing that it runs.
+    wide = [gs.Variable(f"{name}32", np.float32) for name in "xfy"]
+    casts = [_node("Cast", [operand], value, to=1) for operand, value in zip(operands, wide, strict=False)]
+    return _model(*casts, _node("Add", wide[:2], wide[2]), _node("Cast", wide[2:], output, to=element_type("bfloat16")))
 
 
 def repeated(model: Any, times: int) -> Any:
     """Returns *model* with its nodes *times* over on the same inputs, each time with parameters and outputs of its own,
     as the layers of a model have them."""
-    from onnx import numpy_helper
-
     result = copy_of(model)
     given = {value.name for value in model.graph.input} | {""}
     for i in range(1, times):
@@ -128,77 +192,3 @@ def repeated(model: Any, times: int) -> Any:
             added.CopyFrom(value)
             added.name = f"{value.name}_{i}"
     return result
-
-
-def separate_model_of(point: Point) -> Any:
-    """Returns the model of a point with a norm as two nodes: the residual, and ONNX Runtime's own norm."""
-    from onnx import helper
-
-    residual = "+".join(part for part in point.variant.split("+") if part not in ("layernorm", "rmsnorm"))
-    model = model_of(replace(point, variant=residual))
-    model.graph.node[0].output[0] = "sum"
-    model.graph.node.append(_norm(point, "LayerNormalization", ["sum"], "", axis=-1))
-    model.graph.initializer.extend(_norm_weights(point))
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", element_type(point.dtype), point.shape))
-    return model
-
-
-def skip_norm_model_of(point: Point) -> Any:
-    """Returns ONNX Runtime's fused plain residual and norm, of the kind of the point's norm."""
-    from onnx import helper
-
-    element = element_type(point.dtype)
-    x, f, y = (helper.make_tensor_value_info(name, element, point.shape) for name in "xfy")
-    node = _norm(point, "SkipLayerNormalization", ["x", "f"], "com.microsoft")
-    graph = helper.make_graph([node], "skip", [x, f], [y], _norm_weights(point))
-    return helper.make_model(graph, opset_imports=_opsets(), ir_version=8)
-
-
-def _opsets() -> list[Any]:
-    from onnx import helper
-
-    versions = {"": _OPSET, DOMAIN: VERSION, "com.microsoft": 1}
-    return [helper.make_opsetid(domain, version) for domain, version in versions.items()]
-
-
-def _norm(point: Point, op_type: str, inputs: list[str], domain: str, **attributes: Any) -> Any:
-    from onnx import helper
-
-    if point.operator.epilogue == "RMSNorm":
-        # The name of ONNX Runtime's kernel in every release; ONNX's own is of opset 23.
-        op_type, names = op_type.replace("Layer", "SimplifiedLayer"), ["scale"]
-    else:
-        names = ["scale", "offset"]
-    return helper.make_node(op_type, [*inputs, *names], ["y"], domain=domain, epsilon=_EPSILON, **attributes)
-
-
-def _norm_weights(point: Point) -> list[Any]:
-    from onnx import helper
-
-    element = element_type(point.dtype)
-    tensors = _tensors(point.operator, point.shape, point.rank)
-    return [
-        helper.make_tensor(name, element, tensors[name].shape, tensors[name].astype(np.float32))
-        for name in ("scale", "offset")
-        if name in tensors
-    ]
-
-
-def add_model(point: Point) -> Any:
-    """Returns a ModelProto that adds x and f."""
-    from onnx import helper
-
-    element = element_type(point.dtype)
-    x, f, y = (helper.make_tensor_value_info(name, element, point.shape) for name in "xfy")
-    # bfloat16 has no Add on ONNX Runtime's CPU: the nearest thing that it runs.
-    cast = point.dtype == "bfloat16"
-    nodes = [helper.make_node("Add", ["x", "f"], ["y"])]
-    if cast:
-        nodes = [
-            helper.make_node("Cast", ["x"], ["x32"], to=1),
-            helper.make_node("Cast", ["f"], ["f32"], to=1),
-            helper.make_node("Add", ["x32", "f32"], ["y32"]),
-            helper.make_node("Cast", ["y32"], ["y"], to=element),
-        ]
-    graph = helper.make_graph(nodes, "add", [x, f], [y])
-    return helper.make_model(graph, opset_imports=_opsets(), ir_version=8)
