@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
 
-from .names import LONGEST, printable
+from .foreign_names import LONGEST, printable
 
 
 class LaurelError(Exception):

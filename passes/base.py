@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar, cast
 
 from laurel_graph.errors import ConfigError, LaurelError, ModelError, RewriteError
-from laurel_graph.names import foreign_text
+from laurel_graph.foreign_names import foreign_text
 
 from .graphsurgeon import is_graph, wants_graph
 

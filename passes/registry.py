@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from laurel_graph.errors import ConfigError, near
-from laurel_graph.names import foreign_text
+from laurel_graph.foreign_names import foreign_text
 
 from .base import FunctionPass, Pass
 from .options import build

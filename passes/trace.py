@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laurel_graph.errors import OutputError
-from laurel_graph.names import printable
+from laurel_graph.foreign_names import printable
 from laurel_graph.outputs import write as write_file
 
 from .base import ONNX, Pass, PassResult, kind_of

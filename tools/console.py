@@ -15,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
-from laurel_graph.names import printable
+from laurel_graph.foreign_names import printable
 
 
 def print_json(data: Any) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from laurel_graph.errors import DataError
-from laurel_graph.names import foreign_text
+from laurel_graph.foreign_names import foreign_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -13,8 +13,8 @@ from laurel_graph import onnx_file
 from laurel_graph.config import SiteSpec
 from laurel_graph.detection import Detection, Residual
 from laurel_graph.errors import DependencyError, OutputError
+from laurel_graph.foreign_names import printable
 from laurel_graph.model_folder import graph_path
-from laurel_graph.names import printable
 from laurel_graph.onnx_model import tensors as onnx_tensors
 from laurel_graph.opset.parameters import count_parameters
 from laurel_graph.opset.schema import read_specs, tensor_name

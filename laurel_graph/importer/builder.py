@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import UnsupportedOperatorError
-from ..names import LONGEST, VARIABLES, Namespace, identifier, path_parts, printable
+from ..foreign_names import LONGEST, VARIABLES, Namespace, identifier, path_parts, printable
 from ..torch_residual.module import ATTRIBUTES
 from .bounded import Bounded, TooLarge
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError
-from ..names import printable
+from ..foreign_names import printable
 from .files import Input, write
 
 if TYPE_CHECKING:

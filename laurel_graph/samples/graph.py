@@ -14,7 +14,7 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from ..errors import ModelError
 from ..onnx_model.walk import attribute_of, subgraphs
 from ..opset.schema import DOMAIN
-from .formula import parsed
+from .dim_formula import parsed
 from .sizes import Dim, Sizes, plus, symbol
 
 Shape = tuple[Dim, ...]

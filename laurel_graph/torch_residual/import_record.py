@@ -26,7 +26,8 @@ class ImportRecord:
         outputs: the ONNX output names, in the order of what ``forward`` returns.
         base: the fingerprint of the base, as it was when it was imported.
         tensors: parameter and buffer path in the module to the name in the file. The two are one for names like
-            ``layer.0.weight``; what cannot stand in Python code is replaced in the path (:mod:`laurel_graph.names`).
+            ``layer.0.weight``; what cannot stand in Python code is replaced in the path
+            (:mod:`laurel_graph.foreign_names`).
         specs: site to spec for a transformed model.
         digests: its fingerprints in the form of older adapter files.
         parameters: how many parameters the base has.

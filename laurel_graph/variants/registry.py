@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TypeVar
 
 from ..errors import ConfigError, UnknownVariantError
-from ..names import LONGEST, foreign_text, printable
+from ..foreign_names import LONGEST, foreign_text, printable
 from .lr import LowRank
 from .pa import Previous
 from .rw import Weights

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from laurel_graph.config import MAX_PREVIOUS
 from laurel_graph.detection import Residual
+from laurel_graph.foreign_names import path_parts
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex
-from laurel_graph.names import path_parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from laurel_graph.errors import ModelError
-from laurel_graph.names import LONGEST, is_safe_in_code, printable, safe_paths
+from laurel_graph.foreign_names import LONGEST, is_safe_in_code, printable, safe_paths
 from laurel_graph.torch_residual.module import ATTRIBUTES
 
 from .axes import open_program

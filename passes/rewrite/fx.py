@@ -19,7 +19,7 @@ from torch import fx, nn
 from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.detection import SitePlan
 from laurel_graph.errors import ModelError, RewriteError, near
-from laurel_graph.names import path_parts
+from laurel_graph.foreign_names import path_parts
 from laurel_graph.opset.schema import PREFIX
 from laurel_graph.passes.read_fx.roles import is_in_place, operator_name
 from laurel_graph.torch_residual.module import ATTRIBUTES, CONFIG, FROZEN, LaurelResidual

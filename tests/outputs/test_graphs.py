@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.errors import ModelError, OutputError
-from laurel_graph.names import printable
+from laurel_graph.foreign_names import printable
 from laurel_graph.outputs.graphs import write_graph
 
 

@@ -18,7 +18,7 @@ from laurel_graph import LaurelConfig, LaurelError
 from laurel_graph.adapters import adapter_of, read_adapter
 from laurel_graph.config import SiteSpec
 from laurel_graph.errors import ConfigError, ModelError
-from laurel_graph.names import is_safe_in_code
+from laurel_graph.foreign_names import is_safe_in_code
 from laurel_graph.opset.schema import read_specs
 from laurel_graph.passes.detect.rule import detect
 from laurel_graph.passes.pipeline import transform

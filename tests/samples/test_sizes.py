@@ -2,7 +2,7 @@
 
 import pytest
 
-from laurel_graph.samples.formula import parsed
+from laurel_graph.samples.dim_formula import parsed
 from laurel_graph.samples.sizes import Sizes, exact_quotient, plus, scaled, symbol
 
 

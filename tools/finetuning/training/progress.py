@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from laurel_graph.names import printable
+from laurel_graph.foreign_names import printable
 
 
 class TrainingProgress:

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from laurel_graph.errors import near
-from laurel_graph.names import LONGEST, Namespace, identifier, is_safe_in_code, path_parts, printable, safe_paths
+from laurel_graph.foreign_names import (
+    LONGEST,
+    Namespace,
+    identifier,
+    is_safe_in_code,
+    path_parts,
+    printable,
+    safe_paths,
+)
 
 texts = st.text(st.characters(exclude_categories=()), max_size=200)
 
