@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 
 TARGETS = ("cpu",)
-TOLERANCE = {"float32": 2e-5, "float64": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
-"""How far a deployed value may be from the trained one, over the scale of its channel, by element type."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +240,8 @@ def deploy_file(
         target: what it is to run on; ``cpu``.
         data: an ``.npz`` file, or samples in memory, to compare on in place of drawn inputs.
         tolerance: largest difference over the scale of a channel, at every site and output; by default
-            :data:`TOLERANCE` by element type, or eight times the trained file's own noise where that is more.
+            :data:`~laurel_graph.passes.verify.tolerances.DEPLOYED` by element type, or eight times the trained file's
+            own noise where that is more.
         seed: seed of the drawn inputs.
         sizes: sizes of symbolic dims of drawn inputs.
         costs: the cost model; the one of the package by default.
@@ -321,12 +320,13 @@ def check_deployed(
     from laurel_graph.passes.verify import SiteDifference, report_of
     from laurel_graph.passes.verify.check import Check
     from laurel_graph.passes.verify.pair import Pair
+    from laurel_graph.passes.verify.tolerances import DEPLOYED
     from laurel_graph.passes.verify.watching import check_coverage, site_values, with_scales
 
     sites = site_values(first.model, second.model, folded.renamed)
     check_coverage(first.model, second.model, sites)
     watched = with_scales(sites, folded, first.model, second.model, altered)
-    check = Check(Pair(first, second, watched, tolerance=tolerance, usual=TOLERANCE))
+    check = Check(Pair(first, second, watched, tolerance=tolerance, usual=DEPLOYED))
     findings = check.on_drawn((1, 3), seed, sizes) if samples is None else check.on_data(samples)
     found = report_of((str(first.path), str(second.path)), findings)
     if (worst := found.first_difference) is not None:

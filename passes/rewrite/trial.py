@@ -23,11 +23,11 @@ from laurel_graph.graph_view import Dim
 from laurel_graph.onnx_model.shape_rules import Types
 from laurel_graph.onnx_model.shapes import tensor_types
 from laurel_graph.onnx_model.walk import copy_of
-from laurel_graph.passes.verify import TOLERANCE
 from laurel_graph.passes.verify.compare import EPSILON, Comparison, Verdict
 from laurel_graph.passes.verify.precision import half_type
 from laurel_graph.passes.verify.probe import bring_out, made_in, nudged, open_vectors, random_nodes
 from laurel_graph.passes.verify.quantisers import rounds_activations
+from laurel_graph.passes.verify.tolerances import VERIFIED
 from laurel_graph.samples import BATCH, SEQUENCE, Sampler, Situation
 
 if TYPE_CHECKING:
@@ -238,8 +238,8 @@ class Trial:
         return _told(verdicts, fused) if fused else ""
 
     def _tolerance(self, array: Array, half: str) -> float:
-        tolerance = TOLERANCE.get(array.dtype.name, 0.0)
-        return max(tolerance, TOLERANCE[half]) if half and array.dtype.name in EPSILON else tolerance
+        tolerance = VERIFIED.get(array.dtype.name, 0.0)
+        return max(tolerance, VERIFIED[half]) if half and array.dtype.name in EPSILON else tolerance
 
     def _measured(self, half: str) -> list[dict[str, Array]]:
         """The outputs of the model as it was, optimised, and with its numbers moved by their last bits."""

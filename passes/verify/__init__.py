@@ -18,14 +18,12 @@ from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 from .check import Check, Findings
 from .compare import Verdict
 from .pair import Pair, Subject, Watched
+from .tolerances import VERIFIED
 from .watching import site_values, with_scales
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     from onnx import ModelProto
-
-TOLERANCE = {"float64": 1e-5, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
-"""What counts as equal, by element type: largest difference over the scale of a channel."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ def verify(
             second,
             _watched(first, second),
             tolerance=tolerance,
-            usual=TOLERANCE,
+            usual=VERIFIED,
             optimize=optimize if isinstance(optimize, tuple) else (optimize, optimize),
         )
         check = Check(pair)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from laurel_graph.errors import VerificationError
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.passes.rewrite.head import with_output
-from laurel_graph.passes.verify import TOLERANCE
 from laurel_graph.passes.verify.quantisers import rounds_activations, unrounded
+from laurel_graph.passes.verify.tolerances import VERIFIED
 
 from . import onnx_task
 
@@ -68,7 +68,7 @@ def compare(
     if mask is not None and mask.shape == actual.shape[:2]:
         actual, expected = actual[mask > 0], expected[mask > 0]
     difference = _apart(actual, expected)
-    tolerance = TOLERANCE.get(expected.dtype.name, TOLERANCE["float16"])
+    tolerance = VERIFIED.get(expected.dtype.name, VERIFIED["float16"])
     if not difference <= 10 * tolerance:
         raise VerificationError(
             f"the tuned graph on ONNX Runtime differs from the module by {difference:.3g} of the scale of {value!r}, "
