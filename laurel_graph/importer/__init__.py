@@ -62,9 +62,9 @@ def import_onnx(
     """Returns an ONNX model as a differentiable fx.GraphModule that computes what ONNX Runtime computes.
 
     All tensors are frozen buffers under their ONNX names, except the trainable ones, which are parameters: those of
-    the LAuReL sites (``laurel.<site>.A`` ...) or, if *trainable* is given, exactly those it names. Names that could
-    not stand in Python code are changed (:mod:`~laurel_graph.foreign_names`): ``module.meta[META].tensors`` is the table
-    of paths in the module and names in the file, and ``trainable_parameters`` gives the latter. ``forward`` takes the
+    the LAuReL sites (``laurel.<site>.A`` ...) or, if *trainable* is given, exactly those it names. Names that cannot
+    stand in Python code are changed (:mod:`~laurel_graph.foreign_names`): ``module.meta[META].tensors`` is the table of
+    paths in the module and names in the file, and ``trainable_parameters`` gives the latter. ``forward`` takes the
     graph's inputs in order (by keyword under their names as Python identifiers) and returns the output, or a tuple of
     several. Files of 16-bit floats are computed in float32 and return float32. Batch normalisation uses its
     stored statistics.
