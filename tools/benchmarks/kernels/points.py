@@ -141,7 +141,8 @@ def _model(*nodes: gs.Node) -> onnx.ModelProto:
         nodes, given, nodes[-1].outputs[:1], name="point", opset=_OPSET, import_domains=imports, ir_version=8
     )
     with gs.logger.G_LOGGER.suppress():  # it prints to stdout, where results go
-        return gs.export_onnx(graph)
+        model: onnx.ModelProto = gs.export_onnx(graph)
+    return model
 
 
 def model_of(point: Point) -> onnx.ModelProto:
