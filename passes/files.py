@@ -13,7 +13,7 @@ from onnx import ModelProto
 from laurel_graph.errors import ModelError
 from laurel_graph.model_folder import graph_path
 from laurel_graph.onnx_model import file as onnx_file
-from laurel_graph.onnx_model.weight_file import has_external_weights
+from laurel_graph.onnx_model.weight_file import check_weights_known, has_external_weights
 from laurel_graph.outputs import check_outputs, staged
 from laurel_graph.outputs.models import model_files, stage_model, write_model
 
@@ -48,15 +48,12 @@ def as_file(model: Any) -> Iterator[Path]:
         from .graphsurgeon.convert import to_model
 
         model = to_model(model)
-    if has_external_weights(model) and not folder:
-        raise ModelError(
-            "a model of memory whose weights lie in other files cannot be opened: give the path of the file itself."
-        )
+    check_weights_known(model, folder)
     with TemporaryDirectory(prefix="laurel-") as name:
         path = Path(name) / "model.onnx"
         copy = ModelProto()
         copy.CopyFrom(model)
-        write_model(copy, path, Path(folder) / "model.onnx" if has_external_weights(model) else None)
+        write_model(copy, path, folder=folder or None)
         yield path
 
 
@@ -76,7 +73,9 @@ class Written:
     def write(self, model: ModelProto) -> tuple[Path, ModelProto]:
         """Writes the model that is to become visible; returns the file and what was read back from it."""
         if self.lies_there is None:
-            self.lies_there = stage_model(self.aside, model, self.source, self.spill)
+            self.lies_there = stage_model(
+                self.aside, model, None if self.source is None else self.source.parent, self.spill
+            )
         return self.aside.path, self.lies_there
 
 

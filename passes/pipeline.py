@@ -129,8 +129,9 @@ def transform(
         kwargs: example keyword inputs of a torch module.
         dynamic_shapes: as for ``torch.export.export``: the axes of the inputs that stay open, where a torch module
             cannot be traced symbolically and is captured for its example inputs.
-        output: where to write the transformed ONNX file; required for weights in external files to be found. For a
-            folder, the folder to make (:mod:`laurel_graph.model_folder`).
+        output: where to write the transformed ONNX file; for a folder, the folder to make
+            (:mod:`laurel_graph.model_folder`). A model of memory whose weights lie in files is written where their
+            folder is known: a ``gs.Graph`` of ``to_graph(model, folder)`` knows it.
         adapter_inputs: make the LAuReL tensors of an ONNX graph overridable inputs, so that ORT can switch adapters
             per request.
         run: run an ONNX model on one drawn sample before and after, in memory or as the file that is about to become
@@ -227,17 +228,17 @@ def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> t
         from .files import run_on_file
 
         return run_on_file(pipeline, model, output, spill=False), Path(output)
-    proto, name, source = _read_to_change(model, output)
-    result = pipeline.run(proto, Facts(Source(source, None if source is None else source.parent, name)))
+    proto, name, source, folder = _read_to_change(model, output)
+    result = pipeline.run(proto, Facts(Source(source, folder, name)))
     if output is not None:
         from laurel_graph.outputs.models import write_model
 
-        write_model(result.graph, output)
+        write_model(result.graph, output, folder=folder)
         return result, Path(output)
     if is_graph(model):
         from .graphsurgeon.convert import to_graph
 
-        return result, to_graph(result.graph, origin_folder(model))
+        return result, to_graph(result.graph, folder or "")
     return result, result.graph
 
 
@@ -339,15 +340,25 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
     return model, model.graph.name or "ModelProto"
 
 
-def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelProto, str, Path | None]:
-    """Returns a model of our own, its name and the file it came from, after checking that *output* can be written."""
+def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelProto, str, Path | None, Path | None]:
+    """Returns a model of our own, its name, the file it came from and the folder of its weight files.
+
+    *output* is checked before any work is done.
+
+    Raises:
+        ModelError: the model is to be written, and nobody knows in which folder its weights lie.
+    """
+    from laurel_graph.onnx_model.weight_file import check_weights_known
     from laurel_graph.outputs import check_outputs
-    from laurel_graph.outputs.models import model_files
+    from laurel_graph.outputs.models import weight_files
 
     source = graph_path(model) if isinstance(model, (str, Path)) else None
     proto, name = _read(model)
-    check_outputs(output, inputs=() if source is None else model_files(source, proto))
-    return (deepcopy(proto) if proto is model else proto), name, source
+    folder = source.parent if source is not None else Path(known) if (known := origin_folder(model)) else None
+    if output is not None:
+        check_weights_known(proto, folder or "")
+    check_outputs(output, inputs=(source, *(() if folder is None else weight_files(proto, folder))))
+    return (deepcopy(proto) if proto is model else proto), name, source, folder
 
 
 def _as_tuple(args: Any) -> tuple[Any, ...]:

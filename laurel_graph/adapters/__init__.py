@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -199,7 +199,7 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
     """Returns the ONNX file *model*, or those that modules in it were imported from, with their weight files."""
     from ..outputs.models import model_files
 
-    if isinstance(model, (str, Path)):
+    if not _is_module(model):
         return model_files(graph_path(model))
     from ..importer import META
 
@@ -216,7 +216,7 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
 
 def adapter_of(model: nn.Module | str | Path) -> Adapter:
     """Returns the adapter that *model* holds now; see :func:`save_adapter`."""
-    if isinstance(model, (str, Path)):
+    if not _is_module(model):
         return _of_file(graph_path(model))
     from ..torch_residual.module import CONFIG
 
@@ -230,6 +230,11 @@ def adapter_of(model: nn.Module | str | Path) -> Adapter:
     metas: list[Any] = [getattr(m, "meta", {}) for m in model.modules()]
     config = next((str(meta[CONFIG]) for meta in metas if CONFIG in meta), "")
     return Adapter(specs, tensors, {WEIGHTS: _module_base(model).to_text()}, config)
+
+
+def _is_module(model: nn.Module | str | Path) -> TypeGuard[nn.Module]:
+    """Tells torch modules by what they have, without importing torch for files."""
+    return callable(getattr(type(model), "modules", None))
 
 
 def _of_file(path: Path) -> Adapter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,21 @@ class Layout:
 
 def is_folder(model: object) -> bool:
     """Whether *model* is the path of a folder."""
-    return isinstance(model, (str, Path)) and Path(model).is_dir()
+    return isinstance(model, (str, os.PathLike)) and Path(model).is_dir()
 
 
-def graph_path(model: str | Path) -> Path:
+def graph_path(model: str | os.PathLike[str]) -> Path:
     """Returns the ``.onnx`` file of *model*: itself, or the graph of a folder.
 
     Raises:
-        ModelError: a folder whose graph cannot be told; see :func:`layout_of`.
+        ModelError: it is no path, or a folder whose graph cannot be told; see :func:`layout_of`.
     """
+    if not isinstance(model, (str, os.PathLike)):
+        raise ModelError(
+            f"expected the path of an ONNX file or of a model folder, found {type(model).__name__}: save the model "
+            "first, or use a function that takes it as it is (of a gs.Graph, laurel_graph.passes.graphsurgeon.to_model "
+            "gives the ModelProto)."
+        )
     return layout_of(model).graph if is_folder(model) else Path(model)
 
 
