@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -245,6 +246,8 @@ def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> t
 def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, output: str | Path | None = None) -> Any:
     """Gives the original graph back, exactly as it was before :func:`transform`.
 
+    Where the rest of an ONNX model was changed since, a warning says what of it is not as it was.
+
     Args:
         model: a transformed ``.onnx`` path or folder, ``ModelProto``, ``gs.Graph`` or ``GraphModule``.
         output: where to write the original ONNX file, or the folder.
@@ -253,7 +256,7 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
         The path written, a new ``ModelProto`` or ``gs.Graph``, or the same ``GraphModule``.
 
     Raises:
-        ModelError: the model was not transformed by laurel-graph, or cannot be read.
+        ModelError: the model was not transformed by laurel-graph, cannot be read, or the original cannot be told.
         OutputError: *output* cannot be written, or is the input.
     """
     if not _is_onnx(model):
@@ -262,7 +265,10 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
         with rewritten(cast("str | Path", model), cast("str | Path", output)) as new:
             remove(new.source, new.graph)
         return new.output
-    return _run_on_onnx(removing(), model, output)[1]
+    result, made = _run_on_onnx(removing(), model, output)
+    for line in result.report.notes:
+        warnings.warn(line, stacklevel=2)
+    return made
 
 
 def _capture_and_detect(

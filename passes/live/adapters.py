@@ -85,9 +85,7 @@ def load_adapter(
         ModelError: a fresh base cannot be looked at, or *model* is no module.
     """
     if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"expected a torch.nn.Module, found {type(model).__name__}; apply_adapter changes ONNX files."
-        )
+        raise ModelError(f"expected a torch.nn.Module, found {type(model).__name__}; apply_adapter changes ONNX files.")
     path = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)
     found = _records(model)
     if not found and laurel_modules(model):

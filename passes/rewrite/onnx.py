@@ -1,8 +1,8 @@
-"""Puts LAuReL residuals into an ONNX model in place of its joins, and takes them out again.
+"""Puts LAuReL residuals into an ONNX model in place of its joins.
 
 Every site becomes one node of domain ``ai.laurel`` where the join stood, under the join's name, with its tensors as
 initializers ``laurel.<site>.*``. The nodes that were there before are kept in the model's metadata, so that
-:func:`remove` gives every proto back as it was. All edits are worked out before the first one is made: an error leaves
+:mod:`.restore` gives every proto back as it was. All edits are worked out before the first one is made: an error leaves
 the model untouched.
 """
 
@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import SitePlan
-from laurel_graph.errors import ModelError, RewriteError
+from laurel_graph.errors import RewriteError
 from laurel_graph.formula import initial_parameters, resolve
 from laurel_graph.onnx_model.tensors import make_tensor
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
@@ -31,17 +31,16 @@ from laurel_graph.opset.schema import (
     METADATA_SITES,
     METADATA_UNDO,
     Operator,
-    read_metadata,
     read_specs,
     tensor_name,
 )
-from laurel_graph.opset.undo import old_node, read_undo
+from laurel_graph.opset.undo import digests_of, read_undo
 from laurel_graph.passes.read_onnx.fused_adds import Join, take_apart
 
 FORMAT = "1"
 """Version of the metadata that a transformed model carries."""
 
-_OURS = (METADATA_FORMAT, METADATA_CONFIG, METADATA_SITES, METADATA_UNDO)
+OURS = (METADATA_FORMAT, METADATA_CONFIG, METADATA_SITES, METADATA_UNDO)
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,11 @@ def insert(
     undo = read_undo(model) or {
         "ir_version": model.ir_version if model.HasField("ir_version") else None,
         "domain": not any(entry.domain == DOMAIN for entry in model.opset_import),
-        "metadata": [[prop.key, prop.value] for prop in model.metadata_props if prop.key in _OURS],
+        "metadata": [[prop.key, prop.value] for prop in model.metadata_props if prop.key in OURS],
         "nodes": [],
         "tensors": [],
         "inputs": [],
+        "digests": digests_of(model),
     }
     undo["nodes"] += _apply(edits.nodes)
     model.graph.initializer.extend(edits.tensors)
@@ -121,7 +121,7 @@ def insert(
             model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         undo["inputs"] += [tensor.name for tensor in edits.tensors]
     specs = [*known.values(), *(plan.spec for plan in plans)]
-    _write_metadata(
+    write_metadata(
         model,
         {
             METADATA_FORMAT: FORMAT,
@@ -139,85 +139,31 @@ def insert(
 
 
 def _apply(edits: Sequence[_Edit]) -> list[dict[str, Any]]:
-    """Makes the edits; returns what :func:`remove` needs: the old node and the keys of those that replaced it."""
+    """Makes the edits; returns what :mod:`.restore` needs: the old node and the keys of those that replaced it."""
     undo = []
     for edit in sorted(edits, key=lambda edit: -edit.index):
         old = edit.graph.node.pop(edit.index)
         for node in reversed(edit.nodes):
             edit.graph.node.insert(edit.index, node)
         text = base64.b64encode(old.SerializeToString()).decode()
-        undo.append({"new": [_key(node) for node in edit.nodes], "old": text})
+        undo.append({"new": [key_of(node) for node in edit.nodes], "old": text})
     return undo
 
 
-def remove(model: ModelProto) -> None:
-    """Gives *model* back as it was before :func:`insert`, in place: every proto, metadata, opset import, IR version.
-
-    Raises:
-        ModelError: the model holds no record of an insertion, the record is damaged, or the nodes were changed since.
-    """
-    undo = read_undo(model)
-    if undo is None:
-        hint = (
-            "its LAuReL residuals came with the export from torch: remove them there and export again."
-            if read_metadata(model, METADATA_SITES)
-            else "expected a model written by laurel transform."
-        )
-        raise ModelError(f"there is nothing to remove: {hint}")
-    _restore_nodes(model, undo["nodes"])
-    ours = set(undo["tensors"])
-    _drop(model.graph.initializer, ours)
-    _drop(model.graph.input, set(undo["inputs"]))
-    _write_metadata(model, dict(undo["metadata"]))
-    attach(model)
-    if undo["domain"]:
-        for index, entry in reversed(list(enumerate(model.opset_import))):
-            if entry.domain == DOMAIN:
-                del model.opset_import[index]
-    if undo["ir_version"] is None:
-        model.ClearField("ir_version")
-    else:
-        model.ir_version = undo["ir_version"]
-
-
-def _restore_nodes(model: ModelProto, records: Sequence[dict[str, Any]]) -> None:
-    first = {record["new"][0]: record for record in records}
-    places: list[tuple[GraphProto, int, dict[str, Any]]] = []
-    for graph in graphs_of(model.graph):
-        for index, node in enumerate(graph.node):
-            record = first.get(_key(node))
-            if record and record["new"] == [_key(other) for other in graph.node[index : index + len(record["new"])]]:
-                places.append((graph, index, first.pop(_key(node))))
-    if len(places) != len(records):
-        raise ModelError(
-            f"{len(records) - len(places)} of {len(records)} rewritten nodes are not there any more: the model was "
-            "changed after laurel transform (deployed, or optimised); remove from the file before that."
-        )
-    for graph, index, record in reversed(places):
-        old = old_node(record)
-        del graph.node[index : index + len(record["new"])]
-        graph.node.insert(index, old)
-
-
-def _drop(items: Any, names: set[str]) -> None:
-    for index, item in reversed(list(enumerate(items))):
-        if item.name in names:
-            del items[index]
-
-
-def _write_metadata(model: ModelProto, values: dict[str, str]) -> None:
+def write_metadata(model: ModelProto, values: dict[str, str]) -> None:
     """Makes *values* the model's metadata of ours, keeping the place of keys that are there already."""
     for index, prop in reversed(list(enumerate(model.metadata_props))):
         if prop.key in values:
             prop.value = values.pop(prop.key)
-        elif prop.key in _OURS:
+        elif prop.key in OURS:
             del model.metadata_props[index]
-    for key in _OURS:
+    for key in OURS:
         if key in values:
             model.metadata_props.add(key=key, value=values[key])
 
 
-def _key(node: NodeProto) -> str:
+def key_of(node: NodeProto) -> str:
+    """The value that a node goes by: the first that it makes."""
     return next((name for name in node.output if name), "")
 
 
@@ -236,7 +182,7 @@ class _Inserter:
             self.names.update(value.name for value in (*graph.input, *graph.initializer))
             self.names.update(sparse.values.name for sparse in graph.sparse_initializer)
             for index, node in enumerate(graph.node):
-                self.places.setdefault(_key(node), (graph, index))
+                self.places.setdefault(key_of(node), (graph, index))
                 self.names.update(node.output)
                 self.made_at.update((name, (graph, index)) for name in node.output)
 
@@ -317,7 +263,7 @@ class _Site:
         """Which operand of *join* the stream comes in by."""
         if chain in join.operands:
             return join.operands.index(chain)
-        if join.hidden and chain == _key(node):
+        if join.hidden and chain == key_of(node):
             self.inserter.hidden[self.site] = join.hidden
             return join.operands.index(join.hidden)
         return None
