@@ -32,8 +32,8 @@ def check_folder(output: str | Path, inputs: Iterable[Input] = ()) -> None:
     """Checks that a new folder can be made, outside of every folder that the command reads.
 
     Raises:
-        OutputError: *output* is a file or a link, a folder that holds something, lies in a folder of *inputs* or holds one, or
-            the folder around it does not exist or cannot be written.
+        OutputError: *output* is a file or a link, a folder that holds something, lies in a folder of *inputs* or holds
+            one, or the folder around it does not exist or cannot be written.
     """
     output = Path(output)
     with telling(output):
