@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onnx import ModelProto
 
 from laurel_graph.errors import ModelError
-from laurel_graph.model_folder import graph_path
+from laurel_graph.model_folder import folder_files, graph_path
 from laurel_graph.onnx_model import file as onnx_file
 from laurel_graph.onnx_model.weight_file import check_weights_known, has_external_weights
 from laurel_graph.outputs import check_outputs, staged
@@ -108,6 +108,7 @@ def run_on_file(
     """
     if not isinstance(source, (str, Path)):
         raise ModelError(f"expected the path of an ONNX file, found a {type(source).__name__}; save the model first.")
+    inputs = (*inputs, *folder_files(source))
     source = graph_path(source)
     model = onnx_file.read_with_records(source)
     read = (*model_files(source, model), *inputs)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, SitePlan
 from laurel_graph.errors import ModelError, OutputError
-from laurel_graph.model_folder import graph_path, rewritten, writes_folder
+from laurel_graph.model_folder import folder_files, graph_path, rewritten, writes_folder
 
 from .base import TORCH, Facts, PassResult, Pipeline
 from .facts import Source
@@ -363,7 +363,8 @@ def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelPr
     folder = source.parent if source is not None else Path(known) if (known := origin_folder(model)) else None
     if output is not None:
         check_weights_known(proto, folder or "")
-    check_outputs(output, inputs=(source, *(() if folder is None else weight_files(proto, folder))))
+    weights = () if folder is None else weight_files(proto, folder)
+    check_outputs(output, inputs=(source, *weights, *folder_files(model)))
     return (deepcopy(proto) if proto is model else proto), name, source, folder
 
 

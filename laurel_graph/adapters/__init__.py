@@ -18,7 +18,7 @@ from ..config import SiteSpec
 from ..errors import AdapterError, ModelError
 from ..fingerprint import Fingerprint, compare
 from ..formula import unresolve
-from ..model_folder import graph_path, is_folder, rewritten, writes_folder
+from ..model_folder import folder_files, graph_path, is_folder, rewritten, writes_folder
 from ..opset.schema import METADATA_CONFIG, read_metadata, read_specs, tensor_name
 from .file import Adapter, Array, check_finite, check_names, listed, read_adapter, rounded, shapes_of, to_bytes
 from .places import moved
@@ -37,6 +37,9 @@ __all__ = [
     "save_adapter",
     "write_ort_adapter",
 ]
+
+_FORMATS = (".safetensors", ".onnx_adapter")
+"""Endings of adapters, which may lie in a model folder and be replaced there."""
 
 WEIGHTS = "weights"
 """The kind of fingerprint in :attr:`Adapter.base` that torch and ONNX share; older files have digests instead."""
@@ -133,9 +136,9 @@ def apply_adapter(
         with rewritten(model, output, inputs=(adapter,)) as new:
             apply_adapter(new.source, adapter, new.graph, check_base=check_base, match=match)
         return new.output
-    model = graph_path(model)
+    carried, model = folder_files(model), graph_path(model)
     proto, folder = onnx_file.read_with_records(model), model.parent
-    outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto)))
+    outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto), *carried))
     found = read_adapter(adapter)
     specs, held = _specs_of(proto, model)
     found = _placed(adapter, found, specs, match)
@@ -200,7 +203,8 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
     from ..outputs.models import model_files
 
     if not _is_module(model):
-        return model_files(graph_path(model))
+        others = (path for path in folder_files(model) if path.suffix not in _FORMATS)
+        return (*model_files(graph_path(model)), *others)
     from ..importer import META
 
     files: list[Path] = []

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import ModelError
 
@@ -63,6 +63,18 @@ def graph_path(model: str | os.PathLike[str]) -> Path:
             "gives the ModelProto)."
         )
     return layout_of(model).graph if is_folder(model) else Path(model)
+
+
+DRAWINGS = (".html", ".graphml", ".dot", ".gv")
+"""Endings of pages and drawings: what lies in a folder under them belongs to no model."""
+
+
+def folder_files(model: object) -> tuple[Path, ...]:
+    """Returns all files of a model folder but drawings: they are carried over, none is an output. Else nothing."""
+    if not is_folder(model):
+        return ()
+    files = (path for path in Path(cast("str | Path", model)).rglob("*") if path.is_file())
+    return tuple(path for path in files if path.suffix.lower() not in DRAWINGS)
 
 
 def layout_of(folder: str | Path) -> Layout:
