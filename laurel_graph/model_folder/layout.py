@@ -62,7 +62,7 @@ def graph_path(model: str | os.PathLike[str]) -> Path:
             "first, or use a function that takes it as it is (of a gs.Graph, laurel_graph.passes.graphsurgeon.to_model "
             "gives the ModelProto)."
         )
-    return layout_of(model).graph if is_folder(model) else Path(model)
+    return layout_of(Path(model)).graph if is_folder(model) else Path(model)
 
 
 DRAWINGS = (".html", ".graphml", ".dot", ".gv")
