@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 
@@ -204,7 +204,7 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
 
     if not _is_module(model):
         others = (path for path in folder_files(model) if path.suffix not in _FORMATS)
-        return (*model_files(graph_path(model)), *others)
+        return (*model_files(graph_path(cast("str | Path", model))), *others)
     from ..importer import META
 
     files: list[Path] = []
@@ -221,7 +221,7 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
 def adapter_of(model: nn.Module | str | Path) -> Adapter:
     """Returns the adapter that *model* holds now; see :func:`save_adapter`."""
     if not _is_module(model):
-        return _of_file(graph_path(model))
+        return _of_file(graph_path(cast("str | Path", model)))
     from ..torch_residual.module import CONFIG
 
     specs: dict[str, SiteSpec] = {}
