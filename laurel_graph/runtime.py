@@ -197,7 +197,7 @@ def session(
 
     from .model_folder import graph_path
 
-    path = graph_path(Path(path))
+    path = graph_path(path)
     if not path.is_file():
         raise ModelError(f"No model file at {path}: expected an .onnx file.")
     options = session_options(threads, optimize, operators=used_operators(path))

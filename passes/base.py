@@ -336,6 +336,7 @@ class Pipeline(Pass, name="pipeline", takes=(ONNX, TORCH)):
 
     def _one(self, each: Pass, graph: Graph, facts: Facts, place: int) -> PassResult:
         from . import invariants, trace
+        from .facts import Source
 
         noted = invariants.note(each, graph) if self.check else {}
         before = trace.as_text(graph) if self.trace is not None else ""
@@ -345,7 +346,8 @@ class Pipeline(Pass, name="pipeline", takes=(ONNX, TORCH)):
         if self.check:
             invariants.hold(each, result.graph, noted)
         if self.trace is not None:
-            trace.write(self.trace, place + 1, each, before, result)
+            source = facts.get(Source)
+            trace.write(self.trace, place + 1, each, before, result, () if source is None else (source.path,))
         return result
 
 

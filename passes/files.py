@@ -12,9 +12,9 @@ from onnx import ModelProto
 
 from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError
-from laurel_graph.model_folder import graph_path
+from laurel_graph.model_folder import folder_files, graph_path
 from laurel_graph.onnx_model.walk import copy_of
-from laurel_graph.onnx_model.weight_file import has_external_weights
+from laurel_graph.onnx_model.weight_file import check_weights_known, has_external_weights
 from laurel_graph.outputs import check_outputs, staged
 from laurel_graph.outputs.models import model_files, stage_model, write_model
 
@@ -49,13 +49,10 @@ def as_file(model: Any) -> Iterator[Path]:
         from .graphsurgeon.convert import to_model
 
         model = to_model(model)
-    if has_external_weights(model) and not folder:
-        raise ModelError(
-            "a model of memory whose weights lie in other files cannot be opened: give the path of the file itself."
-        )
+    check_weights_known(model, folder)
     with TemporaryDirectory(prefix="laurel-") as name:
         path = Path(name) / "model.onnx"
-        write_model(copy_of(model), path, Path(folder) / "model.onnx" if has_external_weights(model) else None)
+        write_model(copy_of(model), path, folder=folder or None)
         yield path
 
 
@@ -75,7 +72,9 @@ class Written:
     def write(self, model: ModelProto) -> tuple[Path, ModelProto]:
         """Writes the model that is to become visible; returns the file and what was read back from it."""
         if self.lies_there is None:
-            self.lies_there = stage_model(self.aside, model, self.source, self.spill)
+            self.lies_there = stage_model(
+                self.aside, model, None if self.source is None else self.source.parent, self.spill
+            )
         return self.aside.path, self.lies_there
 
 
@@ -108,6 +107,7 @@ def run_on_file(
     """
     if not isinstance(source, (str, Path)):
         raise ModelError(f"expected the path of an ONNX file, found a {type(source).__name__}; save the model first.")
+    inputs = (*inputs, *folder_files(source))
     source = graph_path(source)
     model = onnx_file.read_with_records(source)
     read = (*model_files(source, model), *inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, SitePlan
 from laurel_graph.errors import ModelError, OutputError
-from laurel_graph.model_folder import graph_path, rewritten, writes_folder
+from laurel_graph.model_folder import folder_files, graph_path, rewritten, writes_folder
 
 from .base import TORCH, Facts, PassResult, Pipeline
 from .facts import Source
@@ -129,8 +130,9 @@ def transform(
         kwargs: example keyword inputs of a torch module.
         dynamic_shapes: as for ``torch.export.export``: the axes of the inputs that stay open, where a torch module
             cannot be traced symbolically and is captured for its example inputs.
-        output: where to write the transformed ONNX file; required for weights in external files to be found. For a
-            folder, the folder to make (:mod:`laurel_graph.model_folder`).
+        output: where to write the transformed ONNX file; for a folder, the folder to make
+            (:mod:`laurel_graph.model_folder`). A model of memory whose weights lie in files is written where their
+            folder is known: a ``gs.Graph`` of ``to_graph(model, folder)`` knows it.
         adapter_inputs: make the LAuReL tensors of an ONNX graph overridable inputs, so that ORT can switch adapters
             per request.
         run: run an ONNX model on one drawn sample before and after, in memory or as the file that is about to become
@@ -227,22 +229,24 @@ def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> t
         from .files import run_on_file
 
         return run_on_file(pipeline, model, output, spill=False), Path(output)
-    proto, name, source = _read_to_change(model, output)
-    result = pipeline.run(proto, Facts(Source(source, None if source is None else source.parent, name)))
+    proto, name, source, folder = _read_to_change(model, output)
+    result = pipeline.run(proto, Facts(Source(source, folder, name)))
     if output is not None:
         from laurel_graph.outputs.models import write_model
 
-        write_model(result.graph, output)
+        write_model(result.graph, output, folder=folder)
         return result, Path(output)
     if is_graph(model):
         from .graphsurgeon.convert import to_graph
 
-        return result, to_graph(result.graph, origin_folder(model))
+        return result, to_graph(result.graph, folder or "")
     return result, result.graph
 
 
 def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, output: str | Path | None = None) -> Any:
     """Gives the original graph back, exactly as it was before :func:`transform`.
+
+    Where the rest of an ONNX model was changed since, a warning says what of it is not as it was.
 
     Args:
         model: a transformed ``.onnx`` path or folder, ``ModelProto``, ``gs.Graph`` or ``GraphModule``.
@@ -252,7 +256,7 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
         The path written, a new ``ModelProto`` or ``gs.Graph``, or the same ``GraphModule``.
 
     Raises:
-        ModelError: the model was not transformed by laurel-graph, or cannot be read.
+        ModelError: the model was not transformed by laurel-graph, cannot be read, or the original cannot be told.
         OutputError: *output* cannot be written, or is the input.
     """
     if not _is_onnx(model):
@@ -261,7 +265,10 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
         with rewritten(cast("str | Path", model), cast("str | Path", output)) as new:
             remove(new.source, new.graph)
         return new.output
-    return _run_on_onnx(removing(), model, output)[1]
+    result, made = _run_on_onnx(removing(), model, output)
+    for line in result.report.notes:
+        warnings.warn(line, stacklevel=2)
+    return made
 
 
 def _capture_and_detect(
@@ -338,15 +345,26 @@ def _read(model: Any) -> tuple[onnx.ModelProto, str]:
     return model, model.graph.name or "ModelProto"
 
 
-def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelProto, str, Path | None]:
-    """Returns a model of our own, its name and the file it came from, after checking that *output* can be written."""
+def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelProto, str, Path | None, Path | None]:
+    """Returns a model of our own, its name, the file it came from and the folder of its weight files.
+
+    *output* is checked before any work is done.
+
+    Raises:
+        ModelError: the model is to be written, and nobody knows in which folder its weights lie.
+    """
+    from laurel_graph.onnx_model.weight_file import check_weights_known
     from laurel_graph.outputs import check_outputs
-    from laurel_graph.outputs.models import model_files
+    from laurel_graph.outputs.models import weight_files
 
     source = graph_path(model) if isinstance(model, (str, Path)) else None
     proto, name = _read(model)
-    check_outputs(output, inputs=() if source is None else model_files(source, proto))
-    return (deepcopy(proto) if proto is model else proto), name, source
+    folder = source.parent if source is not None else Path(known) if (known := origin_folder(model)) else None
+    if output is not None:
+        check_weights_known(proto, folder or "")
+    weights = () if folder is None else weight_files(proto, folder)
+    check_outputs(output, inputs=(source, *weights, *folder_files(model)))
+    return (deepcopy(proto) if proto is model else proto), name, source, folder
 
 
 def _as_tuple(args: Any) -> tuple[Any, ...]:

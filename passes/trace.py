@@ -15,21 +15,26 @@ from laurel_graph.outputs import write as write_file
 from .base import ONNX, Pass, PassResult, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from onnx import GraphProto, TensorProto, ValueInfoProto
 
 
 def as_text(graph: Any) -> str:
     """Returns a graph as text, one value a line; weights as shape, type and a digest of their content."""
-    return "\n".join(_model_lines(graph) if kind_of(graph) == ONNX else _module_lines(graph)) + "\n"
+    lines = _model_lines(graph) if kind_of(graph) == ONNX else _module_lines(graph)
+    return "\n".join(map(printable, lines)) + "\n"
 
 
-def write(folder: Path, number: int, ran: Pass, before: str, result: PassResult) -> None:
+def write(
+    folder: Path, number: int, ran: Pass, before: str, result: PassResult, inputs: Iterable[str | Path | None] = ()
+) -> None:
     """Writes four files ``NN-name.*``: ``before.txt``, ``after.txt``, ``diff`` and ``json`` (the report).
 
+    *inputs* are files that the passes read.
+
     Raises:
-        OutputError: the folder cannot be made, or a file in it not be written.
+        OutputError: the folder cannot be made, or a file in it not be written, or is one of *inputs*.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,9 +48,9 @@ def write(folder: Path, number: int, ran: Pass, before: str, result: PassResult)
         ("before.txt", before),
         ("after.txt", after),
         ("diff", "".join(difference)),
-        ("json", json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n"),
+        ("json", json.dumps(report, indent=2, default=str) + "\n"),
     ):
-        write_file(folder / f"{stem}.{suffix}", text.encode("utf-8", "backslashreplace"))
+        write_file(folder / f"{stem}.{suffix}", text.encode("utf-8", "backslashreplace"), inputs)
 
 
 def _model_lines(model: Any) -> Iterator[str]:

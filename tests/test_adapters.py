@@ -471,6 +471,9 @@ def test_damaged_header_is_refused_in_one_sentence_before_tensors_are_read(tmp_p
         path.write_bytes(size.to_bytes(8, "little") + text + data)
         with pytest.raises(AdapterError, match=f"its header takes {size} bytes"):
             read_adapter(path)
+    path.write_bytes((1 << 24).to_bytes(8, "little") + bytes(1 << 25))  # half a million names take minutes
+    with pytest.raises(AdapterError, match="expected at most 8388608"):
+        read_adapter(path)
     with_header(path, header, data)
     read_adapter(path)
 

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 
 def source_files(text: str) -> tuple[Path, ...]:
-    """Returns the file that stands behind *text*: of the module in ``package.module:function``, or *text* itself."""
+    """Returns the files that stand behind *text*: the module of ``package.module:function``, or *text* itself.
+
+    Of a folder all files count.
+    """
     if not is_reference(text):
-        return (Path(text),)
+        from laurel_graph.model_folder import folder_files
+
+        return (Path(text), *folder_files(text))
     with contextlib.suppress(ImportError, ValueError), current_folder():
         found = find_spec(text.rpartition(":")[0])
         if found is not None and found.origin is not None:
@@ -39,12 +44,13 @@ def data_files(source: str) -> tuple[Path, ...]:
 
 def finetune_files(options: FinetuneOptions, model: ModelProto) -> tuple[Path, ...]:
     """Returns the files that a fine-tuning of *model*, read from ``options.model``, reads."""
-    from laurel_graph.model_folder import graph_path
+    from laurel_graph.model_folder import folder_files, graph_path
     from laurel_graph.outputs.models import model_files
 
     functions = (text for text in (options.loss, options.metric) if text and is_reference(text))
     return (
         *model_files(graph_path(options.model), model),
+        *folder_files(options.model),
         *(() if options.teacher is None else model_files(graph_path(options.teacher))),
         *(file for source in (options.data, options.validation) if source for file in data_files(source)),
         *(file for text in functions for file in source_files(text)),

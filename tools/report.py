@@ -14,7 +14,7 @@ from laurel_graph.config import SiteSpec
 from laurel_graph.detection import Detection, Residual
 from laurel_graph.errors import DependencyError, OutputError
 from laurel_graph.foreign_names import printable
-from laurel_graph.model_folder import graph_path
+from laurel_graph.model_folder import folder_files, graph_path
 from laurel_graph.onnx_model import tensors as onnx_tensors
 from laurel_graph.opset.parameters import count_parameters
 from laurel_graph.opset.schema import read_specs, tensor_name
@@ -105,7 +105,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
         raise DependencyError(f"{error.name} is missing; pip install 'laurel-graph[report]'.") from error
     path = graph_path(model)
     proto = onnx_file.read_with_records(path)
-    read = model_files(path, proto)
+    read = (*model_files(path, proto), *folder_files(model))
     check_outputs(output, inputs=read)
     found = inspect(proto)
     tensors = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ..config import SiteSpec
 from ..errors import AdapterError, ModelError
 from ..fingerprint import Fingerprint, compare
 from ..formula import unresolve
-from ..model_folder import graph_path, is_folder, rewritten, writes_folder
+from ..model_folder import folder_files, graph_path, is_folder, rewritten, writes_folder
 from ..opset.schema import METADATA_CONFIG, read_metadata, read_specs, tensor_name
 from .file import Adapter, Array, check_finite, check_names, listed, read_adapter, rounded, shapes_of, to_bytes
 from .places import moved
@@ -37,6 +37,9 @@ __all__ = [
     "save_adapter",
     "write_ort_adapter",
 ]
+
+_FORMATS = (".safetensors", ".onnx_adapter")
+"""Endings of adapters, which may lie in a model folder and be replaced there."""
 
 WEIGHTS = "weights"
 """The kind of fingerprint in :attr:`Adapter.base` that torch and ONNX share; older files have digests instead."""
@@ -132,9 +135,9 @@ def apply_adapter(
         with rewritten(model, output, inputs=(adapter,)) as new:
             apply_adapter(new.source, adapter, new.graph, check_base=check_base, match=match)
         return new.output
-    model = graph_path(model)
+    carried, model = folder_files(model), graph_path(model)
     proto, folder = onnx_file.read_with_records(model), model.parent
-    outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto)))
+    outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto), *carried))
     found = read_adapter(adapter)
     specs, held = _specs_of(proto, model)
     found = _placed(adapter, found, specs, match)
@@ -198,8 +201,9 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
     """Returns the ONNX file *model*, or those that modules in it were imported from, with their weight files."""
     from ..outputs.models import model_files
 
-    if isinstance(model, (str, Path)):
-        return model_files(graph_path(model))
+    if not _is_module(model):
+        others = (path for path in folder_files(model) if path.suffix not in _FORMATS)
+        return (*model_files(graph_path(cast("str | Path", model))), *others)
     from ..importer import META
 
     files: list[Path] = []
@@ -215,8 +219,8 @@ def files_of(model: nn.Module | str | Path) -> tuple[Path, ...]:
 
 def adapter_of(model: nn.Module | str | Path) -> Adapter:
     """Returns the adapter that *model* holds now; see :func:`save_adapter`."""
-    if isinstance(model, (str, Path)):
-        return _of_file(graph_path(model))
+    if not _is_module(model):
+        return _of_file(graph_path(cast("str | Path", model)))
     from ..torch_residual.module import CONFIG
 
     specs: dict[str, SiteSpec] = {}
@@ -229,6 +233,11 @@ def adapter_of(model: nn.Module | str | Path) -> Adapter:
     metas: list[Any] = [getattr(m, "meta", {}) for m in model.modules()]
     config = next((str(meta[CONFIG]) for meta in metas if CONFIG in meta), "")
     return Adapter(specs, tensors, {WEIGHTS: _module_base(model).to_text()}, config)
+
+
+def _is_module(model: nn.Module | str | Path) -> TypeGuard[nn.Module]:
+    """Tells torch modules by what they have, without importing torch for files."""
+    return callable(getattr(type(model), "modules", None))
 
 
 def _of_file(path: Path) -> Adapter:

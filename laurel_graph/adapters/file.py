@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..config import SiteSpec
 from ..errors import AdapterError, ConfigError, UnknownVariantError
+from ..foreign_names import foreign_text
 from ..formula import resolve
 from ..opset.schema import tensor_name
 
@@ -30,8 +31,8 @@ Array = NDArray[Any]
 
 _KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 _DTYPES = {kind: dtype for dtype, kind in _KINDS.items()}
-_HEADER = 100_000_000
-"""Longest header in bytes that the safetensors format allows."""
+_HEADER = 1 << 23
+"""Longest header in bytes that is read, a twelfth of what the format allows: 2000 sites need half a megabyte."""
 _LISTED = 8
 """How many names an error lists of each sort."""
 
@@ -125,7 +126,7 @@ def read_adapter(path: str | Path) -> Adapter:
     except OSError as error:
         raise AdapterError(f"the adapter {path} cannot be read: {error.strerror or error}.") from None
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} is no safetensors file, or is damaged: {error}.") from None
+        raise AdapterError(f"{path} is no safetensors file, or is damaged: {foreign_text(error)}.") from None
     if metadata.get("format") != FORMAT:
         raise AdapterError(f"{path} has format {metadata.get('format')!r}; this version reads {FORMAT!r}.")
     specs, base, own = _read_metadata(path, metadata)
@@ -150,12 +151,14 @@ def _read_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file, before the tensors are read.
 
     Raises:
-        ValueError: it is longer than the file or the format allows, no JSON object, or has a name twice.
+        ValueError: it is longer than the file, or than any adapter's, no JSON object, or has a name twice.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(_HEADER, path.stat().st_size - 8):
-            raise ValueError(f"its header takes {length} bytes, the file has {path.stat().st_size}")
+            raise ValueError(
+                f"its header takes {length} bytes, the file has {path.stat().st_size}; expected at most {_HEADER}"
+            )
         header = json.loads(file.read(length), object_pairs_hook=_once)
     if not isinstance(header, dict):
         raise ValueError(f"its header is a JSON {type(header).__name__}, expected an object")
@@ -185,7 +188,7 @@ def _read_metadata(path: Path, metadata: Mapping[str, Any]) -> tuple[dict[str, S
     except UnknownVariantError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
-        raise AdapterError(f"the metadata of {path} is damaged: {error}.") from error
+        raise AdapterError(f"the metadata of {path} is damaged: {foreign_text(error)}.") from error
     return specs, base, saved
 
 

@@ -75,7 +75,7 @@ def import_onnx(
         dropout: Dropout nodes are active in training mode.
 
     Raises:
-        ModelError: the file cannot be read or the graph is damaged.
+        ModelError: the file cannot be read or the graph is damaged; a model in memory keeps weights in files.
         SelectorError: a name or glob matches no tensor.
         UnsupportedOperatorError: naming each node, its operator and opset, that has no exact differentiable
             counterpart.
@@ -86,6 +86,7 @@ def import_onnx(
     from ..fingerprint.digest import file_digests
     from ..fingerprint.from_onnx import of_model
     from ..onnx_file import read_with_records
+    from ..onnx_model.weight_file import check_weights_known
     from ..opset.parameters import count_parameters
     from .convert import Converter
     from .laurel import LaurelSites
@@ -93,6 +94,7 @@ def import_onnx(
 
     if isinstance(path_or_model, onnx.ModelProto):
         soundness.check(path_or_model)
+        check_weights_known(path_or_model)
         source, model, base_dir = None, path_or_model, Path()
     else:
         source = graph_path(path_or_model)

@@ -5,7 +5,7 @@ tokenizer and configs carried over, and the library of our kernels inside it whe
 that ``onnxruntime_genai.Model(folder)`` runs it (:mod:`.layout` finds the graph, :mod:`.rewrite` writes).
 """
 
-from .layout import Layout, graph_path, is_folder, layout_of
+from .layout import Layout, folder_files, graph_path, is_folder, layout_of
 from .rewrite import rewritten, writes_folder
 
-__all__ = ["Layout", "graph_path", "is_folder", "layout_of", "rewritten", "writes_folder"]
+__all__ = ["Layout", "folder_files", "graph_path", "is_folder", "layout_of", "rewritten", "writes_folder"]

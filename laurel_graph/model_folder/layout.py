@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import ModelError
 
@@ -16,6 +17,8 @@ _OPTIMUM = ("model.onnx", "decoder_model_merged.onnx")
 """Graphs of optimum that are a whole model, or a whole decoder."""
 _PAIR = ("decoder_model.onnx", "decoder_with_past_model.onnx")
 """A decoder as optimum splits it: one graph for the prompt, one for the steps after it, each with all weights."""
+_LARGEST = 1 << 26
+"""Bytes of the largest config that is read."""
 _INNER = "onnx"
 """Where exporters put graphs that lie below the configs."""
 
@@ -44,16 +47,34 @@ class Layout:
 
 def is_folder(model: object) -> bool:
     """Whether *model* is the path of a folder."""
-    return isinstance(model, (str, Path)) and Path(model).is_dir()
+    return isinstance(model, (str, os.PathLike)) and Path(model).is_dir()
 
 
-def graph_path(model: str | Path) -> Path:
+def graph_path(model: str | os.PathLike[str]) -> Path:
     """Returns the ``.onnx`` file of *model*: itself, or the graph of a folder.
 
     Raises:
-        ModelError: a folder whose graph cannot be told; see :func:`layout_of`.
+        ModelError: it is no path, or a folder whose graph cannot be told; see :func:`layout_of`.
     """
-    return layout_of(model).graph if is_folder(model) else Path(model)
+    if not isinstance(model, (str, os.PathLike)):
+        raise ModelError(
+            f"expected the path of an ONNX file or of a model folder, found {type(model).__name__}: save the model "
+            "first, or use a function that takes it as it is (of a gs.Graph, laurel_graph.passes.graphsurgeon.to_model "
+            "gives the ModelProto)."
+        )
+    return layout_of(Path(model)).graph if is_folder(model) else Path(model)
+
+
+DRAWINGS = (".html", ".graphml", ".dot", ".gv")
+"""Endings of pages and drawings: what lies in a folder under them belongs to no model."""
+
+
+def folder_files(model: object) -> tuple[Path, ...]:
+    """Returns all files of a model folder but drawings: they are carried over, none is an output. Else nothing."""
+    if not is_folder(model):
+        return ()
+    files = (path for path in Path(cast("str | Path", model)).rglob("*") if path.is_file())
+    return tuple(path for path in files if path.suffix.lower() not in DRAWINGS)
 
 
 def layout_of(folder: str | Path) -> Layout:
@@ -69,7 +90,7 @@ def layout_of(folder: str | Path) -> Layout:
     names = [path.name for path in graphs]
     if (folder / GENAI).is_file():
         graph = folder / decoder_file(read_genai(folder), folder)
-        if not graph.is_file():
+        if not _is_there(graph):
             raise ModelError(f"{folder / GENAI} names the graph {graph.name!r}, which is not there; export it again.")
         kind = "genai"
     else:
@@ -92,6 +113,13 @@ def layout_of(folder: str | Path) -> Layout:
     return Layout(folder, kind, graph, tuple(path for path in graphs if not path.samefile(graph)))
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _graphs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.onnx") if path.is_file() and not path.name.startswith("."))
 
@@ -103,14 +131,20 @@ def read_genai(folder: Path) -> dict[str, Any]:
         ModelError: it is no JSON object with ``model.decoder``.
     """
     path = folder / GENAI
+    if path.stat().st_size > _LARGEST:
+        raise ModelError(f"{path} has {path.stat().st_size} bytes: expected what onnxruntime-genai writes.")
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(config["model"]["decoder"], dict):
+        decoder = config["model"]["decoder"]
+        if not isinstance(decoder, dict) or not isinstance(decoder.get("session_options") or {}, dict):
             raise TypeError
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}.") from None
     except (KeyError, TypeError):
-        raise ModelError(f"{path} has no object model.decoder: expected what onnxruntime-genai writes.") from None
+        raise ModelError(
+            f"{path} has no object model.decoder, or its session_options are none: expected what onnxruntime-genai "
+            "writes."
+        ) from None
     return dict(config)
 
 
@@ -131,5 +165,7 @@ def decoder_file(config: dict[str, Any], folder: Path) -> str:
 
 def session_options(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the session options of the decoder in a config, to be read or changed."""
-    options: dict[str, Any] = config["model"]["decoder"].setdefault("session_options", {})
+    decoder = config["model"]["decoder"]
+    options: dict[str, Any] = decoder.get("session_options") or {}
+    decoder["session_options"] = options
     return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from .. import runtime
 from ..errors import LaurelError, ModelError, OutputError
+from ..foreign_names import LONGEST, printable
 from ..outputs.files import Input
 from ..outputs.folder import OURS, sync
 from ..outputs.tree import copy_file, staged_folder
@@ -70,33 +72,60 @@ def rewritten(
     with staged_folder(output, (layout.folder, *inputs)) as folder:
         work = Rewriting(layout, folder / layout.graph.relative_to(layout.folder), output)
         try:
-            _carry(layout, folder)
+            left = _carry(layout, folder)
             yield work
             _drop_unused(layout, folder)
             if layout.kind == "genai":
                 _settle_library(work, folder, portable)
         except LaurelError as error:
             raise type(error)(str(error).replace(str(folder), str(output))) from error
+        if left:
+            work.notes.append(f"not carried over, because they are no files or lead nowhere: {', '.join(left)}.")
         if layout.others:
             names = ", ".join(path.name for path in layout.others)
             work.notes.append(f"{layout.graph.name} was rewritten; carried over as they are: {names}.")
 
 
-def _carry(layout: Layout, folder: Path) -> None:
-    """Fills *folder* with all that is there but the graph itself and a library of ours."""
+def _carry(layout: Layout, folder: Path) -> list[str]:
+    """Fills *folder* with all that is there but the graph itself and a library of ours.
+
+    Returns:
+        What cannot be carried over: pipes, links to folders, links that lead nowhere.
+
+    Raises:
+        ModelError: a link leads out of the folder.
+        OutputError: the file system refuses.
+    """
     library = _own_library(layout)
+    left: list[str] = []
     for path in sorted(layout.folder.rglob("*")):
         inner = path.relative_to(layout.folder)
         if any(part.startswith((OURS, ".git", ".cache")) for part in inner.parts):
             continue
-        target = folder / inner
-        if path.is_dir():
-            target.mkdir(exist_ok=True)
-        elif path.is_file() and path != layout.graph and inner.name != library:
+        if path.is_symlink():
+            _check_link(path, layout.folder)
+        if path.is_dir() and not path.is_symlink():
+            (folder / inner).mkdir(exist_ok=True)
+        elif not path.is_file():
+            left.append(printable(str(inner), LONGEST))
+        elif path != layout.graph and inner.name != library:
             try:
-                copy_file(path, target)
+                copy_file(path, folder / inner)
             except OSError as error:
                 raise OutputError(f"{path} cannot be carried over: {error.strerror or error}.") from None
+    return left
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    """Raises ModelError for a link out of the folder: it would put a file of this machine into what is handed on.
+
+    The folders of Hugging Face's cache are links to its own blobs.
+    """
+    place, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if not place.is_relative_to(home) and not place.is_relative_to(home.parent.parent / "blobs") and path.exists():
+        raise ModelError(
+            f"{path} leads out of the model folder, to {place}; put the file itself there, or take the link away."
+        )
 
 
 def _weights_of(layout: Layout) -> set[Path]:

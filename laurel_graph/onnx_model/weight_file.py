@@ -6,6 +6,7 @@ from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
+from ..errors import ModelError
 from .tensors import external_reference
 from .walk import tensors_of
 
@@ -22,6 +23,21 @@ def weight_locations(model: ModelProto) -> tuple[str, ...]:
     """Returns the files that tensors of *model* lie in, as the model names them: relative to its own folder."""
     external = (tensor for tensor in tensors_of(model) if tensor.data_location == TensorProto.EXTERNAL)
     return tuple(dict.fromkeys(external_reference(tensor)[0] for tensor in external))
+
+
+def check_weights_known(model: ModelProto, folder: str | Path = "") -> None:
+    """Checks that the weights of a model of memory are in it, or in files of a known *folder*.
+
+    A file of that name in another folder may be another model's: nothing that lies in files is guessed at.
+
+    Raises:
+        ModelError: they lie in files, and *folder* is "".
+    """
+    if not folder and weight_locations(model):
+        raise ModelError(
+            f"the weights of this model of memory lie in the file {weight_locations(model)[0]!r} of a folder that it "
+            "does not know: give the path of the model's own file (for a gs.Graph: to_graph(model, folder))."
+        )
 
 
 def move_weights_out(model: ModelProto, path: Path, threshold: int = 1024) -> bool:

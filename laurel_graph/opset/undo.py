@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from ..config import SiteSpec
 from .schema import (
@@ -83,7 +84,8 @@ def read_undo(model: ModelProto) -> dict[str, Any] | None:
 
     Its keys: ``ir_version`` (a number or ``None``), ``domain`` (whether the import of ours came with it), ``metadata``
     (pairs of texts), ``nodes`` (each ``new``, the values of what stands there now, and ``old``, the node that stood
-    there, in base64), ``tensors`` and ``inputs`` (names of ours).
+    there, in base64), ``tensors`` and ``inputs`` (names of ours), and ``digests`` (what :func:`digests_of` gave for the
+    model as it was; not in files of older versions and in rebuilt records).
 
     Raises:
         ModelError: the record is damaged.
@@ -101,6 +103,9 @@ def read_undo(model: ModelProto) -> dict[str, Any] | None:
     for key in ("tensors", "inputs"):
         if not _are_texts(undo.get(key)) or not all(name.startswith(f"{PREFIX}.") for name in undo[key]):
             raise damaged(METADATA_UNDO, f"its {key} are no names of ours")
+    digests = undo.get("digests", {})
+    if not isinstance(digests, dict) or not _are_texts(list(digests.values())):
+        raise damaged(METADATA_UNDO, "its digests are no texts by name")
     pairs = undo.get("metadata")
     if not isinstance(pairs, list) or not all(_are_texts(pair) and len(pair) == 2 for pair in pairs):
         raise damaged(METADATA_UNDO, "its metadata are no pairs of texts")
@@ -125,6 +130,45 @@ def old_node(record: dict[str, Any]) -> NodeProto:
     except (KeyError, TypeError, ValueError, DecodeError):
         raise damaged(METADATA_UNDO, "a record of it holds no node") from None
     return node
+
+
+_PARTS = {"node": "nodes", "initializer": "weights", "sparse_initializer": "weights"}
+_PARTS |= {"input": "inputs and outputs", "output": "inputs and outputs", "functions": "functions"}
+_PARTS |= {"ir_version": "versions", "opset_import": "versions"}
+_NOTES = "notes"
+"""What everything else is called: metadata, names, doc strings, stated shapes."""
+
+
+def digests_of(model: ModelProto) -> dict[str, str]:
+    """Returns part of the model to a digest of it: nodes, weights, inputs and outputs, functions, versions, notes.
+
+    Of a weight in another file, its name, type and shape count; where it lies does not.
+    """
+    hashes = {part: sha256() for part in (*_PARTS.values(), _NOTES)}
+    for holder in (model, model.graph):
+        for descriptor, value in holder.ListFields():
+            if descriptor.name == "graph":
+                continue
+            hashed = hashes[_PARTS.get(descriptor.name, _NOTES)]
+            for item in value if descriptor.is_repeated else [value]:
+                for data in (descriptor.name.encode(), *_content(item)):
+                    hashed.update(len(data).to_bytes(8, "little") + data if len(data) < _SMALL else data)
+    return {part: hashed.hexdigest()[:32] for part, hashed in hashes.items()}
+
+
+_SMALL = 1 << 16
+
+
+def _content(item: Any) -> Iterator[bytes]:
+    """Yields the bytes of an item; a weight's own numbers as they lie there, without a copy."""
+    if isinstance(item, TensorProto) and (item.data_location == TensorProto.EXTERNAL or item.HasField("raw_data")):
+        yield TensorProto(name=item.name, data_type=item.data_type, dims=item.dims).SerializeToString()
+        yield len(item.raw_data).to_bytes(8, "little")
+        yield item.raw_data
+    elif hasattr(item, "SerializeToString"):
+        yield item.SerializeToString(deterministic=True)
+    else:
+        yield repr(item).encode()
 
 
 def _are_texts(value: object) -> bool:

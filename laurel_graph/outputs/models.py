@@ -38,38 +38,51 @@ def model_files(path: str | Path, model: ModelProto | None = None) -> tuple[Path
     """
     path = Path(path)
     model = onnx_file.read(path) if model is None else model
-    return (path, *(path.parent / location for location in weight_locations(model)))
+    return (path, *weight_files(model, path.parent))
+
+
+def weight_files(model: ModelProto, folder: str | Path) -> tuple[Path, ...]:
+    """Returns the files that the tensors of *model* lie in, for a model whose weight files lie in *folder*."""
+    return tuple(Path(folder) / location for location in weight_locations(model))
 
 
 def write_model(
-    model: ModelProto, output: str | Path, source: str | Path | None = None, inputs: Iterable[Input] = ()
+    model: ModelProto,
+    output: str | Path,
+    source: str | Path | None = None,
+    inputs: Iterable[Input] = (),
+    *,
+    folder: str | Path | None = None,
 ) -> Path:
     """Writes *model* to *output*; see :func:`stage_model`. Returns the path.
 
     Args:
         model: what to write.
         output: the file; an older one is replaced.
-        source: the file that *model* was read from; needed when it has external data.
+        source: the file that *model* was read from; needed, or *folder*, when it has external data.
         inputs: all other files that the command reads.
+        folder: where its weight files lie, for a model of memory.
 
     Raises:
         OutputError: see :func:`~laurel_graph.outputs.staged`.
         ModelError: the model is larger than the 2 GB of one protobuf message.
     """
-    read = (*inputs, *(() if source is None else model_files(source, model)))
+    if source is not None:
+        inputs, folder = (*inputs, source), Path(source).parent
+    read = (*inputs, *(() if folder is None else weight_files(model, folder)))
     with staged(output, read) as aside:
-        stage_model(aside, model, source)
+        stage_model(aside, model, folder)
         aside.publish()
     return Path(output)
 
 
-def stage_model(aside: Staged, model: ModelProto, source: str | Path | None = None, spill: bool = False) -> ModelProto:
+def stage_model(aside: Staged, model: ModelProto, folder: str | Path | None = None, spill: bool = False) -> ModelProto:
     """Writes *model* to the staged file, to be opened and checked there, with its weight files in their final places.
 
     Args:
         aside: the output.
         model: what to write; references to weight files that got another name are changed in it, in place.
-        source: the file that *model* was read from; needed when it has external data.
+        folder: where the weight files of *model* lie; needed when it has external data.
         spill: move the large tensors that the model holds itself into a weight file.
 
     Returns:
@@ -80,9 +93,9 @@ def stage_model(aside: Staged, model: ModelProto, source: str | Path | None = No
         ModelError: the model is larger than the 2 GB of one protobuf message.
     """
     with aside.telling():
-        if source is not None and not Path(source).parent.samefile(aside.output.parent):
+        if folder is not None and not Path(folder).samefile(aside.output.parent):
             for location in weight_locations(model):
-                _bring(aside, model, Path(source).parent, location)
+                _bring(aside, model, Path(folder), location)
         if spill:
             part = aside.space.new_path()
             if move_weights_out(model, part):

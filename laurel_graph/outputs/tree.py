@@ -32,13 +32,15 @@ def check_folder(output: str | Path, inputs: Iterable[Input] = ()) -> None:
     """Checks that a new folder can be made, outside of every folder that the command reads.
 
     Raises:
-        OutputError: *output* is a file, a folder that holds something, lies in a folder of *inputs* or holds one, or
-            the folder around it does not exist or cannot be written.
+        OutputError: *output* is a file or a link, a folder that holds something, lies in a folder of *inputs* or holds
+            one, or the folder around it does not exist or cannot be written.
     """
     output = Path(output)
     with telling(output):
         if os.path.lexists(output) and not output.is_dir():
             raise OutputError(f"the output {output} is a file; a model folder is written as a folder: choose another.")
+        if output.is_symlink():
+            raise OutputError(f"the output {output} is a link; a folder appears by a rename: name the folder itself.")
         if output.is_dir() and any(output.iterdir()):
             raise OutputError(
                 f"the output folder {output} holds files already; it is never written over: choose another name, or "

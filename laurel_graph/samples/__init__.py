@@ -81,11 +81,11 @@ class Sampler:
             return situation(self._walk, kind, batch, ragged=ragged, past=length)
         return situation(self._walk, kind, batch, ragged=ragged, length=length)
 
-    def situations(self, batches: Sequence[int]) -> list[Situation]:
+    def situations(self, batches: Sequence[int], *, length: int = SEQUENCE) -> list[Situation]:
         """Returns every situation at every batch size, padded ones for the largest one, without repetitions."""
-        found = [self.situation(kind, batch) for kind in self.kinds for batch in batches]
+        found = [self.situation(kind, batch, length=length) for kind in self.kinds for batch in batches]
         if self.has_masks and not self._walk.rolling:
-            found += [self.situation(kind, max(batches), ragged=True) for kind in self.kinds]
+            found += [self.situation(kind, max(batches), ragged=True, length=length) for kind in self.kinds]
         return distinct(found)
 
     def draw(self, at: Situation, *, seed: int = 0, style: str = "normal") -> dict[str, NDArray[Any]]:

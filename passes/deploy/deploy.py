@@ -50,7 +50,7 @@ class DeployReport:
         nodes: how many nodes of each type the main graph has.
         verification: how the file compares with the trained one; ``None`` before it was verified.
         model: the deployed model where none was written: a ``ModelProto``, or a ``gs.Graph`` if that was given.
-        notes: what is to be known about the folder that was written.
+        notes: sentences: what was not compared or says little, what is to be known about a folder that was written.
     """
 
     fold: FoldReport
@@ -102,7 +102,14 @@ class DeployReport:
                 }
             )
         outputs = [
-            {"output": o.output, "max_abs": o.max_abs, "max_rel": o.max_rel, "allowed": o.tolerance, "noise": o.noise}
+            {
+                "output": o.output,
+                "max_abs": o.max_abs,
+                "max_rel": o.max_rel,
+                "allowed": o.tolerance,
+                "noise": o.noise,
+                "exact_rel": o.exact_rel,
+            }
             for o in self._outputs
         ]
         return {
@@ -152,7 +159,8 @@ def _report(result: PassResult, portable: bool, target: str) -> DeployReport:
     graph = result.graph.graph
     nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.node)
     compared = result.steps[-1].report.detail if result.steps[-1].ran.last else None
-    return DeployReport(folded, forms.sites, portable, target, dict(sorted(nodes.items())), compared)
+    notes = compared.notes if compared is not None else ()
+    return DeployReport(folded, forms.sites, portable, target, dict(sorted(nodes.items())), compared, notes=notes)
 
 
 def check_trained(model: onnx.ModelProto) -> None:
@@ -265,7 +273,7 @@ def deploy_file(
                 sizes=sizes,
                 costs=costs,
             )
-        return replace(made, notes=tuple(new.notes))
+        return replace(made, notes=(*made.notes, *new.notes))
     from laurel_graph.passes.files import as_file, run_on_file
     from laurel_graph.passes.recipes import deploying
     from laurel_graph.passes.standard.comparing import Verify

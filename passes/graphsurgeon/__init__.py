@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from .convert import to_graph, to_model
@@ -27,9 +27,17 @@ def is_graph(model: object) -> bool:
 
 
 def origin_folder(graph: object) -> str | Path:
-    """Returns the folder of the weights that a ``gs.Graph`` of :func:`.convert.to_graph` keeps in files, or ""."""
-    found: tuple[Any, str | Path] = vars(graph).get(ORIGIN, (None, "")) if is_graph(graph) else (None, "")
-    return found[1]
+    """Returns the folder of the weights that a ``gs.Graph`` of :func:`.convert.to_graph` keeps in files, or "".
+
+    The weights of a ``gs.Graph.copy`` say it, too.
+    """
+    if not is_graph(graph):
+        return ""
+    if (found := vars(graph).get(ORIGIN)) is not None:
+        return cast("str | Path", found[1])
+    from .convert import folders_of
+
+    return next(iter(folders_of(graph)), "")
 
 
 def wants_graph(function: Any) -> bool:

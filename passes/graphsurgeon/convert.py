@@ -10,11 +10,12 @@ what graphsurgeon made of them, plus the doc string and the metadata of the orig
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -24,7 +25,7 @@ from laurel_graph.onnx_model.tensors import array_of
 from laurel_graph.onnx_model.walk import subgraphs
 from laurel_graph.opset.recover import recover
 
-from . import ORIGIN
+from . import ORIGIN, origin_folder
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -48,6 +49,7 @@ def to_graph(model: ModelProto, base: str | Path = "") -> gs.Graph:
     from .register import register
 
     register()
+    base = _absolute(base)
     graph = _imported(model, base)
     setattr(graph, ORIGIN, (model, base))
     return graph
@@ -68,7 +70,9 @@ def to_model(graph: gs.Graph, origin: ModelProto | None = None, base: str | Path
     from laurel_graph import soundness
 
     if origin is None:
-        origin, base = vars(graph).get(ORIGIN, (None, base))
+        origin, base = vars(graph).get(ORIGIN, (None, base or origin_folder(graph)))
+    base = _absolute(base)
+    _check_constants(graph, base)
     made = _exported(graph)
     nodes = list(in_order(made.graph.node, "the graph"))
     if nodes != list(made.graph.node):
@@ -85,6 +89,11 @@ def to_model(graph: gs.Graph, origin: ModelProto | None = None, base: str | Path
     return made
 
 
+def _absolute(base: str | Path) -> str | Path:
+    """A folder that stays the same where a program changes its own; "" for none."""
+    return Path(base).absolute() if base else ""
+
+
 def _imported(model: ModelProto, base: str | Path = "") -> gs.Graph:
     import onnx_graphsurgeon as gs
 
@@ -95,11 +104,69 @@ def _imported(model: ModelProto, base: str | Path = "") -> gs.Graph:
             graph = gs.import_onnx(copy)
     except Exception as error:  # whatever it cannot hold shows as an error of its own, or of a library below
         raise ModelError(f"onnx-graphsurgeon cannot hold this model ({type(error).__name__}: {error}).") from error
-    for tensor in graph.tensors().values():
-        stored = getattr(getattr(tensor, "_values", None), "tensor", None)
-        if isinstance(stored, TensorProto) and stored.data_location == TensorProto.EXTERNAL:
+    for tensor in _constants(graph):
+        if (stored := _in_file(tensor)) is not None:
             tensor._values.load = partial(array_of, stored, base)  # graphsurgeon itself looks in the current folder
     return graph
+
+
+def folders_of(graph: gs.Graph) -> dict[str | Path, None]:
+    """Returns the folders of the weights that a graph, or a copy of it, keeps in files, as far as they are known."""
+    known = (_folder_of(tensor) for tensor in _constants(graph) if _in_file(tensor) is not None)
+    return {folder: None for folder in known if folder}
+
+
+def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
+    """Yields the constants of a graph and of its bodies; one that several nodes read comes once for each."""
+    import onnx_graphsurgeon as gs
+
+    for node in graph.nodes:
+        yield from (tensor for tensor in node.inputs if isinstance(tensor, gs.Constant))
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                yield from _constants(value)
+    yield from (tensor for tensor in graph.outputs if isinstance(tensor, gs.Constant))
+
+
+def _in_file(tensor: gs.Constant) -> TensorProto | None:
+    """Returns the reference of a constant whose values lie in a file and were not read."""
+    stored = getattr(getattr(tensor, "_values", None), "tensor", None)
+    is_reference = isinstance(stored, TensorProto) and stored.data_location == TensorProto.EXTERNAL
+    return stored if is_reference else None
+
+
+def _folder_of(tensor: gs.Constant) -> str | Path:
+    """Returns the folder that the reference of a constant leads to, "" for one of graphsurgeon's own import."""
+    load = tensor._values.load
+    return load.args[1] if isinstance(load, partial) and load.func is array_of else ""
+
+
+def _check_constants(graph: gs.Graph, base: str | Path) -> None:
+    """Makes sure that a file can say what the constants of a graph are.
+
+    Raises:
+        ModelError: two of one name hold different values, or the values lie in files of different folders.
+    """
+    seen: dict[str, gs.Constant] = {}
+    for tensor in _constants(graph):
+        other = seen.setdefault(tensor.name, tensor)
+        if other is not tensor and not _same_values(other, tensor):
+            raise ModelError(
+                f"two different constants of the graph are called {tensor.name!r}, and a file keeps one of them: give "
+                "one of them another name."
+            )
+        if _in_file(tensor) is not None and (folder := _folder_of(tensor)) != base:
+            raise ModelError(
+                f"the values of the constant {tensor.name!r} lie in a file of the folder {str(folder) or '(unknown)'}, "
+                f"those of the graph in {str(base) or '(unknown)'}: read them first (tensor.values = tensor.values)."
+            )
+
+
+def _same_values(one: gs.Constant, other: gs.Constant) -> bool:
+    if one._values is other._values or (_in_file(one) is not None and _in_file(one) == _in_file(other)):
+        return True
+    a, b = np.asarray(one.values), np.asarray(other.values)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _exported(graph: gs.Graph) -> ModelProto:

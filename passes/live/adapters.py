@@ -17,7 +17,7 @@ from laurel_graph.adapters import Adapter as File
 from laurel_graph.adapters import adapter_of, files_of, read_adapter
 from laurel_graph.adapters import load_adapter as load_into
 from laurel_graph.adapters.file import to_bytes
-from laurel_graph.errors import AdapterError, near
+from laurel_graph.errors import AdapterError, ModelError, near
 from laurel_graph.passes.read_fx.prepare import example_inputs
 from laurel_graph.torch_residual.module import laurel_modules, trainable_parameters
 
@@ -82,8 +82,10 @@ def load_adapter(
     Raises:
         AdapterError: not an adapter; tensors missing, extra, of another shape or not finite; sites of another variant,
             or that the model does not have; another base.
-        ModelError: a fresh base cannot be looked at.
+        ModelError: a fresh base cannot be looked at, or *model* is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, found {type(model).__name__}; apply_adapter changes ONNX files.")
     path = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)
     found = _records(model)
     if not found and laurel_modules(model):

@@ -1,8 +1,8 @@
-"""Puts LAuReL residuals into an ONNX model in place of its joins, and takes them out again.
+"""Puts LAuReL residuals into an ONNX model in place of its joins.
 
 Every site becomes one node of domain ``ai.laurel`` where the join stood, under the join's name, with its tensors as
 initializers ``laurel.<site>.*``. The nodes that were there before are kept in the model's metadata, so that
-:func:`remove` gives every proto back as it was. All edits are worked out before the first one is made: an error leaves
+:mod:`.restore` gives every proto back as it was. All edits are worked out before the first one is made: an error leaves
 the model untouched.
 """
 
@@ -17,14 +17,14 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import SitePlan
-from laurel_graph.errors import ModelError, RewriteError
+from laurel_graph.errors import RewriteError
 from laurel_graph.formula import initial_parameters, resolve
 from laurel_graph.onnx_model.tensors import make_tensor
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.nodes import ELEMENT_TYPES
-from laurel_graph.opset.schema import DOMAIN, METADATA_SITES, Operator, read_metadata, read_specs, tensor_name
-from laurel_graph.opset.undo import new_undo, old_node, put_records, read_undo, write_records
+from laurel_graph.opset.schema import DOMAIN, Operator, read_specs, tensor_name
+from laurel_graph.opset.undo import digests_of, new_undo, read_undo, write_records
 from laurel_graph.passes.read_onnx.fused_adds import Join, take_apart
 
 
@@ -89,7 +89,10 @@ def insert(
     edits = _Inserter(model, known).plan(plans)
     if not plans:
         return InsertReport((), (), 0)
-    undo = read_undo(model) or new_undo(model, domain=all(entry.domain != DOMAIN for entry in model.opset_import))
+    undo = read_undo(model) or {
+        **new_undo(model, domain=all(entry.domain != DOMAIN for entry in model.opset_import)),
+        "digests": digests_of(model),
+    }
     undo["nodes"] += _apply(edits.nodes)
     model.graph.initializer.extend(edits.tensors)
     undo["tensors"] += [tensor.name for tensor in edits.tensors]
@@ -107,73 +110,19 @@ def insert(
 
 
 def _apply(edits: Sequence[_Edit]) -> list[dict[str, Any]]:
-    """Makes the edits; returns what :func:`remove` needs: the old node and the keys of those that replaced it."""
+    """Makes the edits; returns what :mod:`.restore` needs: the old node and the keys of those that replaced it."""
     undo = []
     for edit in sorted(edits, key=lambda edit: -edit.index):
         old = edit.graph.node.pop(edit.index)
         for node in reversed(edit.nodes):
             edit.graph.node.insert(edit.index, node)
         text = base64.b64encode(old.SerializeToString()).decode()
-        undo.append({"new": [_key(node) for node in edit.nodes], "old": text})
+        undo.append({"new": [key_of(node) for node in edit.nodes], "old": text})
     return undo
 
 
-def remove(model: ModelProto) -> None:
-    """Gives *model* back as it was before :func:`insert`, in place: every proto, metadata, opset import, IR version.
-
-    Raises:
-        ModelError: the model holds no record of an insertion, the record is damaged, or the nodes were changed since.
-    """
-    undo = read_undo(model)
-    if undo is None:
-        hint = (
-            "its LAuReL residuals came with the export from torch: remove them there and export again."
-            if read_metadata(model, METADATA_SITES)
-            else "expected a model written by laurel transform."
-        )
-        raise ModelError(f"there is nothing to remove: {hint}")
-    _restore_nodes(model, undo["nodes"])
-    ours = set(undo["tensors"])
-    _drop(model.graph.initializer, ours)
-    _drop(model.graph.input, set(undo["inputs"]))
-    put_records(model, dict(undo["metadata"]))
-    attach(model)
-    if undo["domain"]:
-        for index, entry in reversed(list(enumerate(model.opset_import))):
-            if entry.domain == DOMAIN:
-                del model.opset_import[index]
-    if undo["ir_version"] is None:
-        model.ClearField("ir_version")
-    else:
-        model.ir_version = undo["ir_version"]
-
-
-def _restore_nodes(model: ModelProto, records: Sequence[dict[str, Any]]) -> None:
-    first = {record["new"][0]: record for record in records}
-    places: list[tuple[GraphProto, int, dict[str, Any]]] = []
-    for graph in graphs_of(model.graph):
-        for index, node in enumerate(graph.node):
-            record = first.get(_key(node))
-            if record and record["new"] == [_key(other) for other in graph.node[index : index + len(record["new"])]]:
-                places.append((graph, index, first.pop(_key(node))))
-    if len(places) != len(records):
-        raise ModelError(
-            f"{len(records) - len(places)} of {len(records)} rewritten nodes are not there any more: the model was "
-            "changed after laurel transform (deployed, or optimised); remove from the file before that."
-        )
-    for graph, index, record in reversed(places):
-        old = old_node(record)
-        del graph.node[index : index + len(record["new"])]
-        graph.node.insert(index, old)
-
-
-def _drop(items: Any, names: set[str]) -> None:
-    for index, item in reversed(list(enumerate(items))):
-        if item.name in names:
-            del items[index]
-
-
-def _key(node: NodeProto) -> str:
+def key_of(node: NodeProto) -> str:
+    """The value that a node goes by: the first that it makes."""
     return next((name for name in node.output if name), "")
 
 
@@ -192,7 +141,7 @@ class _Inserter:
             self.names.update(value.name for value in (*graph.input, *graph.initializer))
             self.names.update(sparse.values.name for sparse in graph.sparse_initializer)
             for index, node in enumerate(graph.node):
-                self.places.setdefault(_key(node), (graph, index))
+                self.places.setdefault(key_of(node), (graph, index))
                 self.names.update(node.output)
                 self.made_at.update((name, (graph, index)) for name in node.output)
 
@@ -273,7 +222,7 @@ class _Site:
         """Which operand of *join* the stream comes in by."""
         if chain in join.operands:
             return join.operands.index(chain)
-        if join.hidden and chain == _key(node):
+        if join.hidden and chain == key_of(node):
             self.inserter.hidden[self.site] = join.hidden
             return join.operands.index(join.hidden)
         return None

@@ -26,7 +26,7 @@ from laurel_graph.passes.detect import rule
 from laurel_graph.passes.read_onnx.view import view_of
 from laurel_graph.passes.select import Selection, select
 
-from .onnx import remove
+from .restore import remove
 from .trial import Seen, Trial
 
 
@@ -62,7 +62,7 @@ def _as_it_was(model: ModelProto) -> ModelProto | None:
         if read_undo(model) is None:
             return None
         copy = copy_of(model)
-        remove(copy)
+        remove(copy, compare=False)
         soundness.check(copy)  # what was there comes from the file
     except ModelError:  # deployed or edited since then, or never so
         return None

@@ -97,12 +97,12 @@ class Remove(Pass, name="remove", takes=(ONNX, TORCH), requires=NOTHING, ensures
             return PassResult(remove_fx(graph), True)
         from laurel_graph import soundness
         from laurel_graph.opset.schema import read_specs
-        from laurel_graph.passes.rewrite.onnx import remove
+        from laurel_graph.passes.rewrite.restore import remove
 
         sites = tuple(SiteChange(site, "removed") for site in read_specs(graph))
-        remove(graph)
+        notes = remove(graph)
         soundness.check(graph)  # the record of what was there comes from the file
-        return PassResult(graph, True, Report({"sites": len(sites)}, sites))
+        return PassResult(graph, True, Report({"sites": len(sites)}, sites, notes))
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Verify(Pass, name="verify", requires=NOTHING, last=True, compares=True):
             for each in found.sites
         )
         counters = {"samples": found.samples, "sites": len(found.sites), "outputs": len(found.outputs)}
-        return PassResult(graph, False, Report(counters, sites, detail=found))
+        return PassResult(graph, False, Report(counters, sites, found.notes, found))
 
     def _compare(self, first: Subject, second: Subject, facts: Facts) -> VerifyReport:
         from laurel_graph.passes.deploy.deploy import check_deployed

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError
+from laurel_graph.foreign_names import printable
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 
 from .check import Check, Findings
-from .compare import Verdict
+from .compare import MARGIN, Verdict
 from .pair import Pair, Subject, Watched
 from .tolerances import VERIFIED
 from .watching import site_values, with_scales
@@ -41,6 +42,8 @@ class OutputDifference:
             more.
         noise: what the first model's output moves by when its numbers are moved by their last bits, or when ONNX
             Runtime optimises it or not, over the same scale.
+        exact_rel: ``max_rel`` with ONNX Runtime's optimisation and rounding to integers off in both models.
+        exact_tolerance: what that is held against.
     """
 
     output: str
@@ -51,6 +54,13 @@ class OutputDifference:
     same_bits: bool
     tolerance: float
     noise: float = 0.0
+    exact_rel: float = 0.0
+    exact_tolerance: float = 0.0
+
+    @property
+    def vague(self) -> bool:
+        """Whether noise alone makes the tolerance so large that being within it says little."""
+        return MARGIN * self.noise > VAGUE and self.tolerance > VAGUE
 
     @property
     def equal(self) -> bool:
@@ -80,6 +90,8 @@ class VerifyReport:
         sites: one difference per residual connection that both models show, in graph order, and per value that one of
             them stores at another scale; ONNX Runtime's optimisation and rounding to integers are off there.
         style: how the floats of the samples were drawn, "" for given data.
+        situations: the situations that were compared (batches, prompt and step, padded or not); empty for given data.
+        refused: the situations that were not, because the first model itself does not run in them, with its reason.
     """
 
     models: tuple[str, str]
@@ -87,6 +99,8 @@ class VerifyReport:
     outputs: tuple[OutputDifference, ...]
     sites: tuple[SiteDifference, ...] = ()
     style: str = ""
+    situations: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -101,6 +115,31 @@ class VerifyReport:
         """The first site, in graph order, that is not equal; else the first such output."""
         return next((item for item in (*self.sites, *self.outputs) if not item.equal), None)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences: what was not compared, and where a comparison is weak."""
+        found = [
+            f"not compared: {printable(at)}: the first model does not run there ({_first_line(reason)})"
+            for at, reason in self.refused
+        ]
+        for item in (*self.sites, *self.outputs):
+            if item.vague and isinstance(item, SiteDifference):
+                found.append(
+                    f"{printable(item.output)}: its own noise is {item.noise:.2g} of its scale, so that this value "
+                    "says little; the outputs and the other sites have to"
+                )
+            elif item.vague:
+                found.append(self._weak(item))
+        return tuple(found)
+
+    @staticmethod
+    def _weak(item: OutputDifference) -> str:
+        where = f"{printable(item.output)}: as served, its own noise is {item.noise:.2g} of its scale"
+        exact = f"{item.exact_rel:.2g} of the scale apart, {item.exact_tolerance:.2g} allowed"
+        if item.exact_tolerance > VAGUE:
+            return f"{where}, and without rounding to integers too ({exact}): nothing is proven at this output"
+        return f"{where}, so that being within it says little; the proof is that without rounding it is {exact}"
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form of ``laurel verify --json``."""
         outputs, sites = ([{**asdict(item), "equal": item.equal} for item in of] for of in (self.outputs, self.sites))
@@ -108,13 +147,27 @@ class VerifyReport:
             "models": list(self.models),
             "samples": self.samples,
             "style": self.style,
+            "situations": list(self.situations),
+            "not_compared": [{"situation": at, "reason": reason} for at, reason in self.refused],
+            "notes": list(self.notes),
             "equal": self.equal,
             "outputs": outputs,
             "sites": sites,
         }
 
 
-def _difference(name: str, verdict: Verdict) -> OutputDifference:
+VAGUE = 0.1
+"""A tolerance beyond this share of the scale, owed to noise, is said aloud."""
+_SHOWN = 200
+"""Characters of ONNX Runtime's reason that a sentence shows."""
+
+
+def _first_line(text: str) -> str:
+    return printable(text.partition("\n")[0], _SHOWN)
+
+
+def _difference(name: str, verdict: Verdict, exact: Verdict | None = None) -> OutputDifference:
+    exact = exact or verdict
     return OutputDifference(
         name,
         verdict.dtype,
@@ -124,6 +177,8 @@ def _difference(name: str, verdict: Verdict) -> OutputDifference:
         verdict.same_bits,
         verdict.allowed,
         verdict.noise,
+        exact.max_rel,
+        exact.allowed,
     )
 
 
@@ -136,9 +191,10 @@ def report_of(models: tuple[str, str], findings: Findings) -> VerifyReport:
     outputs = []
     for name, served in findings.outputs.items():
         algebra = findings.algebra[name]
-        outputs.append(_difference(name, served if not served.equal or algebra.equal else algebra))
+        outputs.append(_difference(name, served if not served.equal or algebra.equal else algebra, algebra))
     sites = tuple(_site_difference(item, verdict) for item, verdict in findings.values.items())
-    return VerifyReport(models, findings.samples, tuple(outputs), sites, findings.style)
+    refused = tuple(findings.refused.items())
+    return VerifyReport(models, findings.samples, tuple(outputs), sites, findings.style, findings.situations, refused)
 
 
 def read_samples(path: str | Path) -> list[dict[str, NDArray[Any]]]:

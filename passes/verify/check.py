@@ -35,6 +35,8 @@ class Findings:
         values: watched value (as it is called in the first model, and its site) to the worse of its verdicts.
         samples: how many samples were run.
         style: how they were drawn, "" for given data.
+        situations: the situations that were compared; empty for given data.
+        refused: situation to the reason why the first model does not run in it.
     """
 
     outputs: Mapping[str, Verdict]
@@ -42,6 +44,8 @@ class Findings:
     values: Mapping[Watched, Verdict]
     samples: int
     style: str
+    situations: tuple[str, ...]
+    refused: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ class Check:
             else:
                 heads[item.name] = _worse(heads[item.name], verdict)
         shown = {name: pair.verdict(comparison, served=True) for name, comparison in as_served.items()}
-        return Findings(shown, heads, verdicts, len(exercise.samples), exercise.style)
+        situations = tuple(dict.fromkeys(exercise.situations))
+        count = len(exercise.samples)
+        return Findings(shown, heads, verdicts, count, exercise.style, situations, exercise.refused)
 
 
 def _worse(a: Verdict, b: Verdict) -> Verdict:

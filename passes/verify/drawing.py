@@ -39,19 +39,25 @@ class Exercise:
         samples: the inputs.
         results: value name to array, one mapping per sample.
         style: how the floats were drawn, "" for data that was given.
-        refused: situations in which the model does not run, each with the reason; they are left out.
+        refused: situations in which the model does not run, each with the reason; they are left out, and reported.
+        situations: which situation each sample is; empty for data that was given.
     """
 
     samples: list[Mapping[str, Array]] = field(default_factory=list)
     results: list[dict[str, Array]] = field(default_factory=list)
     style: str = ""
     refused: dict[str, str] = field(default_factory=dict)
+    situations: list[str] = field(default_factory=list)
 
     def add(self, sample: Mapping[str, Array], run: Run) -> None:
         """Runs the reference on one more sample."""
         result = run(sample)
         self.samples.append(sample)
         self.results.append(result)
+
+    def refuse(self, situation: str, error: ModelError) -> None:
+        """Notes that the model itself does not run in a situation."""
+        self.refused.setdefault(situation, str(error.__cause__ or error).strip())
 
     def idle(self, names: Sequence[str], finite: float = 1.0) -> list[str]:
         """Returns which of *names* no sample exercises; *finite* is the share of its numbers that must be finite."""
@@ -174,7 +180,7 @@ def _runnable_situations(
         if found(at):
             return usual, (at, probe.results[0])
     for length in SHORTER:
-        shorter = [sampler.situation(kind, batch, length=length) for kind in sampler.kinds for batch in batches]
+        shorter = sampler.situations(batches, length=length)
         for at in shorter:
             if found(at):
                 return shorter, (at, probe.results[0])
@@ -197,6 +203,7 @@ def _draw(
         if ready is not None and style == PROBED and at is ready[0]:
             exercise.samples.append(sample)
             exercise.results.append(ready[1])
+            exercise.situations.append(str(at))
         else:
             _try(exercise, sample, run, at)
     if not exercise.samples:
@@ -231,7 +238,9 @@ def _try(exercise: Exercise, sample: Mapping[str, Array], run: Run, at: Situatio
     try:
         exercise.add(sample, run)
     except ModelError as error:
-        exercise.refused.setdefault(str(at), str(error.__cause__ or error).strip())
+        exercise.refuse(str(at), error)
+    else:
+        exercise.situations.append(str(at))
 
 
 def _unfit(refused: Mapping[str, str]) -> ModelError:

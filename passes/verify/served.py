@@ -74,19 +74,21 @@ def _server(subject: Subject, optimize: bool) -> Runner:
 def _runnable(exercise: Exercise, server: Runner) -> tuple[Exercise, list[dict[str, Array]]]:
     """Returns the samples on which a file runs as it is served, and its outputs.
 
-    ONNX Runtime's optimisation relies on shapes that a file states, and refuses drawn samples where those are wrong.
+    ONNX Runtime's optimisation relies on shapes that a file states, and refuses drawn samples where those are wrong;
+    *exercise* is told which.
 
     Raises:
         ModelError: there are none, or a sample is given data.
     """
     kept, outputs, refused = Exercise(style=exercise.style), [], None
-    for sample, result in zip(exercise.samples, exercise.results, strict=True):
+    for i, (sample, result) in enumerate(zip(exercise.samples, exercise.results, strict=True)):
         try:
             outputs.append(server.run(sample))
         except ModelError as error:
             if not exercise.style:
                 raise
             refused = error
+            exercise.refuse(f"{exercise.situations[i]}, as it is served", error)
             continue
         kept.samples.append(sample)
         kept.results.append(result)

@@ -55,7 +55,13 @@ def test_folder_is_refused_when_its_graph_cannot_be_told(tmp_path, files, messag
         graph_path(touched(tmp_path, *files))
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"model": 3}', '{"model": {"decoder": []}}', "{", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", '{"model": 3}', '{"model": {"decoder": []}}', "{", "[" * 100_000),
+        *(f'{{"model": {{"decoder": {{"session_options": {options}}}}}}}' for options in ("[1]", '"x"', "3")),
+    ],
+)
 def test_config_is_refused_when_it_is_none(tmp_path, text):
     touched(tmp_path, "model.onnx")
     (tmp_path / "genai_config.json").write_text(text)
@@ -63,11 +69,19 @@ def test_config_is_refused_when_it_is_none(tmp_path, text):
         graph_path(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "", 3, "gone.onnx"])
+@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "", 3, "gone.onnx", "a" * 5000, "a\0b", "\ud800"])
 def test_graph_outside_the_folder_is_refused_when_the_config_names_it(tmp_path, name):
     touched(tmp_path, "model.onnx")
     (tmp_path / "genai_config.json").write_text(json.dumps({"model": {"decoder": {"filename": name}}}))
     with pytest.raises(ModelError, match=r"filename|names the graph"):
+        graph_path(tmp_path)
+
+
+def test_config_of_any_size_is_not_read(tmp_path):
+    touched(tmp_path, "model.onnx")
+    with (tmp_path / "genai_config.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ModelError, match="bytes: expected what onnxruntime-genai writes"):
         graph_path(tmp_path)
 
 

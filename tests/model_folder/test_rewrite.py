@@ -1,6 +1,7 @@
 """Folders in, folders out: through every command, and into ONNX Runtime GenAI."""
 
 import json
+import os
 
 import numpy as np
 import onnx
@@ -168,3 +169,50 @@ def generated(genai, folder, count=24):
     while not generator.is_done():
         generator.generate_next_token()
     return list(generator.get_sequence(0))
+
+
+def carried(folder, output):
+    """Carries a folder over with its graph as it is; returns the notes."""
+    with rewritten(folder, output) as new:
+        new.graph.write_bytes(new.source.read_bytes())
+    return new.notes
+
+
+def test_links_out_of_the_folder_are_refused_and_inside_carried_over(tmp_path):
+    folder = write_folder(tmp_path / "m")
+    (tmp_path / "secret").write_text("a key")
+    (folder / "same.json").symlink_to("tokenizer.json")
+    carried(folder, tmp_path / "a")
+    assert (tmp_path / "a" / "same.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    for target in (tmp_path / "secret", tmp_path):
+        (folder / "x").symlink_to(target)
+        with pytest.raises(ModelError, match="leads out of the model folder"):
+            carried(folder, tmp_path / "b")
+        (folder / "x").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "m", "secret"]
+
+
+def test_blobs_of_a_cache_are_carried_over(tmp_path):
+    folder = write_folder(tmp_path / "snapshots" / "0123")
+    (tmp_path / "blobs").mkdir()
+    (folder / "tokenizer.json").rename(tmp_path / "blobs" / "abc")
+    (folder / "tokenizer.json").symlink_to("../../blobs/abc")
+    assert carried(folder, tmp_path / "out") == []
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_what_cannot_be_carried_over_is_told(tmp_path):
+    folder = write_folder(tmp_path / "m")
+    (folder / "gone").symlink_to("nowhere")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    (note,) = carried(folder, tmp_path / "out")
+    assert note.endswith("lead nowhere: gone, loop, pipe.")
+    assert not {"gone", "loop", "pipe"} & {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_link_is_refused_as_a_folder_to_write(base, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with pytest.raises(OutputError, match="is a link"):
+        lg.transform(base, output=tmp_path / "link")

@@ -264,7 +264,7 @@ def test_stage_model_changes_nothing_in_what_stays_beside_it(tmp_path):
     source = tmp_path / "plain.onnx"
     model = onnx_file.read(source)
     with staged(tmp_path / "same.onnx") as aside:
-        stage_model(aside, model, source)
+        stage_model(aside, model, tmp_path)
         aside.publish()
     assert (tmp_path / "same.onnx").read_bytes() == source.read_bytes()
     assert onnx.load(tmp_path / "same.onnx").graph.initializer[0].raw_data

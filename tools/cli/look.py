@@ -169,6 +169,8 @@ def verify(
         columns = ("output", "type", "shape", "max abs", "max rel", "allowed", "noise", "same bits", "equal")
         print_table(f"{report.samples} samples", columns, rows)
         _say_sites(report)
+        for line in report.notes:
+            note(f"note: {line}")
     if not report.equal:
         raise typer.Exit(1)
 

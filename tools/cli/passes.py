@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,14 +37,19 @@ def run(
     json: Json = False,
 ) -> None:
     """Run any passes in a row on MODEL and write what comes out."""
+    from laurel_graph.model_folder import writes_folder
     from laurel_graph.outputs import check_outputs
+    from laurel_graph.outputs.tree import check_folder
     from laurel_graph.passes.base import Pipeline
     from laurel_graph.passes.registry import parse_pass
     from laurel_graph.tools.callables import current_folder
     from laurel_graph.tools.inputs import source_files
 
     read = [file for text in steps for file in _files_of(text)]
-    check_outputs(output, inputs=(*source_files(model), *read))
+    if writes_folder(Path(model), output):
+        check_folder(output, inputs=(model, *read))
+    else:
+        check_outputs(output, inputs=(*source_files(model), *read))
     with current_folder():
         pipeline = Pipeline(tuple(parse_pass(text, _load) for text in steps), check, trace)
         read += [
@@ -128,8 +133,13 @@ def _load(reference: str) -> Any:
 
 def _run(pipeline: Pipeline, model: str, output: Path, read: list[Path]) -> PassResult:
     target, args, kwargs, shapes = load_model(model)
+    from laurel_graph.model_folder import rewritten, writes_folder
     from laurel_graph.passes.files import run_on_file
 
+    if isinstance(target, Path) and writes_folder(target, output):
+        with rewritten(target, output, inputs=read) as new:
+            result = run_on_file(pipeline, new.source, new.graph, inputs=read)
+        return replace(result, report=replace(result.report, notes=(*result.report.notes, *new.notes)))
     if isinstance(target, Path):
         return run_on_file(pipeline, target, output, inputs=read)
     from laurel_graph.passes.pipeline import run_on_module

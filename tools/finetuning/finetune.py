@@ -308,7 +308,7 @@ class _Run:
 
         options = self.options
         with staged(path, self.files) as aside:
-            stage_model(aside, tuned, self.graph)
+            stage_model(aside, tuned, self.base_dir)
             if onnx_task.changed_tensors(tuned, onnx_file.read(aside.path)):
                 raise VerificationError(f"{options.tuned} does not hold what was written to it.")
             onnx_task.make_session(aside.path, aside.path.parent)

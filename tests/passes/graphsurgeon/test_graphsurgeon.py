@@ -8,8 +8,8 @@ import pytest
 from models import run_onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from laurel_graph import LaurelConfig, deploy, inspect, remove, transform, verify
-from laurel_graph.errors import ConfigError, ModelError, RewriteError
+from laurel_graph import LaurelConfig, deploy, inspect, load_adapter, remove, save_adapter, session, transform, verify
+from laurel_graph.errors import ConfigError, ModelError, OutputError, RewriteError
 from laurel_graph.importer import import_onnx
 from laurel_graph.opset.recover import needs_recovery, recover
 from laurel_graph.opset.schema import laurel_nodes, read_specs
@@ -304,4 +304,63 @@ def test_graphsurgeon_prints_nothing_where_results_go(capsys):
     for node in model.graph.node:
         node.name = "same"
     to_model(to_graph(model))
+    assert capsys.readouterr().out == ""
+
+
+def external(folder):
+    """A graph whose weights lie in a file of *folder*."""
+    folder.mkdir(exist_ok=True)
+    onnx.save(network(), folder / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    return to_graph(onnx.load(folder / "m.onnx", load_external_data=False), folder)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_weights_in_files_follow_a_graph_when_it_is_written_elsewhere(copied, tmp_path):
+    graph, out = external(tmp_path / "in"), tmp_path / "out"
+    out.mkdir()
+    graph = graph.copy() if copied else graph
+    transform(graph, LaurelConfig(rank=2), output=out / "t.onnx")
+    deploy(to_graph(onnx.load(out / "t.onnx", load_external_data=False), out), out / "d.onnx")
+    remove(to_graph(onnx.load(out / "t.onnx", load_external_data=False), out), out / "r.onnx")
+    for name in ("t.onnx", "d.onnx", "r.onnx"):
+        assert verify(tmp_path / "in/m.onnx", out / name)
+    assert copied or onnx.load(out / "r.onnx") == onnx.load(tmp_path / "in/m.onnx")  # copies drop the origin
+    with pytest.raises(OutputError, match="is the input"):
+        transform(graph, LaurelConfig(rank=2), output=tmp_path / "in" / "m.bin")
+
+
+@pytest.mark.parametrize("kind", ["proto", "graph"])
+def test_weights_are_not_taken_from_whatever_lies_beside_the_output(kind, tmp_path, monkeypatch):
+    external(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "m.bin").write_bytes(bytes(10_000))  # of another model
+    monkeypatch.chdir(tmp_path / "out")
+    model = onnx.load(tmp_path / "in/m.onnx", load_external_data=False)
+    given = model if kind == "proto" else gs.import_onnx(model)
+    with pytest.raises(ModelError, match=r"'m\.bin' of a folder that it does not know"):
+        transform(given, LaurelConfig(rank=2), output="t.onnx")
+    if kind == "proto":
+        with pytest.raises(ModelError, match=r"'m\.bin' of a folder that it does not know"):
+            import_onnx(model)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["m.bin"]
+
+
+def test_constants_that_a_file_cannot_tell_apart_are_refused(tmp_path):
+    graph = to_graph(network())
+    graph.tensors()["w0"].name = "w1"
+    with pytest.raises(ModelError, match="two different constants of the graph are called 'w1'"):
+        inspect(graph)
+    graph, other = external(tmp_path / "a"), external(tmp_path / "b")
+    graph.nodes[1].inputs[1] = other.tensors()["w1"]
+    with pytest.raises(ModelError, match="'w1' lie in a file of the folder"):
+        to_model(graph)
+    graph.nodes[1].inputs[1].values
+    held = {tensor.name: tensor for tensor in to_model(graph).graph.initializer}
+    assert "w0" not in held
+
+
+@pytest.mark.parametrize("use", [import_onnx, session, lambda g: save_adapter(g, "a"), lambda g: load_adapter(g, "a")])
+def test_functions_of_files_and_modules_say_so_when_they_are_given_a_graph(use, capsys):
+    with pytest.raises(ModelError, match=r"expected .* found Graph"):
+        use(to_graph(network()))
     assert capsys.readouterr().out == ""

@@ -14,7 +14,8 @@ from laurel_graph.errors import ModelError, RewriteError
 from laurel_graph.fingerprint.digest import digest
 from laurel_graph.formula import residual
 from laurel_graph.opset.schema import DOMAIN, read_metadata, read_specs
-from laurel_graph.passes.rewrite.onnx import insert, remove
+from laurel_graph.passes.rewrite.onnx import insert
+from laurel_graph.passes.rewrite.restore import remove
 
 CONFIG = LaurelConfig()
 

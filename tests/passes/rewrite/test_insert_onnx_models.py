@@ -13,7 +13,8 @@ from laurel_graph import onnx_file
 from laurel_graph.config import VARIANTS, LaurelConfig
 from laurel_graph.passes.detect.rule import detect
 from laurel_graph.passes.read_onnx.view import view_of
-from laurel_graph.passes.rewrite.onnx import insert, remove
+from laurel_graph.passes.rewrite.onnx import insert
+from laurel_graph.passes.rewrite.restore import remove
 from laurel_graph.passes.select import select
 
 MODELS = {

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper, parser
+from onnx import NodeProto, helper, numpy_helper, parser
 
 import laurel_graph as lg
 from laurel_graph.errors import ModelError
 from laurel_graph.opset.schema import METADATA_SITES, METADATA_UNDO, read_specs
+from laurel_graph.opset.undo import old_node
 
 MLP = """<ir_version: 8, opset_import: ["" : 17]>
 mlp (float[N, 8] x) => (float[N, 8] y) { h = MatMul (x, w)  r = Relu (h)  f = MatMul (r, w)  y = Add (x, f) }"""
@@ -121,3 +122,74 @@ def test_sites_are_refused_when_their_metadata_is_damaged_or_does_not_fit(edit, 
 
 def test_remove_gives_the_original_back_when_the_record_is_whole(base, transformed):
     assert lg.remove(transformed).SerializeToString() == base.SerializeToString()
+
+
+def operand(undo, *names, op="Add"):
+    with_node(undo, helper.make_node(op, names, undo["nodes"][0]["new"]))
+
+
+LIES = {
+    "another operator": lambda undo: operand(undo, "x", "f", op="Mul"),
+    "another operand": lambda undo: operand(undo, "x", "x"),
+    "a further operand": lambda undo: operand(undo, "x", "f", "x", op="Sum"),
+    "no addition": lambda undo: operand(undo, "x", op="Identity"),
+    "fewer nodes": lambda undo: undo["nodes"].clear(),
+    "fewer tensors": lambda undo: undo["tensors"].pop() and None,
+    "a later version": lambda undo: undo.update(ir_version=60),
+}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_remove_refuses_the_record_when_it_is_of_another_model(case, transformed):
+    add = next(node for node in transformed.graph.node if node.domain)
+    names = dict(zip(("x", "f"), add.input, strict=False))
+
+    def lie(undo):
+        LIES[case](undo)
+        node = old_node(undo["nodes"][0]) if undo["nodes"] else NodeProto()
+        if case != "a later version" and node.input:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            with_node(undo, node)
+
+    change(transformed, METADATA_UNDO, lie)
+    with pytest.raises(ModelError, match=r"cannot be given back|is damaged"):
+        lg.remove(transformed)
+
+
+def test_remove_refuses_when_a_later_edit_stands_between_branch_and_join(transformed):
+    """The recorded addition would leave the edit out."""
+    index, node = next((i, n) for i, n in enumerate(transformed.graph.node) if n.domain)
+    transformed.graph.node.insert(index, helper.make_node("Tanh", [node.input[1]], ["edited"]))
+    transformed.graph.node[index + 1].input[1] = "edited"
+    with pytest.raises(ModelError, match="the original cannot be given back"):
+        lg.remove(transformed)
+
+
+CHANGES = {
+    "weights": lambda model: model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((8, 8), "f4"), "w")),
+    "inputs and outputs": lambda model: setattr(model.graph.output[0].type.tensor_type.shape.dim[0], "dim_param", "M"),
+    "versions": lambda model: setattr(model.opset_import[0], "version", 18),
+    "notes": lambda model: model.metadata_props.add(key="author", value="somebody"),
+    "nodes": lambda model: setattr(model.graph.node[0], "name", "renamed"),
+}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_remove_says_what_is_not_as_it_was_when_the_rest_was_changed(part, transformed):
+    CHANGES[part](transformed)
+    with pytest.warns(UserWarning, match=rf"not the original to the bit: .* \({part}\)"):
+        lg.remove(transformed)
+
+
+def test_remove_says_that_it_cannot_tell_when_the_record_is_of_an_older_version(transformed):
+    change(transformed, METADATA_UNDO, lambda undo: undo.pop("digests") and None)
+    with pytest.warns(UserWarning, match="whether the rest is what was transformed cannot be told"):
+        lg.remove(transformed)
+
+
+def test_remove_says_nothing_when_the_original_comes_back(base, transformed, recwarn):
+    for tensor in transformed.graph.initializer:
+        if tensor.name.startswith("laurel."):
+            tensor.raw_data = bytes(len(tensor.raw_data))  # trained
+    assert lg.remove(transformed) == base
+    assert not recwarn.list

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from laurel_graph.errors import ModelError
+from laurel_graph.passes.verify import OutputDifference, VerifyReport, verify
 from laurel_graph.passes.verify.check import Check
 from laurel_graph.passes.verify.drawing import drawn, runnable
 from laurel_graph.passes.verify.pair import Pair, Subject
@@ -90,3 +91,47 @@ def test_noise_is_measured_when_all_weights_are_external(tmp_path):
     found = Check(Pair(*subjects, tolerance=None, usual={"float32": 1e-5})).on_drawn((1, 3), 0, None)
     assert found.algebra["y"].noise > 0
     assert found.outputs["y"].noise > 0
+
+
+def test_padded_samples_are_drawn_when_only_a_shorter_length_runs():
+    model = decoder()
+    model.graph.input.append(helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["n", "tokens"]))
+    run = refusing(lambda sample: sample["ids"].shape[1] > 8)
+    found = drawn(model, run, ["present"], [], batches=(1, 3), seed=0, sizes=None)
+    assert any("padded" in at for at in found.situations)
+    assert len(found.situations) == len(found.samples)
+
+
+def two_rows_only(path):
+    """A model that says that its batch is free, and runs on two rows alone, which only running it shows."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Einsum", ["one", "h"], ["y"], equation="ab,bc->ac"),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
+    held = [
+        numpy_helper.from_array(SAMPLE.standard_normal((4, 4)).astype(np.float32), "w"),
+        numpy_helper.from_array(np.ones((1, 2), np.float32), "one"),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_situations_that_were_not_compared_are_told(tmp_path):
+    report = verify(two_rows_only(tmp_path / "m.onnx"), tmp_path / "m.onnx", batches=(2, 7))
+    assert report and report.situations == ("plain, batch 2 (n = 2)",)
+    assert [at for at, _ in report.refused] == ["plain, batch 7 (n = 7)", "plain, batch 24 (n = 24)"]
+    assert report.notes[0].startswith("not compared: plain, batch 7 (n = 7): the first model does not run there (")
+    assert report.to_dict()["not_compared"][0]["situation"] == "plain, batch 7 (n = 7)"
+
+
+@pytest.mark.parametrize(
+    ("exact", "said"), [(2e-5, r"the proof is that without rounding it is 1e-06"), (0.5, "nothing is proven")]
+)
+def test_noise_that_hides_everything_is_said_aloud(exact, said):
+    item = OutputDifference("present", "float32", (1,), 3.0, 0.29, False, 2.0, 0.25, 1e-6, exact)
+    (note,) = VerifyReport(("a", "b"), 1, (item,)).notes
+    assert "its own noise is 0.25 of its scale" in note and said in note
+    quiet = OutputDifference("present", "float32", (1,), 3.0, 1e-6, False, 2e-5, 1e-7, 1e-6, 2e-5)
+    assert VerifyReport(("a", "b"), 1, (quiet,)).notes == ()

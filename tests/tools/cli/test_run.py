@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from folder_models import write_folder
 from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
@@ -113,3 +114,41 @@ def test_passes_lists_every_pass_with_its_options_when_asked(folder):
     assert {"variant", "rank", "sites", "overrides", "adapter_inputs"} <= set(options)
     assert all(option["text"] for option in options.values())
     assert "ModelProto" in laurel("passes").stdout
+
+
+def test_input_is_not_replaced_by_a_trace(folder, tmp_path):
+    before = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "01-insert.json").write_bytes(before)
+    with pytest.raises(OutputError, match="is the input"):
+        laurel("run", "01-insert.json", "-o", "out.onnx", "--pass", "insert", "--trace", ".")
+    assert (tmp_path / "01-insert.json").read_bytes() == before
+
+
+def test_names_do_nothing_to_a_screen_that_shows_a_trace(folder, tmp_path):
+    model, hostile = onnx.load("m.onnx"), "N\x1b[31m\u202e\x85"
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = hostile
+    model.graph.node[0].attribute.add(name=hostile, type=1, f=1.0)
+    model.graph.node[0].doc_string = hostile
+    onnx.save(model, "m.onnx")
+    laurel("run", "m.onnx", "-o", "out.onnx", "--pass", "insert", "--trace", "trace")
+    texts = [path.read_text() for path in (tmp_path / "trace").iterdir()]
+    assert len(texts) == 4
+    assert all(char.isprintable() or char == "\n" for text in texts for char in text)
+
+
+def test_folder_becomes_a_folder_and_no_file_of_it_is_written(tmp_path):
+    base = write_folder(tmp_path / "base")
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    laurel("run", base, "-o", tmp_path / "out", "--pass", "insert:variant=rw")
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= set(before)
+    (base / "vision.onnx").write_bytes(before["model.onnx"])
+    for name, message in (("genai_config.json", "is a file"), ("vision.onnx", "is the input")):
+        for command in (["run", base, "--pass", "insert"], ["transform", base]):
+            with pytest.raises(OutputError, match=message):
+                laurel(*command, "-o", base / name)
+    for command in (["report", base], ["inspect", base, "--graph"]):
+        arguments = [base / "tokenizer.json"] if command[-1] == "--graph" else ["-o", base / "tokenizer.json"]
+        with pytest.raises(OutputError):
+            laurel(*command, *arguments)
+    assert {name: (base / name).read_bytes() for name in before} == before
