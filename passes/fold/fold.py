@@ -26,9 +26,10 @@ from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.opset.laurel_node import LaurelNode, known_nodes
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
 
+from .channels import channel_axes
 from .context import ONE, RIGID, Context, Rule, added_rule
 from .joins import TrainedJoin, joins_of
-from .rules import channel_axes, rule_for
+from .rules import rule_for
 from .system import ScaleSystem, same
 
 Array = NDArray[Any]
