@@ -35,12 +35,17 @@ def placing(config: LaurelConfig, adapter_inputs: bool, run: bool, keep_fused: b
 
 
 def deploying(
-    *, portable: bool = False, target: str = "cpu", costs: CostModel | None = None, compare: Pass | None = None
+    *,
+    portable: bool = False,
+    target: str = "cpu",
+    costs: CostModel | None = None,
+    compare: Pass | None = None,
+    dynamic: bool = True,
 ) -> Pipeline:
     """Returns what :func:`laurel_graph.deploy` runs; *compare* is its last pass, ``Verify`` where a file is written."""
     from .standard.serving import Fold, Fuse, Mark
 
-    passes = (Fold(), Fuse(portable, costs), Mark(portable, target))
+    passes = (Fold(dynamic), Fuse(portable, costs), Mark(portable, target))
     return Pipeline(passes if compare is None else (*passes, compare))
 
 

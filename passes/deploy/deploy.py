@@ -266,7 +266,7 @@ def deploy_file(
                 sizes=sizes,
                 costs=costs,
             )
-        return replace(made, notes=tuple(new.notes))
+        return replace(made, notes=(*made.notes, *new.notes))
     from laurel_graph.passes.files import as_file, run_on_file
     from laurel_graph.passes.recipes import deploying
     from laurel_graph.passes.standard.comparing import Verify
@@ -274,15 +274,25 @@ def deploy_file(
     given = Path(data) if isinstance(data, (str, Path)) else None
     compare = Verify(given, tolerance, seed=seed)
     facts = Facts(Samples(None if isinstance(data, (str, Path)) else data, sizes or {}))
-    pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare)
+
+    def run(trained: str | Path, to: str | Path) -> tuple[PassResult, tuple[str, ...]]:
+        pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare)
+        try:
+            return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,)), ()
+        except VerificationError:
+            if not quantises_as_it_comes(trained):
+                raise
+        pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, dynamic=False)
+        return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,)), (_AS_IT_COMES,)
+
     if isinstance(path, (str, Path)):
         if output is None:
             raise OutputError(f"output= is missing: expected the file to write what becomes of {path} to.")
-        return _report(run_on_file(pipeline, path, output, facts=facts, inputs=(given,)), portable, target)
+        result, notes = run(path, output)
+        return replace(_report(result, portable, target), notes=notes)
     with as_file(path) as trained:
-        aside = trained.with_name("deployed.onnx") if output is None else output
-        result = run_on_file(pipeline, trained, aside, facts=facts, inputs=(given,))
-    report = _report(result, portable, target)
+        result, notes = run(trained, trained.with_name("deployed.onnx") if output is None else output)
+    report = replace(_report(result, portable, target), notes=notes)
     if output is not None:
         return report
     if has_external_weights(result.graph):
@@ -290,6 +300,21 @@ def deploy_file(
     from laurel_graph.passes.graphsurgeon import is_graph, to_graph
 
     return replace(report, model=to_graph(result.graph) if is_graph(path) else result.graph)
+
+
+_AS_IT_COMES = (
+    "values that are quantised as they come keep their scale, and what could not be folded past them stays: at another "
+    "scale one of them fell on the other side of the edge between two integers."
+)
+
+
+def quantises_as_it_comes(path: str | Path) -> bool:
+    """Whether a file quantises values as they come, so that rounding before may move an integer by one."""
+    from laurel_graph.onnx_model import file as onnx_file
+
+    known = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits"}
+    graphs = graphs_of(onnx_file.read(Path(path)).graph)
+    return any(node.op_type in known for graph in graphs for node in graph.node)
 
 
 def check_deployed(

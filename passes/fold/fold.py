@@ -84,13 +84,16 @@ class FoldReport:
     types: Types = field(default_factory=dict, repr=False)
 
 
-def fold(model: onnx.ModelProto, base: Path | None = None, types: Types | None = None) -> FoldReport:
+def fold(
+    model: onnx.ModelProto, base: Path | None = None, types: Types | None = None, dynamic: bool = True
+) -> FoldReport:
     """Folds α and β of every ``ai.laurel`` node of the main graph into the constants around it, in place.
 
     Args:
         model: a transformed model.
         base: the folder of its external weights.
         types: what is known of its values already; by default shape inference finds it out.
+        dynamic: whether values that are quantised as they come may be stored at another scale.
 
     Raises:
         RewriteError: a node of ``ai.laurel`` is unknown, or the model is deployed already.
@@ -102,7 +105,7 @@ def fold(model: onnx.ModelProto, base: Path | None = None, types: Types | None =
         joins = joins_of(editor)
         if not joins:
             return FoldReport(_inner_sites(model), types=types)
-        context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked)
+        context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked, dynamic=dynamic)
         _link_all(context, joins)
         order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
         context.scales = context.system.solve(order)

@@ -115,7 +115,7 @@ class MatMulNBits(_LastAxis):
     def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
         """See :meth:`Rule.link_scales`."""
         super().link_scales(node, context)
-        context.system.demand_positive(node.input[0])  # it may be quantised as it comes (accuracy_level 4)
+        context.quantise_as_it_comes(node.input[0])  # with accuracy_level 4; it takes one scale in any case
 
     def out_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
         """The last axis."""
@@ -141,7 +141,7 @@ class DynamicQuantizeMatMul(_LastAxis):
     def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
         """See :meth:`Rule.link_scales`."""
         super().link_scales(node, context)
-        context.system.demand_positive(node.input[0])
+        context.quantise_as_it_comes(node.input[0])
 
 
 class MatMulIntegerToFloat(_LastAxis):

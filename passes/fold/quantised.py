@@ -56,8 +56,7 @@ class DynamicQuantize(Rule):
         value, step = node.input[0], node.output[1]
         for name in (node.output[0], *node.output[2:]):
             context.system.fix(name)
-        context.system.demand_uniform(value)
-        context.system.demand_positive(value)
+        context.quantise_as_it_comes(value)
         context.link(step, value)
 
     def rescale(self, node: onnx.NodeProto, context: Context) -> None:

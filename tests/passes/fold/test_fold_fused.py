@@ -5,7 +5,10 @@ import onnx
 import pytest
 from deploy_models import DEPLOY_TOLERANCE, copy, largest_difference, laurel_model, operators, refresh
 
+from laurel_graph.errors import VerificationError
+from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.passes.fold.fold import fold
+from laurel_graph.passes.standard.comparing import Verify
 
 TOKENS = "(float[N,5,8] x0) => (float[N,5,8] y)"
 ROWS = "(float[N,8] x0) => (float[N,8] y)"
@@ -341,3 +344,35 @@ def test_fold_stays_in_range_when_the_type_is_half():
     )
     assert report.sites[0].beta == "kept" or report.multiplied
     assert operators(after)
+
+
+@pytest.mark.parametrize("form", [DYNAMIC, CHAIN, FLOAT])
+def test_fold_keeps_beta_when_values_that_are_quantised_as_they_come_must_stay(form):
+    text = join("f = MatMul(x0, V[8,8])", form.format(x="x", out="y", i=2, n=""))
+    model = laurel_model(text, weights=eight_bits(0))
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    assert fold(copy(model)).sites[0].beta == "folded"
+    after = copy(model)
+    report = fold(after, dynamic=False)
+    assert "kept" in (report.sites[0].alpha, report.sites[0].beta)
+    refresh(after)
+    assert largest_difference(model, after) <= DEPLOY_TOLERANCE
+
+
+def test_deploy_tries_again_with_such_values_as_they_are_when_one_was_rounded_otherwise(tmp_path, monkeypatch):
+    text = join("f = MatMul(x0, V[8,8])", DYNAMIC.format(x="x", out="y", i=2, n=""))
+    model = laurel_model(text, weights=eight_bits(0))
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / "m.onnx")
+    honest, calls = Verify.run, []
+
+    def strict(self, graph, facts):
+        calls.append(graph)
+        if len(calls) == 1:
+            raise VerificationError("an integer has moved")
+        return honest(self, graph, facts)
+
+    monkeypatch.setattr(Verify, "run", strict)
+    report = deploy_file(tmp_path / "m.onnx", tmp_path / "d.onnx")
+    assert len(calls) == 2 and "quantised as they come" in report.notes[0]
+    assert "kept" in (report.fold.sites[0].alpha, report.fold.sites[0].beta)
