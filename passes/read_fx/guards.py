@@ -7,6 +7,8 @@ program and module give the same values for it.
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
@@ -22,6 +24,16 @@ from laurel_graph.errors import ModelError
 _SIZE = r"(L(?:\[[^\]]+\])+)\.size\(\)\[(\d+)\]"
 _NOT_ONE = re.compile(rf"^\(?(?:(\d+)\*)?{_SIZE}\)? != (\d+)$")
 _EQUAL_SIZES = re.compile(rf"^{_SIZE} == {_SIZE}$")
+_OPERATORS: dict[type[ast.AST], Callable[[int, int], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Eq: operator.eq,
+}
+_SIZES = (2, 3, 4, 5, 7, 8, 11, 16)
+"""Sizes of which a guard that holds for all of them shuts none out that a trace takes."""
 Trace = Callable[[Sequence[Any], Mapping[str, Any]], ExportedProgram]
 Place = tuple[int, int]
 """A tensor among the example inputs, by its number, and an axis of it."""
@@ -34,7 +46,35 @@ def guards(program: ExportedProgram) -> list[str]:
 
 def pins(program: ExportedProgram) -> bool:
     """Whether an open axis takes but some sizes: it equals a number, or a part of it must come out even."""
-    return any(" == " in guard and not _EQUAL_SIZES.match(guard) for guard in guards(program))
+    return any(_pins(guard) for guard in guards(program))
+
+
+def _pins(guard: str) -> bool:
+    if " == " not in guard or _EQUAL_SIZES.match(guard):
+        return False
+    text, sizes = re.subn(_SIZE, "size", guard), {match[0] for match in re.finditer(_SIZE, guard)}
+    if len(sizes) != 1:
+        return True
+    try:
+        tree = ast.parse(text[0], mode="eval").body
+        return not all(_worth(tree, size) for size in _SIZES)
+    except (SyntaxError, KeyError, ZeroDivisionError):
+        return True
+
+
+def _worth(tree: ast.AST, size: int) -> int:
+    """Returns the value of an expression of whole numbers and ``size``; raises KeyError where there is more in it."""
+    if isinstance(tree, ast.Name) and tree.id == "size":
+        return size
+    if isinstance(tree, ast.Constant) and type(tree.value) is int:
+        return tree.value
+    if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
+        return -_worth(tree.operand, size)
+    if isinstance(tree, ast.BinOp):
+        return int(_OPERATORS[type(tree.op)](_worth(tree.left, size), _worth(tree.right, size)))
+    if isinstance(tree, ast.Compare) and len(tree.ops) == 1:
+        return int(_OPERATORS[type(tree.ops[0])](_worth(tree.left, size), _worth(tree.comparators[0], size)))
+    raise KeyError(type(tree))
 
 
 def refuses_one(program: ExportedProgram) -> bool:

@@ -376,3 +376,11 @@ def test_deploy_tries_again_with_such_values_as_they_are_when_one_was_rounded_ot
     report = deploy_file(tmp_path / "m.onnx", tmp_path / "d.onnx")
     assert len(calls) == 2 and "quantised as they come" in report.notes[0]
     assert "kept" in (report.fold.sites[0].alpha, report.fold.sites[0].beta)
+
+
+def test_fold_scales_the_values_when_attention_is_onnx_own():
+    attention = "Attention<q_num_heads = 2, kv_num_heads = 2>({q}, {k}, {v})"
+    branch = three("f = " + attention, "x0", 1)
+    assert_folds_away(join(branch, three("y = " + attention, "x", 2)), opset=23)
+    report = assert_stays(join(branch, size="8"), opset=23)
+    assert report.sites[0].alpha == "kept"

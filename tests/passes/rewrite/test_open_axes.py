@@ -1,6 +1,7 @@
 """An open batch takes a batch of one wherever the module does, and axes are open exactly as they were asked for."""
 
 import warnings
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -10,6 +11,7 @@ from torch.export import Dim
 
 import laurel_graph as lg
 from laurel_graph.errors import ModelError
+from laurel_graph.passes.read_fx.guards import pins
 
 
 class Untraceable(nn.Module):
@@ -170,3 +172,21 @@ def test_attaching_takes_any_batch_when_it_looked_at_one():
         lg.attach(module, lg.LaurelConfig(variant="rw"), torch.randn(rows, 3, 8))
         for n, value in expected.items():
             torch.testing.assert_close(module(torch.ones(n, 3, 8)), value)
+
+
+@pytest.mark.parametrize(
+    ("guard", "pinned"),
+    [
+        ("L['x'].size()[0] == 2", True),
+        ("((1 + L['x'].size()[0]) // 2) == (L['x'].size()[0] + (-1)*((1 + L['x'].size()[0]) // 2))", True),
+        ("(L['x'].size()[0] % 2) == 0", True),
+        ("((8*L['x'].size()[0]) % 4) == 0", False),
+        ("L['x'].size()[0] == L['mask'].size()[0]", False),
+        ("2*L['x'].size()[0] == L['mask'].size()[0]", True),
+        ("Max(1, L['x'].size()[0]) == L['x'].size()[0]", True),
+        ("L['x'].size()[0] <= 64", False),
+        ("L['x'].size()[0] != 1", False),
+    ],
+)
+def test_guard_pins_a_size_when_it_shuts_another_out(guard, pinned):
+    assert pins(SimpleNamespace(_guards_code=[guard])) == pinned
