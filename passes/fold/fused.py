@@ -270,7 +270,12 @@ class Attended(Rule):
         if cache and (editor.is_visible(cache) or editor.consumers(cache)):
             return False
         bias = node.input[self.bias] if self.bias is not None and len(node.input) > self.bias else ""
-        return not bias or (editor.is_constant(bias) and isinstance((editor.shape(node.input[2]) or (None,))[-1], int))
+        return not bias or (editor.is_constant(bias) and self._width(node, context) > 0)
+
+    def _width(self, node: onnx.NodeProto, context: Context) -> int:
+        """Returns how many channels the values (N, S, D) have, 0 where that is unknown."""
+        shape = context.editor.shape(node.input[2])
+        return shape[2] if shape is not None and len(shape) == 3 and isinstance(shape[2], int) else 0
 
     def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
         """See :meth:`Rule.link_scales`."""
@@ -295,10 +300,8 @@ class Attended(Rule):
         s_out = context.scale(node.output[0])
         context.multiply_input(node, 2, context.scale(node.input[2]) / s_out)
         if self.bias is not None and len(node.input) > self.bias and node.input[self.bias]:
-            width = int((context.editor.shape(node.input[2]) or (0,))[-1] or 0)
-            if context.editor.rank(node.input[2]) == 4:
-                width *= int((context.editor.shape(node.input[2]) or (0, 0))[1] or 0)
-            factor = np.ones((context.editor.shape(node.input[self.bias]) or (0,))[0])
+            width = self._width(node, context)
+            factor = np.ones(int((context.editor.shape(node.input[self.bias]) or (0,))[0] or 0))
             factor[len(factor) - width :] = 1 / s_out
             context.scale_constant(node, self.bias, factor)
 
