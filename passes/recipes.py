@@ -7,6 +7,7 @@ remove      remove
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from laurel_graph.config import LaurelConfig
@@ -35,12 +36,20 @@ def placing(config: LaurelConfig, adapter_inputs: bool, run: bool, keep_fused: b
 
 
 def deploying(
-    *, portable: bool = False, target: str = "cpu", costs: CostModel | None = None, compare: Pass | None = None
+    *,
+    portable: bool = False,
+    target: str = "cpu",
+    costs: CostModel | None = None,
+    compare: Pass | None = None,
+    fold: Mapping[str, bool] | None = None,
 ) -> Pipeline:
-    """Returns what :func:`laurel_graph.deploy` runs; *compare* is its last pass, ``Verify`` where a file is written."""
+    """Returns what :func:`laurel_graph.deploy` runs; *compare* is its last pass, ``Verify`` where a file is written.
+
+    *fold* are options of ``Fold``.
+    """
     from .standard.serving import Fold, Fuse, Mark
 
-    passes = (Fold(), Fuse(portable, costs), Mark(portable, target))
+    passes = (Fold(**fold or {}), Fuse(portable, costs), Mark(portable, target))
     return Pipeline(passes if compare is None else (*passes, compare))
 
 

@@ -16,6 +16,9 @@ from .walk import attribute_of
 
 Types = dict[str, tuple[Shape | None, str | None]]
 
+_LAUREL = "ai.laurel"
+"""The domain of our own operators, which make values of the shape of their first input."""
+
 _SWEEPS = 4
 """How often the nodes are looked at, there and back, while something new is learned."""
 
@@ -137,6 +140,11 @@ class _Rules:
             self._multiplied(node)
         elif op == "Attention" and node.domain == "com.microsoft":
             self._attended(node)
+        elif op == "MultiHeadAttention" and (x := self.shape(node, 0)) is not None and len(x) == 3:
+            values = self.shape(node, 2)
+            self.learn(out, (*x[:2], values[2] if values is not None and len(values) == 3 else None))
+        elif self._is_like_first(node):
+            self.learn(out, self.shape(node, 0))
         elif op == "EmbedLayerNormalization" and (table := self.shape(node, 2)) is not None and len(table) == 2:
             ids = self.shape(node, 0)
             self.learn(out, (*(ids if ids is not None and len(ids) == 2 else (None, None)), table[1]))
@@ -154,6 +162,12 @@ class _Rules:
                 self.learn(out, (None,) * ranks.pop())
         elif op == "Reshape" and (target := self.shape(node, 1)) and isinstance(target[0], int):
             self.learn(out, (None,) * target[0])
+
+    @staticmethod
+    def _is_like_first(node: onnx.NodeProto) -> bool:
+        """Whether an operator of no standard makes what has the shape of its first input."""
+        apart = node.op_type == "GroupQueryAttention" and len(node.input) > 1 and bool(node.input[1])
+        return apart or (node.domain == _LAUREL and node.op_type.startswith("Laurel"))
 
     def _convolved(self, node: onnx.NodeProto, kernel: Shape | None) -> None:
         if kernel is not None and len(kernel) > 2:

@@ -281,15 +281,25 @@ def deploy_file(
     given = Path(data) if isinstance(data, (str, Path)) else None
     compare = Verify(given, tolerance, seed=seed)
     facts = Facts(Samples(None if isinstance(data, (str, Path)) else data, sizes or {}))
-    pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare)
+
+    def run(trained: str | Path, to: str | Path) -> tuple[PassResult, tuple[str, ...]]:
+        for options, notes in _TRIES:
+            pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, fold=options)
+            try:
+                return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,)), notes
+            except VerificationError:
+                if options.get("nothing") or not quantises_as_it_comes(trained):
+                    raise
+        raise AssertionError("the last of the tries returns or raises")
+
     if isinstance(path, (str, Path)):
         if output is None:
             raise OutputError(f"output= is missing: expected the file to write what becomes of {path} to.")
-        return _report(run_on_file(pipeline, path, output, facts=facts, inputs=(given,)), portable, target)
+        result, notes = run(path, output)
+        return _with_notes(_report(result, portable, target), notes)
     with as_file(path) as trained:
-        aside = trained.with_name("deployed.onnx") if output is None else output
-        result = run_on_file(pipeline, trained, aside, facts=facts, inputs=(given,))
-    report = _report(result, portable, target)
+        result, notes = run(trained, trained.with_name("deployed.onnx") if output is None else output)
+    report = _with_notes(_report(result, portable, target), notes)
     if output is not None:
         return report
     if has_external_weights(result.graph):
@@ -297,6 +307,32 @@ def deploy_file(
     from laurel_graph.passes.graphsurgeon import is_graph, to_graph
 
     return replace(report, model=to_graph(result.graph) if is_graph(path) else result.graph)
+
+
+def _with_notes(report: DeployReport, notes: Sequence[str]) -> DeployReport:
+    return replace(report, notes=(*report.notes, *notes))
+
+
+_EDGE = "at another scale one of them fell on the other side of the edge between two integers."
+_LESS = (
+    f"values that are quantised as they come keep their scale, and what could not be folded past them stays: {_EDGE}"
+)
+_NOTHING = f"nothing is folded, because this file quantises values as they come: {_EDGE}"
+_TRIES: tuple[tuple[Mapping[str, bool], tuple[str, ...]], ...] = (
+    ({}, ()),
+    ({"dynamic": False}, (_LESS,)),
+    ({"nothing": True}, (_NOTHING,)),
+)
+"""How a deployment folds: all there is, then, where a file quantises values as they come and differs, less and less."""
+
+
+def quantises_as_it_comes(path: str | Path) -> bool:
+    """Whether a file quantises values as they come, so that rounding before may move an integer by one."""
+    from laurel_graph import onnx_file
+
+    known = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits"}
+    graphs = graphs_of(onnx_file.read(Path(path)).graph)
+    return any(node.op_type in known for graph in graphs for node in graph.node)
 
 
 def check_deployed(

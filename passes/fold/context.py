@@ -30,6 +30,8 @@ class Context:
         sites: values that a LAuReL residual reads or makes.
         changed: keys of the nodes whose constants took a scale in.
         multiplied: keys of the nodes whose input needed a Mul.
+        dynamic: whether values that are quantised as they come may be stored at another scale: their integers are the
+            same, but for one that lay on the edge between two.
         blocked: values that keep their scale because some constant around them could not take another.
     """
 
@@ -41,6 +43,7 @@ class Context:
     changed: list[str] = field(default_factory=list)
     multiplied: list[str] = field(default_factory=list)
     blocked: set[str] = field(default_factory=set)
+    dynamic: bool = True
 
     def scale(self, name: str) -> Array:
         """Returns the scale of a value."""
@@ -71,6 +74,13 @@ class Context:
         if any(map(self.is_narrow, (a, b, out))) and not system.is_plain(a, b, sign):
             system.fix(a)
             system.fix(b)
+
+    def quantise_as_it_comes(self, value: str) -> None:
+        """Asks of a value what one that is quantised as it comes needs: one positive scale for all channels."""
+        if not self.dynamic:
+            self.system.fix(value)
+        self.system.demand_uniform(value)
+        self.system.demand_positive(value)
 
     def is_narrow(self, name: str) -> bool:
         """Whether a value is of a 16-bit type."""

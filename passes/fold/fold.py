@@ -26,9 +26,10 @@ from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.opset.laurel_node import LaurelNode, known_nodes
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
 
+from .channels import channel_axes
 from .context import ONE, RIGID, Context, Rule, added_rule
 from .joins import TrainedJoin, joins_of
-from .rules import channel_axes, rule_for
+from .rules import rule_for
 from .system import ScaleSystem, same
 
 Array = NDArray[Any]
@@ -83,13 +84,21 @@ class FoldReport:
     types: Types = field(default_factory=dict, repr=False)
 
 
-def fold(model: onnx.ModelProto, base: Path | None = None, types: Types | None = None) -> FoldReport:
+def fold(
+    model: onnx.ModelProto,
+    base: Path | None = None,
+    types: Types | None = None,
+    dynamic: bool = True,
+    nothing: bool = False,
+) -> FoldReport:
     """Folds α and β of every ``ai.laurel`` node of the main graph into the constants around it, in place.
 
     Args:
         model: a transformed model.
         base: the folder of its external weights.
         types: what is known of its values already; by default shape inference finds it out.
+        dynamic: whether values that are quantised as they come may be stored at another scale.
+        nothing: store every value as it is, so that α and β stay where they are.
 
     Raises:
         RewriteError: a node of ``ai.laurel`` is unknown, or the model is deployed already.
@@ -101,7 +110,9 @@ def fold(model: onnx.ModelProto, base: Path | None = None, types: Types | None =
         joins = joins_of(editor)
         if not joins:
             return FoldReport(_inner_sites(model), types=types)
-        context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked)
+        if nothing:
+            blocked = {name for join in joins for name in join.values}
+        context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked, dynamic=dynamic)
         _link_all(context, joins)
         order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
         context.scales = context.system.solve(order)

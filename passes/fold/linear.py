@@ -25,6 +25,10 @@ class Linear(Rule, ABC):
     """
 
     bias = 2
+    weights: int | None = None
+    """Which input takes the scale; ``None`` for the one of the first two that is not the value."""
+    fixed: tuple[int, ...] = ()
+    """Inputs that must be what they are, whoever makes them."""
 
     @abstractmethod
     def in_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
@@ -44,6 +48,14 @@ class Linear(Rule, ABC):
         """Returns the index of the input that is no weight."""
         return 0
 
+    def weight_index(self, node: onnx.NodeProto, context: Context) -> int:
+        """Returns the index of the input that takes the scale."""
+        return 1 - self.value_index(node, context) if self.weights is None else self.weights
+
+    @staticmethod
+    def _has(node: onnx.NodeProto, index: int) -> bool:
+        return index < len(node.input) and bool(node.input[index])
+
     def _dequantised(self, name: str, context: Context) -> bool:
         maker = context.editor.producer.get(name)
         return (
@@ -55,7 +67,7 @@ class Linear(Rule, ABC):
     def takes(self, node: onnx.NodeProto, context: Context) -> bool:
         """Whether the weights and the bias can take a scale."""
         value = self.value_index(node, context)
-        names = [n for i, n in enumerate(node.input[: self.bias + 1]) if i != value and n]
+        names = [node.input[i] for i in (self.weight_index(node, context), self.bias) if self._has(node, i)]
         ready = all(context.editor.is_constant(n) or self._dequantised(n, context) for n in names)
         return ready and not context.editor.is_constant(node.input[value])
 
@@ -65,6 +77,9 @@ class Linear(Rule, ABC):
             self.link_other_scales(node, context)
             return
         value, out = node.input[self.value_index(node, context)], node.output[0]
+        for index in self.fixed:
+            if self._has(node, index):
+                context.system.fix(node.input[index])
         quantised = any(self._dequantised(name, context) for name in node.input)
         if quantised or context.axes.get(value) is None or context.axes[value] != self.in_axis(node, context):
             context.system.demand_uniform(value)
@@ -88,9 +103,9 @@ class Linear(Rule, ABC):
         s_in, s_out = context.scale(node.input[index]), context.scale(node.output[0])
         if same(s_in, 1.0) and same(s_out, 1.0):
             return
-        weights = 1 - index
+        weights = self.weight_index(node, context)
         self._multiply(node, weights, lambda shape: self.factor(node, context, shape, s_in, s_out), context)
-        if len(node.input) > self.bias and node.input[self.bias]:
+        if self._has(node, self.bias):
             self._multiply(node, self.bias, lambda shape: 1 / s_out, context)
 
     def _multiply(
@@ -193,25 +208,11 @@ class MatMul(Linear):
 
     def link_other_scales(self, node: onnx.NodeProto, context: Context) -> None:
         """Two variable operands: their scales multiply."""
-        (a, b), system = node.input[:2], context.system
-        if context.editor.is_constant(a) or context.editor.is_constant(b):
-            RIGID.link_scales(node, context)
-            return
-        system.demand_uniform(a)
-        system.demand_uniform(b)
-        context.part(a, b, node.output[0], 1)
-        if system.together(a, b):
-            system.demand_positive(a)
-            system.demand_positive(b)
-        system.define(node.output[0], a, b, 1)
+        _link_product(node, context)
 
     def rescale_other(self, node: onnx.NodeProto, context: Context) -> None:
         """See :meth:`Rule.rescale`."""
-        if any(map(context.editor.is_constant, node.input)):
-            RIGID.rescale(node, context)
-            return
-        factor = context.scale(node.input[0]) * context.scale(node.input[1]) / context.scale(node.output[0])
-        context.multiply_input(node, 0, factor)
+        _rescale_product(node, context)
 
 
 class Gemm(Linear):
@@ -236,6 +237,105 @@ class Gemm(Linear):
         rows, columns = shape[::-1] if transposed else shape
         factor = np.broadcast_to(s_in, rows)[:, None] / np.broadcast_to(s_out, columns)
         return np.asarray(factor.T if transposed else factor)
+
+
+class Einsum(Linear):
+    """Einsum of a value and constant weights; of values alone it is a product."""
+
+    bias = 2  # none: it has two operands
+
+    def _terms(self, node: onnx.NodeProto) -> tuple[list[str], str] | None:
+        """Returns the letters of the operands and of the output, ``None`` where they are not all spelled out."""
+        left, arrow, right = str(attribute_of(node, "equation", "")).replace(" ", "").partition("->")
+        terms = left.split(",")
+        plain = arrow and "." not in left + right and len(terms) == len(node.input)
+        return (terms, right) if plain else None
+
+    def takes(self, node: onnx.NodeProto, context: Context) -> bool:
+        """See :meth:`Linear.takes`."""
+        return len(node.input) == 2 and super().takes(node, context)
+
+    def value_index(self, node: onnx.NodeProto, context: Context) -> int:
+        """The side that is no constant."""
+        return 1 if context.editor.is_constant(node.input[0]) else 0
+
+    def _axis(self, node: onnx.NodeProto, context: Context, name: str, term: str) -> int | None:
+        """Returns the channel axis of a value where the weights have it, too."""
+        terms, axis = self._terms(node), context.axes.get(name)
+        if terms is None or axis is None or axis >= len(term):
+            return None
+        held = terms[0][1 - self.value_index(node, context)]
+        letter = term[axis]
+        return axis if held.count(letter) == 1 and term.count(letter) == 1 else None
+
+    def in_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
+        """The channels, where the weights have them, too."""
+        terms, index = self._terms(node), self.value_index(node, context)
+        return None if terms is None else self._axis(node, context, node.input[index], terms[0][index])
+
+    def out_axis(self, node: onnx.NodeProto, context: Context) -> int | None:
+        """Likewise."""
+        terms = self._terms(node)
+        return None if terms is None else self._axis(node, context, node.output[0], terms[1])
+
+    def factor(
+        self, node: onnx.NodeProto, context: Context, shape: tuple[int, ...], s_in: Array, s_out: Array
+    ) -> Array:
+        """See :meth:`Linear.factor`."""
+        terms, index = self._terms(node), self.value_index(node, context)
+        if terms is None or (s_in.ndim == 0 and s_out.ndim == 0):
+            return np.asarray(s_in / s_out)
+        held = terms[0][1 - index]
+        value, out = node.input[index], node.output[0]
+
+        def along(scale: Array, name: str, term: str) -> Array:
+            if scale.ndim == 0:
+                return scale
+            place = held.index(term[context.axes[name]])
+            return scale.reshape([-1 if i == place else 1 for i in range(len(held))])
+
+        return along(s_in, value, terms[0][index]) / along(s_out, out, terms[1])
+
+    def link_other_scales(self, node: onnx.NodeProto, context: Context) -> None:
+        """One value passes one scale; two hand the product of theirs on."""
+        if len(node.input) == 1:
+            context.link(node.output[0], node.input[0])
+        elif len(node.input) == 2:
+            _link_product(node, context)
+        else:
+            RIGID.link_scales(node, context)
+
+    def rescale_other(self, node: onnx.NodeProto, context: Context) -> None:
+        """See :meth:`Rule.rescale`."""
+        if len(node.input) == 1:
+            context.multiply_input(node, 0, context.scale(node.input[0]) / context.scale(node.output[0]))
+        elif len(node.input) == 2:
+            _rescale_product(node, context)
+        else:
+            RIGID.rescale(node, context)
+
+
+def _link_product(node: onnx.NodeProto, context: Context) -> None:
+    """Two variable operands of a bilinear map: their scales multiply."""
+    (a, b), system = node.input[:2], context.system
+    if context.editor.is_constant(a) or context.editor.is_constant(b):
+        RIGID.link_scales(node, context)
+        return
+    system.demand_uniform(a)
+    system.demand_uniform(b)
+    context.part(a, b, node.output[0], 1)
+    if system.together(a, b):
+        system.demand_positive(a)
+        system.demand_positive(b)
+    system.define(node.output[0], a, b, 1)
+
+
+def _rescale_product(node: onnx.NodeProto, context: Context) -> None:
+    if any(map(context.editor.is_constant, node.input)):
+        RIGID.rescale(node, context)
+        return
+    factor = context.scale(node.input[0]) * context.scale(node.input[1]) / context.scale(node.output[0])
+    context.multiply_input(node, 0, factor)
 
 
 class BatchNorm(Rule):

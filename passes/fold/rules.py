@@ -12,94 +12,21 @@ One file, because it is one table: the rules are read and checked beside each ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from laurel_graph.graph_view import Shape
 from laurel_graph.onnx_model.editor import FLOAT_TYPES, GraphEditor, set_attribute
+from laurel_graph.onnx_model.hidden_adds import MICROSOFT
 from laurel_graph.onnx_model.walk import attribute_of, captured_names
 
+from .channels import carried_axis
 from .context import RIGID, Context, Rule, added_rule
-from .linear import BatchNorm, Conv, ConvTranspose, Gemm, MatMul
+from .fused import Attended, fused_rule
+from .linear import BatchNorm, Conv, ConvTranspose, Einsum, Gemm, MatMul
+from .quantised import Dequantize, DynamicQuantize, Quantize, is_dynamic_step
 from .system import same
-
-
-def _carried_axis(node: onnx.NodeProto, name: str, axis: int, editor: GraphEditor) -> int | None:
-    """Returns where channel *axis* of its input *name* lies in the output of a homogeneous operator."""
-    op, shape = node.op_type, editor.shape(name)
-    if name != node.input[0] and op not in _CHANNELWISE:
-        return None
-    if op == "Transpose":
-        perm = attribute_of(node, "perm")
-        return list(perm).index(axis) if perm else None
-    if op in ("Reshape", "Flatten", "Squeeze"):
-        pooled = shape is not None and axis == 1 and len(shape) > 2 and all(d == 1 for d in shape[2:])
-        return 1 if pooled and editor.rank(node.output[0]) == 2 else None  # :func:`channel_axes` checks its size
-    if op.startswith("Reduce"):
-        axes = attribute_of(node, "axes")
-        if len(node.input) > 1 and node.input[1]:
-            axes = editor.constant(node.input[1])
-        if axes is None or shape is None:
-            return None
-        reduced = {int(a) % len(shape) for a in axes}
-        before = 0 if attribute_of(node, "keepdims", 1) else sum(a < axis for a in reduced)
-        return None if axis in reduced else axis - before
-    if op not in _CHANNELWISE:
-        return None
-    ranks = [editor.rank(node.output[0]), editor.rank(name)]
-    return axis + ranks[0] - ranks[1] if ranks[0] is not None and ranks[1] is not None else None
-
-
-_CHANNELWISE_NAMES = (
-    "Relu LeakyRelu PRelu MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool Identity Dropout Neg Abs "
-    "Add Sub Sum Mean Max Min Cast Resize Upsample Mul Div BatchNormalization Where"
-)
-_CHANNELWISE = frozenset(_CHANNELWISE_NAMES.split())
-
-
-def _has_channels(shape: Shape, place: tuple[int, int], trusted: bool) -> bool:
-    """Whether a value of that shape has the channels at that place; a *trusted* one may be of unknown size there."""
-    axis, width = place
-    if not 0 <= axis < len(shape):
-        return False
-    return shape[axis] == width or (trusted and not isinstance(shape[axis], int))
-
-
-def channel_axes(editor: GraphEditor, seeds: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-    """Returns the axis of the channels for every value that hangs together with *seeds* through channel-wise operators.
-
-    A value on which two ways disagree is left out, and so is one that is not known to have all channels there.
-
-    Args:
-        editor: the graph.
-        seeds: value to the axis of its channels and their number.
-    """
-    axes: dict[str, tuple[int, int]] = {}
-    wrong: set[str] = set()
-    wanted = list(seeds.items())
-    while wanted:
-        name, place = wanted.pop()
-        axis, width = place
-        shape = editor.shape(name)
-        if name in axes or name in wrong or shape is None or not _has_channels(shape, place, name in seeds):
-            if axes.get(name, place) != place:
-                wrong.add(name)
-            continue
-        axes[name] = place
-        for node in editor.consumers(name):
-            if node.domain == "" and (carried := _carried_axis(node, name, axis, editor)) is not None:
-                wanted.append((node.output[0], (carried, width)))
-        maker = editor.producer.get(name)
-        if maker is None or maker.domain:
-            continue
-        if maker.op_type in _CHANNELWISE:
-            wanted += [(i, place) for i in maker.input if i and editor.rank(i) == len(shape)]
-        elif maker.op_type == "Transpose" and (perm := attribute_of(maker, "perm")):
-            wanted.append((maker.input[0], (perm[axis], width)))
-    return {name: axis for name, (axis, _) in axes.items() if name not in wrong}
 
 
 @dataclass(frozen=True)
@@ -133,7 +60,7 @@ class Homogeneous(Rule):
             if editor.is_constant(name):
                 continue
             axis = context.axes.get(name)
-            context.link(out, name, axis=None if axis is None else _carried_axis(node, name, axis, editor))
+            context.link(out, name, axis=None if axis is None else carried_axis(node, name, axis, editor))
         if self.positive:
             context.system.demand_positive(out)
         for i, name in enumerate(node.input):
@@ -200,7 +127,7 @@ class Product(Rule):
     """a·b or a/b, elementwise.
 
     A number keeps its value (the constants of a GELU must stay what they are); a constant with one value per channel
-    takes any scale.
+    takes any scale, and so does one that multiplies the step of a value quantised as it comes.
     """
 
     sign: int = 1
@@ -212,6 +139,8 @@ class Product(Rule):
         value = context.editor.constant(node.input[index])
         other = context.editor.rank(node.input[1 - index])
         dividend = self.sign == -1 and index == 0
+        if value is not None and self.sign == 1 and is_dynamic_step(node.input[1 - index], context.editor):
+            return True
         return value is not None and value.size > 1 and not dividend and other is not None and value.ndim <= other
 
     def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
@@ -225,7 +154,7 @@ class Product(Rule):
             elif not self._absorbs(node, context, index):
                 power = -1.0 if self.sign == -1 and index == 0 else 1.0
                 axis = context.axes.get(value)
-                carried = None if axis is None else _carried_axis(node, value, axis, context.editor)
+                carried = None if axis is None else carried_axis(node, value, axis, context.editor)
                 context.link(out, value, power=power, axis=carried)
             elif context.axes.get(value) is None or context.axes.get(value) != context.axes.get(out):
                 system.demand_uniform(value)
@@ -264,7 +193,8 @@ class Norm(Rule):
 
     Attributes:
         epsilon: the default of the attribute ``epsilon``; ``None`` where there is none.
-        channel_axis: the axis of scale and bias, -1 or 1; ``None`` where they are not one per channel.
+        channel_axis: the axis of scale and bias, -1 or 1; ``None`` where they are not one per channel, so that they
+            take one scale for all.
     """
 
     epsilon: float | None = 1e-5
@@ -281,11 +211,11 @@ class Norm(Rule):
                 system.fix(name)
             if editor.is_constant(x) or any(node.output[1:]):
                 system.fix(x)
-        elif not constants or self.channel_axis is None:
+        elif not constants:
             system.fix(out)
         else:
             rank = editor.rank(out)
-            if rank is None or context.axes.get(out) != self.channel_axis % rank:
+            if rank is None or self.channel_axis is None or context.axes.get(out) != self.channel_axis % rank:
                 system.demand_uniform(out)
         system.demand_uniform(x)
         system.demand_positive(x)
@@ -301,43 +231,33 @@ class Norm(Rule):
                 context.scale_constant(node, i, 1 / s_out)
 
 
-class Quantize(Rule):
-    """QuantizeLinear: the step takes the scale; the integers stay what they are."""
+@dataclass(frozen=True)
+class Blind(Rule):
+    """What an operator makes does not depend on the scale of its input: shapes, signs, places.
 
-    def _takes(self, node: onnx.NodeProto, context: Context) -> bool:
-        return context.editor.is_constant(node.input[1]) and not context.editor.is_constant(node.input[0])
+    Attributes:
+        positive: holds for positive scales alone.
+        uniform: holds for one scale in all channels alone.
+    """
 
-    def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.link_scales`."""
-        if not self._takes(node, context):
-            RIGID.link_scales(node, context)
-            return
-        context.system.fix(node.output[0])
-        context.system.demand_uniform(node.input[0])
-        context.system.demand_positive(node.input[0])
-
-    def rescale(self, node: onnx.NodeProto, context: Context) -> None:
-        """See :meth:`Rule.rescale`."""
-        if not self._takes(node, context):
-            RIGID.rescale(node, context)
-            return
-        context.scale_constant(node, 1, 1 / context.scale(node.input[0]))
-
-
-class Dequantize(Rule):
-    """DequantizeLinear: the step takes the scale."""
+    positive: bool = False
+    uniform: bool = False
 
     def link_scales(self, node: onnx.NodeProto, context: Context) -> None:
         """See :meth:`Rule.link_scales`."""
-        context.system.fix(node.input[0])
-        if all(map(context.editor.is_constant, node.input)) or not context.editor.is_constant(node.input[1]):
-            context.system.fix(node.output[0])
-        context.system.demand_uniform(node.output[0])
-        context.system.demand_positive(node.output[0])
+        for name in (*node.input[1:], *node.output):
+            if name:
+                context.system.fix(name)
+        if self.positive:
+            context.system.demand_positive(node.input[0])
+        if self.uniform:
+            context.system.demand_uniform(node.input[0])
 
     def rescale(self, node: onnx.NodeProto, context: Context) -> None:
         """See :meth:`Rule.rescale`."""
-        context.scale_constant(node, 1, 1 / context.scale(node.output[0]))
+        for i, name in enumerate(node.input[1:], 1):
+            if name:
+                context.multiply_input(node, i, context.scale(name))
 
 
 _ANY_SCALE = (
@@ -373,6 +293,13 @@ def _table() -> dict[str, Rule]:
         "LpNormalization": Norm(epsilon=None, channel_axis=None),
         "QuantizeLinear": Quantize(),
         "DequantizeLinear": Dequantize(),
+        "DynamicQuantizeLinear": DynamicQuantize(),
+        "Einsum": Einsum(),
+        "Attention": Attended(past=(5, 2)),
+        "Shape": Blind(),
+        "Size": Blind(),
+        "ArgMax": Blind(positive=True, uniform=True),
+        "ArgMin": Blind(positive=True, uniform=True),
     }
     return table
 
@@ -385,6 +312,8 @@ def rule_for(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
     op, opset = node.op_type, editor.opset
     if (added := added_rule(node.domain, op)) is not None:
         return added
+    if node.domain == MICROSOFT:
+        return fused_rule(op) or RIGID
     if node.domain not in ("", "ai.onnx") or captured_names(node):
         return RIGID
     if op.startswith("Gather") and editor.is_constant(node.input[0]):

@@ -21,7 +21,8 @@ from laurel_graph.errors import ModelError
 from laurel_graph.foreign_names import LONGEST, is_safe_in_code, printable, safe_paths
 from laurel_graph.torch_residual.module import ATTRIBUTES
 
-from .axes import open_program
+from .axes import check_program, open_program, program_as_asked
+from .guards import SizeGuards, advice_for, refuses_one
 from .prepare import plain_forward, unchanged
 from .roles import operator_name
 from .view import fx_view
@@ -103,6 +104,8 @@ def capture(
     args, kwargs = tuple(args), dict(kwargs or {})
     if isinstance(model, torch.export.ExportedProgram):
         check_paths((*model.state_dict, *model.constants), "the ExportedProgram")
+        if dynamic_shapes:
+            check_program(model, dynamic_shapes)
         return _captured(unlifted(model), "ExportedProgram", [FROZEN_NOTE])
     if isinstance(model, fx.GraphModule):
         check_paths((str(node.target) for node in model.graph.nodes if node.op in _HOLDING), type(model).__name__)
@@ -138,10 +141,8 @@ def capture(
     try:
         with torch.no_grad(), unchanged(model), plain_forward(model):
             opened = open_program(model, args, kwargs) if dynamic_shapes is None else None
-            program = opened or torch.export.export(
-                model, args, kwargs, dynamic_shapes=dynamic_shapes or None, strict=False
-            )
-        module = unlifted(program)
+            program = opened or program_as_asked(model, args, kwargs, dynamic_shapes)
+        module = unlifted(program, advice_for(model))
     except Exception as error:  # likewise
         raise ModelError(
             f"{name} could not be traced. torch.fx.symbolic_trace stopped at {stopped}; torch.export stopped at "
@@ -151,6 +152,8 @@ def capture(
     notes = [f"torch.fx.symbolic_trace stopped at {stopped}." if symbolic else _WHOLE_NOTE, FROZEN_NOTE]
     if dynamic_shapes is None:
         notes.append(FIXED_NOTE if opened is None else OPEN_NOTE)
+    if refuses_one(program):
+        notes.append(f"an open axis takes every size but 1. {advice_for(model)}")
     return _captured(module, name, notes)
 
 
@@ -217,13 +220,21 @@ def module_paths(model: nn.Module) -> Iterator[str]:
             yield f"{prefix}.{name}" if prefix else name
 
 
-def unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Returns the graph of an exported program as a module that trainers may call ``train()`` and ``eval()`` on."""
+def unlifted(program: torch.export.ExportedProgram, advice: str = "Give inputs of such sizes.") -> fx.GraphModule:
+    """Returns the graph of an exported program as a module that trainers may call ``train()`` and ``eval()`` on.
+
+    Args:
+        program: the program.
+        advice: what to do about inputs of sizes that it does not take.
+    """
     module = program.module()
     if not isinstance(module, fx.GraphModule):
         raise ModelError(f"expected the exported program to hold one graph, found {type(module).__name__}.")
     for name in ("train", "eval"):  # torch.export makes them raise, but every trainer calls them
         vars(module).pop(name, None)
+    checks = getattr(module, "_guards_fn", None)
+    if isinstance(checks, nn.Module):
+        module.add_module("_guards_fn", SizeGuards(checks, advice))
     return module
 
 

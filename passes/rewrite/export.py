@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
 from laurel_graph.passes.read_fx.axes import check_open, open_program
 from laurel_graph.passes.read_fx.capture import check_paths, module_paths
+from laurel_graph.passes.read_fx.guards import refuses_one
 from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
 from laurel_graph.torch_residual.module import CONFIG, laurel_modules
 from laurel_graph.torch_residual.torch_ops import ONE, OUTER, SITE, exporting
@@ -83,8 +84,10 @@ def export_onnx(
     with staged(path, files_of(module)) as aside:
         with set_mode(module), plain_forward(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = _export(module, args, kwargs, dynamic_shapes, opset)
-            optimise(program.model, {name for name, _ in (*module.named_parameters(), *module.named_buffers())})
+            program, notes = _export(module, args, kwargs, dynamic_shapes, opset)
+            held = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+            with _told(module):
+                optimise(program.model, held)
             large = sum(t.nbytes for t in (*module.parameters(), *module.buffers())) > IN_MEMORY
             with aside.telling():
                 exported = aside.space.new_folder() / "model.onnx"
@@ -95,6 +98,8 @@ def export_onnx(
                 f"{type(module).__name__} cannot be written at opset {opset}: torch's exporter reaches "
                 f"{default_opset(model)} for its operators. Leave opset out, or give that one."
             )
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
         if dynamic_shapes is None:
             _name_batch(model.graph)
         else:
@@ -110,15 +115,37 @@ def export_onnx(
 
 def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, opset: int | None
-) -> Any:
-    """Exports with the axes open that were named, or else the first ones where the module allows it."""
+) -> tuple[Any, list[str]]:
+    """Exports with the axes open that were named, or else the first ones where the module allows it.
+
+    Returns:
+        What torch made, and what to warn of.
+    """
     options: dict[str, Any] = {"dynamo": True, "opset_version": opset, "verbose": False}
     options["optimize"] = False  # it merges equal tensors and renames changed ones: see optimise
     if dynamic_shapes is None and (opened := open_program(module, args, kwargs)) is not None:
+        notes = [_OTHERWISE_AT_ONE.format(type(module).__name__)] if refuses_one(opened) else []
         with suppress(Exception):  # what an open axis does not stop is told below
-            return torch.onnx.export(opened, **options)
+            return torch.onnx.export(opened, **options), notes
+    with _told(module):
+        return torch.onnx.export(module, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes or None, **options), []
+
+
+_OTHERWISE_AT_ONE = (
+    "{} does something else where the size of an open axis is 1: the file holds for every other size. For that one "
+    "write a second file, with example inputs of size 1 and dynamic_shapes={{}}."
+)
+
+
+@contextmanager
+def _told(module: nn.Module) -> Iterator[None]:
+    """Says what stopped torch's exporter.
+
+    Raises:
+        ModelError: something did.
+    """
     try:
-        return torch.onnx.export(module, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes or None, **options)
+        yield
     except Exception as error:  # the module's own code runs here
         lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
         reason = " ".join(lines[:3])[:600].rstrip(".") or type(error).__name__

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
     """Folds α and β into weights that are there anyway, exactly; where the graph leaves no room they stay."""
 
+    dynamic: bool = option(True, "Change the scale of values that are quantised as they come, too.")
+    nothing: bool = option(False, "Change no scale at all.")
+
     def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
         """Rescales constants, in place; hands on a ``FoldReport`` and the ``ValueTypes`` of the folded graph.
 
@@ -41,7 +44,7 @@ class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
         close_inputs(graph)
         keep_needed_functions(graph, portable=False)  # shapes pass an operator through its body
         known = facts.get(ValueTypes) or ValueTypes.of(graph)
-        done = fold(graph, _folder(facts), known.types)
+        done = fold(graph, _folder(facts), known.types, self.dynamic, self.nothing)
         keep_needed_functions(graph, portable=False)
         sites = tuple(
             SiteChange(s.site, f"{s.operator} became {s.result}: α {s.alpha}, β {s.beta}", s.reason) for s in done.sites

@@ -340,7 +340,7 @@ def test_options_are_read_by_the_types_of_the_fields():
         ("json:dumps:indent=2", ["takes no options", "indent=2"]),
         ("json:__name__", ["is a str", "expected a Pass"]),
         ("insert:rnak=3", ["'rnak'", "rank"]),
-        ("fold:rank=3", ["'fold'", "It has none"]),
+        ("absorb:rank=3", ["'absorb'", "It has none"]),
         ("insert:rank=three", ["rank = 'three'", "a whole number"]),
         ("insert:rank=", ["rank = ''", "a whole number"]),
         ("insert:rank=1,rank=2", ["'rank'", "twice"]),

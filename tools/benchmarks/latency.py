@@ -29,6 +29,11 @@ from laurel_graph.passes.verify import read_samples
 from laurel_graph.passes.verify.drawing import runnable
 from laurel_graph.passes.verify.probe import Runner
 
+NOISE = 0.1
+"""How far apart, over the ratio, the quartiles of a ratio may be for it to say something."""
+SLOWER = 1.02
+"""The ratio from which one model is called slower than another."""
+
 _PROBE = """
 import sys, time, json, resource
 import numpy as np, onnxruntime
@@ -136,6 +141,34 @@ def bench(
                 changes |= {"load_ratio": load / probes[0][0], "memory_ratio": peak / probes[0][1]}
         rows.append(BenchRow(**{**asdict(row), **changes}))
     return rows
+
+
+def findings(rows: Sequence[BenchRow], names: Mapping[str, str] | None = None) -> list[str]:
+    """Returns what the ratios of a measurement say in words: which model is slower, and which ratio is noise.
+
+    A model counts as slower where three of four paired runs say so and the median does by more than :data:`SLOWER`; a
+    ratio is noise where its quartiles are further apart than :data:`NOISE` of it.
+
+    Args:
+        rows: of :func:`bench`; the first one is what ratios are taken to.
+        names: what to call the models; their file names by default.
+    """
+    known = names or {}
+    found = []
+    for row in rows[1:]:
+        if row.ratio is None or row.ratio_quartiles is None:
+            continue
+        (low, high), base = row.ratio_quartiles, rows[0]
+        this, other = (known.get(each.model, Path(each.model).name) for each in (row, base))
+        figures = f"{row.median_ms:.4g} ms against {base.median_ms:.4g} ms, ratio {row.ratio:.3f}"
+        if high - low > NOISE * row.ratio:
+            found.append(
+                f"{this} over {other}: {figures}, is noise: half of the paired runs lie outside {low:.3f} to "
+                f"{high:.3f}. Measure on a quiet machine, with more runs, or in processor time of one thread."
+            )
+        elif low > 1 and row.ratio > SLOWER:
+            found.append(f"{this} is slower than {other}: {figures} (quartiles {low:.3f} to {high:.3f}).")
+    return found
 
 
 def _feeds(

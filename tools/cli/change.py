@@ -144,10 +144,15 @@ def deploy(
     tolerance: Annotated[float | None, typer.Option(help="Largest difference over the output's scale.")] = None,
     size: Size = None,
     seed: Annotated[int, typer.Option(help="Seed of the drawn samples.")] = 0,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Time the result beside the trained and the original file."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Fold, fuse and choose per site the cheapest exact form; verified before it is written."""
     from laurel_graph.passes.deploy.deploy import deploy_file
+    from laurel_graph.tools.benchmarks.deployed import measure_deployed
 
     quiet_runtime()
     with progress(f"deploying {model}"):
@@ -161,6 +166,11 @@ def deploy(
             seed=seed,
             sizes=parse_sizes(size),
         ).to_dict()
+    if measure:
+        with progress(f"measuring {output}"):
+            measured = measure_deployed(model, output, data=data, sizes=parse_sizes(size), seed=seed)
+        report["measured"] = [row.to_dict() for row in measured.rows]
+        report["notes"] += measured.notes
     if json:
         print_json({"model": model, "output": output, **report})
         return
@@ -175,6 +185,21 @@ def deploy(
         ("output", *(key.replace("_", " ") for key in keys)),
         [(o["output"], *(f"{o[key]:.3g}" for key in keys)) for o in report["outputs"]],
     )
+    if measure:
+        print_table(
+            "deployed beside the trained and the original file",
+            ("deployed over", "ms", "deployed ms", "ratio", "quartiles"),
+            [
+                (
+                    over,
+                    base.median_ms,
+                    row.median_ms,
+                    row.ratio,
+                    " – ".join(f"{q:.4g}" for q in row.ratio_quartiles or ()),
+                )
+                for over, base, row in measured.pairs
+            ],
+        )
     for line in report["notes"]:
         note(f"note: {line}")
     say(f"wrote {output}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from laurel_graph.tools.console import print_json, print_table, progress, quiet_runtime
+from laurel_graph.tools.console import note, print_json, print_table, progress, quiet_runtime
 
 from .arguments import Json, Size, parse_sizes
 
@@ -30,6 +30,7 @@ def bench(
 ) -> None:
     """Measure latency in interleaved, paired runs on ONNX Runtime, and load time and peak memory."""
     from laurel_graph.tools.benchmarks.latency import bench as run
+    from laurel_graph.tools.benchmarks.latency import findings
 
     quiet_runtime()
     with progress(f"measuring {', '.join(map(str, models))}"):
@@ -44,8 +45,9 @@ def bench(
             seed=seed,
             cpu_time=cpu_time,
         )
+    said = findings(rows)
     if json:
-        print_json({"rows": [row.to_dict() for row in rows]})
+        print_json({"rows": [row.to_dict() for row in rows], "notes": said})
         return
     columns = ("model", "median ms", "quartiles", "ratio", "quartiles", "load ms", "ratio", "peak MB", "ratio")
     print_table(
@@ -66,6 +68,8 @@ def bench(
             for row in rows
         ],
     )
+    for line in said:
+        note(f"note: {line}")
 
 
 def _pair(values: tuple[float, float] | None) -> str:

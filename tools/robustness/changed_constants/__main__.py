@@ -1,4 +1,4 @@
-"""Deploys twenty networks and changes every constant that it wrote (``python -m`` this package).
+"""Deploys twenty-one networks and changes every constant that it wrote (``python -m`` this package).
 
 A change of 1 % that moves some site or output of the deployed model by more than 1e-4 of its scale must be caught by
 ``laurel verify``; the files as deployed must pass.

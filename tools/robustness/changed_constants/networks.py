@@ -1,4 +1,4 @@
-"""Twenty small networks on which drawn inputs and final outputs alone show little: what verification has to see."""
+"""Twenty-one small networks on which drawn inputs and final outputs alone show little: what verification has to see."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 Array = NDArray[Any]
+MICROSOFT = "com.microsoft"
 D = 16
 
 
@@ -99,7 +100,9 @@ class Network:
         for value in graph.output:
             value.type.tensor_type.ClearField("elem_type")
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        imports = [helper.make_opsetid("", self.opset)]
+        imports += [helper.make_opsetid(MICROSOFT, 1)] if any(node.domain for node in self.nodes) else []
+        return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
 TOKENS: Sequence[int | str] = ("n", 4, D)
@@ -215,6 +218,26 @@ def _quantised() -> ModelProto:
     return net.model([("x", FLOAT, TOKENS)], "y")
 
 
+def _fused() -> ModelProto:
+    """What ONNX Runtime's optimiser makes of attention and linear layers."""
+    net = Network(16)
+
+    def op(kind: str, *inputs: str, **attributes: Any) -> str:
+        return net.op(kind, *inputs, domain=MICROSOFT, **attributes)
+
+    def vector(width: int) -> str:
+        return net.const(net.rng.normal(0, 0.3, width))
+
+    x = op("FusedMatMul", "x", net.weight(D, D), alpha=0.8, transB=1)
+    for _ in range(2):
+        attended = op("Attention", net.norm(x), net.weight(D, 3 * D), vector(3 * D), num_heads=2)
+        x = net.op("Add", x, attended)
+        hidden = op("BiasGelu", net.op("MatMul", net.norm(x), net.weight(D, 2 * D)), vector(2 * D))
+        x = net.op("Add", x, op("FusedMatMul", hidden, net.weight(2 * D, D), alpha=1.2))
+    net.op("Einsum", x, net.weight(D, 4), equation="nth,ho->nto", out="y")
+    return net.model([("x", FLOAT, TOKENS)], "y")
+
+
 def networks() -> dict[str, Callable[[], ModelProto]]:
     """Returns name to what builds the network."""
     return {
@@ -243,6 +266,7 @@ def networks() -> dict[str, Callable[[], ModelProto]]:
         "log_image": lambda: _images(_fill_image, 14),
         "half_inside": _half,
         "quantised": _quantised,
+        "fused": _fused,
         "two_heads": _two_heads,
     }
 
