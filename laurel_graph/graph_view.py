@@ -91,6 +91,7 @@ class Vertex:
         window: ``(start, stop)`` of SLICE along *axis*, ``None`` if unknown.
         permutation: the axes of a transpose, ``None`` for every other RESHAPE.
         mixes: a pool with a window of more than one element and a stride of one.
+        strided: a convolution or a pool with a stride: what it makes has a lower resolution.
         quantised: works on integers that stand for reals, or makes them (QLinearAdd, QuantizeLinear).
         blocked: why an add here cannot be rewritten, or "".
         rank: of LAUREL.
@@ -118,6 +119,7 @@ class Vertex:
     window: tuple[int, int] | None = None
     permutation: tuple[int, ...] | None = None
     mixes: bool = False
+    strided: bool = False
     quantised: bool = False
     blocked: str = ""
     rank: int = 0

@@ -157,7 +157,7 @@ class _Previous(Sequence[str]):
         return len(self.inputs)
 
 
-def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
+def function(op: Operator, opset: int, dtype: str = "float32", outputs: int = 2) -> FunctionProto:
     """Returns the function body of *op* for a model of that opset.
 
     The inputs and outputs are those of :mod:`laurel_graph.opset.schema`, of any shapes that it allows, zero rows and
@@ -169,6 +169,7 @@ def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
         dtype: the element type that it will meet. ``bfloat16`` is computed in float32, and so are norms of
             ``float16`` (from opset 15 on these bodies take float32 too); every other body computes in the type of its
             inputs.
+        outputs: of how many outputs, at most: ONNX Runtime takes a body only where a node has all outputs of it.
 
     Raises:
         ModelError: the opset is older than 7.
@@ -180,7 +181,7 @@ def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
         )
     body = _Body(op, opset, dtype)
     value = body.residual()
-    if "sum" in op.outputs:
+    if "sum" in op.outputs[:outputs]:
         value = body.write(value, "sum")
     if op.epilogue == "Relu":
         value = body.add("Relu", value)
@@ -196,7 +197,7 @@ def function(op: Operator, opset: int, dtype: str = "float32") -> FunctionProto:
         DOMAIN,
         op.name,
         op.inputs,
-        op.outputs,
+        op.outputs[:outputs],
         body.nodes,
         [helper.make_opsetid("", opset)],
         attributes,
@@ -222,11 +223,14 @@ def attach(model: ModelProto) -> None:
     """Puts the function bodies of exactly those ``ai.laurel`` operators into *model* that its nodes use.
 
     Bodies that fit stay where they are, those that no node uses any more go. The domain's opset import is added and
-    the IR version raised to 8 where needed; nothing else changes.
+    the IR version raised to 8 where needed. An output that a node leaves out at its end is not named "" (which
+    onnx.reference takes for an optional input); where another node of its operator has it, it gets a name, for both run
+    one body. Nothing else changes.
 
     Raises:
         ModelError: a node of the domain is none of its operators, or the model's opset is older than 7.
     """
+    _even_out(model)
     needed = _needed(model)
     for index, body in reversed(list(enumerate(model.functions))):
         if body.domain == DOMAIN:
@@ -260,20 +264,47 @@ def _is_used(model: ModelProto) -> bool:
 def _needed(model: ModelProto) -> dict[str, FunctionProto]:
     """Name to body of every operator that *model* uses, by name."""
     used: dict[str, set[str]] = {}
+    outputs: dict[str, int] = {}
     types = _element_types(model)
     for graph in graphs_of(model.graph):
         for node in graph.node:
             if node.domain == DOMAIN:
                 found = next((types[name] for name in (*node.input[2:], *node.input[:2]) if name in types), "float32")
                 used.setdefault(node.op_type, set()).add(found)
+                outputs[node.op_type] = len(node.output)
     opset = default_opset(model) if used else 0
     bodies = {}
     for name in sorted(used):
         op = Operator.parse(name)
         if op is None:
             raise ModelError(unknown_operator(name))
-        bodies[name] = function(op, opset, _body_dtype(used[name], opset))
+        bodies[name] = function(op, opset, _body_dtype(used[name], opset), outputs[name])
     return bodies
+
+
+def _even_out(model: ModelProto) -> None:
+    """Gives all nodes of one operator the same number of outputs."""
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node if node.domain == DOMAIN]
+    wanted: dict[str, int] = {}
+    for node in nodes:
+        while node.output and not node.output[-1]:
+            del node.output[-1]
+        wanted[node.op_type] = max(wanted.get(node.op_type, 0), len(node.output))
+    short = [node for node in nodes if len(node.output) < wanted[node.op_type]]
+    taken = set(_value_names(model)) if short else set()
+    for node in short:
+        name = f"{node.output[0]}_sum"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        node.output.append(name)
+
+
+def _value_names(model: ModelProto) -> Iterator[str]:
+    for graph in graphs_of(model.graph):
+        yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
+        for node in graph.node:
+            yield from (*node.input, *node.output)
 
 
 def _body_dtype(dtypes: set[str], opset: int) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from laurel_graph.graph_view import GraphView, Role
 from laurel_graph.opset.schema import tensor_name
 
+from .conditions import Entries
 from .paths import LAYOUT, LONGEST_CHAIN, WEIGHTED, Chain, Facts, only_reader
 from .reasons import BIAS, BRANCH_SUM, BROADCAST, NOT_FLOAT
 from .streams import Found
@@ -40,6 +41,7 @@ class Joins:
 
     Attributes:
         facts: what is known of the paths.
+        entries: the adds that each value enters.
         found: add to the reading that made it a join.
         verdicts: add to (reason, detail) of those that are none.
         nearest: add to the reading that a verdict speaks of, where there is one.
@@ -48,6 +50,7 @@ class Joins:
 
     view: GraphView
     facts: Facts
+    entries: Entries
     found: dict[int, Candidate] = field(default_factory=dict)
     verdicts: dict[int, tuple[str, str]] = field(default_factory=dict)
     nearest: dict[int, Candidate] = field(default_factory=dict)

@@ -32,6 +32,7 @@ class Chain(NamedTuple):
         convs: convolutions.
         linears: linear maps.
         active: an activation in front of the maps.
+        upsampled: it was brought to a higher resolution, in front of the maps.
         weight: name of the last weights.
     """
 
@@ -40,7 +41,13 @@ class Chain(NamedTuple):
     convs: int = 0
     linears: int = 0
     active: bool = False
+    upsampled: bool = False
     weight: str = ""
+
+    @property
+    def maps(self) -> int:
+        """How many convolutions and linear maps stand on it."""
+        return self.convs + self.linears
 
     @property
     def projection(self) -> bool:
@@ -138,9 +145,11 @@ def last_weight(view: GraphView, branch: int) -> str:
 
 # What is known about the paths from a fork to a value, as bits; over several paths they are united.
 WEIGHTED, MIXED, PARAMETER, NONLINEAR, UPSAMPLED, JOINED, WHOLE, LEVEL = 1, 2, 4, 8, 16, 32, 64, 128
+HOME, COARSE = 0x1000, 0x2000
 _ONE_DEEPER, _DEPTH_MASK = 0x100, 0xF00  # weighted operators in a row, up to four, one bit each: union is maximum
 
 # WHOLE: some path starts with the fork as it is, not with a slice of it. LEVEL: some path is nowhere upsampled.
+# HOME: no residual connection on the way has a skip that comes from elsewhere. COARSE: some path has a stride on it.
 _ROLE_BITS = {
     Role.MIX: MIXED | NONLINEAR,
     Role.ACTIVATION: NONLINEAR,
@@ -162,6 +171,8 @@ def _bits(vertex: Vertex) -> int:
     """What a vertex adds to the facts of every path through it."""
     role = vertex.role
     bits = _ROLE_BITS.get(role, 0)
+    if vertex.strided:
+        bits |= COARSE
     if vertex.quantised:  # rounding clips: quantisers drop a ReLU in front of it
         bits |= NONLINEAR
     if vertex.weighted:
@@ -186,8 +197,8 @@ class Facts:
         known = self._known[value]
         return known.get(fork) if known else None
 
-    def sweep(self, adds: Collection[int], judge: Callable[[int], bool]) -> None:
-        """Carries the facts down the graph; *judge* is called for each of *adds* as it comes and tells if it is a join.
+    def sweep(self, adds: Collection[int], judge: Callable[[int], int | None]) -> None:
+        """Carries the facts down the graph; *judge* is called for each of *adds* as it comes and tells a join's skip.
 
         Facts of the operands of *adds* are kept, those of every other value only until its last reader was there.
         """
@@ -198,15 +209,16 @@ class Facts:
                 continue
             merged = self._merged(index, vertex)
             if index in adds:
-                if judge(index) and merged:
-                    merged = {fork: facts | JOINED for fork, facts in merged.items()}
+                if (skip := judge(index)) is not None and merged:
+                    home = known[skip] or {}
+                    merged = {fork: (facts | JOINED) & (home.get(fork, 0) | ~HOME) for fork, facts in merged.items()}
             else:
                 for u in dict.fromkeys(vertex.inputs) if len(vertex.inputs) > 1 else vertex.inputs:
                     waiting[u] -= 1
                     if not waiting[u]:
                         known[u] = None
             if index in last and last[index] > index:
-                merged = _nearest({**(merged or {}), index: WHOLE | LEVEL})
+                merged = _nearest({**(merged or {}), index: WHOLE | LEVEL | HOME})
             known[index] = merged
 
     def _merged(self, index: int, vertex: Vertex) -> dict[int, int] | None:

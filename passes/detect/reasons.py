@@ -19,6 +19,7 @@ SHARED_MAP = "shared-map"
 BRANCH_SUM = "branch-sum"
 OTHER_PART = "other-part"
 SAME_OPERAND = "same-operand"
+CONDITION = "condition"
 
 REASONS = {
     BROADCAST: "the operands have different shapes",
@@ -31,13 +32,14 @@ REASONS = {
     BRANCH_USED_ELSEWHERE: "the branch is read elsewhere too: a position embedding or a mask is added again",
     LONG_SKIP: "the branch comes back from another resolution: a long skip (U-Net, FPN)",
     LOGITS_BIAS: "only a softmax or a choice of the largest reads the sum: a bias on logits",
-    GATE: "the branch is the skip itself times a gate, or an interpolation with it (squeeze-excite, GRU)",
+    GATE: "the branch is the skip itself times a gate, an interpolation with it, or both sides make gates (GRU, LSTM)",
     SCALED_SKIP: "the skip is scaled per channel inside a layer (the D·x of Mamba)",
     PARALLEL_MAPS: "both operands are short linear maps of one value: a re-parameterised sum, a modulation",
     SHARED_MAP: "both operands pass the same weights: one head on two inputs",
     BRANCH_SUM: "it adds branches of one residual connection, or a branch to another",
     OTHER_PART: "the branch is computed from other parts of the value than the skip: a coupling of channels",
     SAME_OPERAND: "it adds a value to itself",
+    CONDITION: "one operand is a condition that is added in every layer: edge features, time embeddings, an input",
 }
 """Every reason a :class:`~laurel_graph.detection.Rejected` may carry, with what it means."""
 
@@ -48,6 +50,7 @@ NEAR = {
     SCALED_SKIP: 0.7,
     SHARED_MAP: 0.65,
     BRANCH_USED_ELSEWHERE: 0.6,
+    CONDITION: 0.6,
     BRANCH_SUM: 0.6,
     OTHER_PART: 0.6,
     LOGITS_BIAS: 0.5,

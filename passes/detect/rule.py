@@ -9,7 +9,8 @@ The rule
     - nothing, or pass-through, reshapes, slices, a scalar scale: *identity*;
     - a vector scale too: identity, where J is read twice or c is itself a join;
     - a norm, a pool, up to two convolutions or one linear map: *projection*, with the longer side holding the
-      non-linearity; an activation may stand before the map (pre-activation nets) when the branch is longer still.
+      non-linearity; an activation may stand before the map (pre-activation nets) when the branch is longer still;
+    - an upsampling in front of the map: projection, where the branch is upsampled likewise and nowhere strided.
 
     A branch without weights counts when it mixes positions (attention, FFT, pooling) and holds a norm or a scale.
 
@@ -26,8 +27,10 @@ from laurel_graph.detection import Detection, Evidence, Rejected, Residual
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex
 
 from . import reasons as why
+from .conditions import Entries, feeds_gates
 from .joins import Candidate, Joins, read_elsewhere, residual_connections
 from .paths import (
+    COARSE,
     JOINED,
     LAYOUT,
     LEVEL,
@@ -62,6 +65,7 @@ def detect(view: GraphView) -> Detection:
     early: dict[int, tuple[str, str]] = {}
     chains: Chains = {}
     last: dict[int, int] = {}
+    entries = Entries()
     for index, vertex in enumerate(view.vertices):
         if not vertex.live or not vertex.data:
             continue
@@ -77,11 +81,12 @@ def detect(view: GraphView) -> Detection:
         chains[index] = [list(forks(view, operand, on_chain)) for operand in vertex.inputs]
         end = outermost(view, index)
         for chain in chains[index]:
-            for fork, _ in chain:
+            for fork, above in chain:
                 last[fork] = max(last.get(fork, -1), end)
+                entries.note(fork, above, index)
     facts = Facts(view, last)
-    joins = Joins(view, facts, verdicts=early)
-    facts.sweep(chains.keys(), lambda index: _is_join_now(joins, chains[index], index))
+    joins = Joins(view, facts, entries, verdicts=early)
+    facts.sweep(chains.keys(), lambda index: _skip_of(joins, chains[index], index))
     found = residual_connections(joins)
     used = [
         Evidence(verdict, item.adds, item.fork, item.skip, item.branches)
@@ -134,13 +139,18 @@ def on_chain(view: GraphView, vertex: Vertex, chain: Chain) -> Chain | None:
         return None
     if role is Role.MUL:
         return chain if vertex.scale == 1 else chain._replace(scaled=True)
-    if role in _CHANGES:
+    if role in _CHANGES and not (role is Role.POOL and chain.upsampled):
         return chain._replace(changed=True)
-    if role is Role.ACTIVATION and (chain.convs or chain.linears) and not chain.active:
+    if chain.upsampled:
+        return None
+    if role is Role.UPSAMPLE and not vertex.weighted:
+        return chain._replace(changed=True, upsampled=True)
+    if role is Role.ACTIVATION and chain.maps and not chain.active:
         return chain._replace(active=True)
-    if role is Role.CONV and vertex.weighted and chain.convs < 2 and not chain.linears:
-        return chain._replace(convs=chain.convs + 1, weight=chain.weight or vertex.weight)
-    if role is Role.LINEAR and vertex.weighted and not chain.convs and not chain.linears:
+    if role in (Role.CONV, Role.UPSAMPLE) and vertex.weighted and chain.convs < 2 and not chain.linears:
+        chain = chain._replace(convs=chain.convs + 1, weight=chain.weight or vertex.weight)
+        return chain if role is Role.CONV else chain._replace(upsampled=True)
+    if role is Role.LINEAR and vertex.weighted and not chain.maps:
         return chain._replace(linears=1, weight=vertex.weight)
     return None
 
@@ -154,16 +164,16 @@ _REARRANGES = frozenset({Role.PASS, Role.RESHAPE, Role.SLICE, Role.CONCAT})
 _CHANGES = frozenset({Role.NORM, Role.POOL, Role.ADD, Role.SUB})
 
 
-def _is_join_now(joins: Joins, chains: list[list[tuple[int, Chain]]], index: int) -> bool:
-    """Judges an add; notes where the two sides of a LAuReL residual that is already there come from."""
+def _skip_of(joins: Joins, chains: list[list[tuple[int, Chain]]], index: int) -> int | None:
+    """Judges an add, returns the skip of a join; notes where the sides of a LAuReL residual already there come from."""
     vertex = joins.view.vertices[index]
     if vertex.role is not Role.LAUREL:
-        return _is_residual(joins, chains, index)
+        return joins.found[index].skip if _is_residual(joins, chains, index) else None
     for fork, _ in chains[0]:
         if joins.facts.between(fork, vertex.inputs[1]) is not None:
             joins.origins[index] = fork
             break
-    return False  # its role says so already
+    return vertex.inputs[0]
 
 
 def _is_residual(joins: Joins, chains: list[list[tuple[int, Chain]]], index: int) -> bool:
@@ -237,21 +247,29 @@ def _judge(joins: Joins, index: int, candidate: Candidate) -> tuple[str, str]:
     if not facts & WHOLE and _reads_other_parts(view, candidate):
         return why.OTHER_PART, f"{branch} is computed from other parts of {fork} than the skip"
     # Back from a lower resolution: upsampled last, over joins on the way, or on every way there is without attention.
-    if facts & UPSAMPLED and (
+    if chain.upsampled:
+        if facts & COARSE:
+            return why.LONG_SKIP, f"the path from {fork} to {branch} goes through a lower resolution"
+    elif facts & UPSAMPLED and (
         facts & JOINED or not facts & (LEVEL | MIXED) or any(_upsampled_last(view, b) for b in candidate.branches)
     ):
         return why.LONG_SKIP, f"the path from {fork} to {branch} is upsampled"
+    # W x + U h of a recurrent cell.
+    if chain.maps and feeds_gates(view, index):
+        return why.GATE, "the sum is made into gates alone, which multiply other values"
+    # Added in every layer and changed by none.
+    if joins.entries.is_condition(candidate.fork, chain, facts, index):
+        return why.CONDITION, f"{fork} is added in other places, too, and is handed on by none of them"
     if chain.projection:
         if any(_joins_same_fork(joins, b, candidate.fork) for b in candidate.branches):
             return why.BRANCH_SUM, f"{branch} is a join of {fork} already"
-        shorter = chain.convs + chain.linears
         if chain.weight and any(chain.weight == last_weight(view, b) for b in candidate.branches):
             return why.SHARED_MAP, f"both sides pass {chain.weight}"
-        if not facts & NONLINEAR or depth(facts) < shorter + chain.active:
+        if not facts & NONLINEAR or depth(facts) < chain.maps + chain.active:
             return why.PARALLEL_MAPS, f"between {fork} and {branch} is no more than on the other side"
     elif chain.scaled and not (len(view.consumers[index]) > 1 or _is_join(joins, candidate.fork)):
         return why.SCALED_SKIP, f"the skip from {fork} is scaled per channel"
-    candidate.rank = (2 if chain.projection else 1 if chain.scaled else 0, chain.convs + chain.linears)
+    candidate.rank = (2 if chain.projection else 1 if chain.scaled else 0, chain.maps)
     return "", ""
 
 
@@ -299,13 +317,20 @@ def _is_gate(view: GraphView, branch: int, candidate: Candidate) -> bool:
 
 
 def _reads_other_parts(view: GraphView, candidate: Candidate) -> bool:
-    """Tells whether the skip is a slice of the fork, and all other slices of the fork lie beside that one."""
-    part = view.up(candidate.skip, LAYOUT)
-    while view.vertices[part].role is Role.SLICE and (top := view.up(view.vertices[part].inputs[0])) != candidate.fork:
-        part = view.up(top, LAYOUT)
+    """Tells whether the skip is made of a slice of the fork, and all other slices of the fork lie beside that one."""
+    index, part = candidate.skip, -1
+    for _ in range(LONGEST_CHAIN):
+        vertex = view.vertices[index]
+        if index == candidate.fork or not vertex.inputs:
+            break
+        if vertex.role not in LAYOUT:
+            part = index
+        index = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])
     own = view.vertices[part]
+    if part < 0 or own.role is not Role.SLICE:
+        return False
     others = [view.vertices[reader] for reader in readers(view, candidate.fork) if reader != part]
-    return own.role is Role.SLICE and all(_is_beside(own, other) for other in others if other.role is Role.SLICE)
+    return all(_is_beside(own, other) for other in others if other.role is Role.SLICE)
 
 
 def _is_beside(one: Vertex, other: Vertex) -> bool:

@@ -37,6 +37,7 @@ class Found:
 
 _ON_STREAM = (Role.PASS, Role.RESHAPE, Role.NORM, Role.ACTIVATION, Role.SLICE, Role.POOL, Role.CONCAT)
 _SAME_ELEMENTS = (Role.PASS, Role.NORM, Role.ACTIVATION, Role.POOL, Role.SOFTMAX, Role.MATH)
+_SOME = (Role.SLICE, Role.UPSAMPLE)
 _LONGEST_WALK = 32
 
 
@@ -194,21 +195,22 @@ def _axis_above(view: GraphView, index: int, shape: Shape | None) -> tuple[int, 
     part = False
     for _ in range(_LONGEST_WALK):
         vertex = view.vertices[index]
-        if vertex.role in (Role.CONV, Role.LINEAR, Role.WEIGHTED) and vertex.weighted:
-            axis = vertex.axis if vertex.role is Role.CONV else -1
-            if axis == 1 and vertex.role is Role.CONV and vertex.shape is None and shape is None and back:
+        if vertex.role in (Role.CONV, Role.LINEAR, Role.WEIGHTED, Role.UPSAMPLE) and vertex.weighted:
+            spatial = vertex.role in (Role.CONV, Role.UPSAMPLE)
+            axis = vertex.axis if spatial else -1
+            if axis == 1 and spatial and vertex.shape is None and shape is None and back:
                 return None
             moved = _moved(axis, vertex, back, shape)
             return (moved[0], None) if moved is not None and part else moved
-        part = part or vertex.role is Role.SLICE  # of features, perhaps: the operator above is wider then
+        # of features, perhaps: the operator above is wider then
+        part = part or vertex.role in _SOME
         if vertex.role is Role.RESHAPE:
             if vertex.permutation is None:
                 width = _width_above(view, vertex.inputs[0]) if vertex.inputs else None
                 return _axis_of_size(shape, width)
             back.append(vertex.permutation)
         elif (
-            vertex.role not in (*_SAME_ELEMENTS, Role.MUL, Role.ADD, Role.SLICE, Role.SUB, Role.LAUREL)
-            or not vertex.inputs
+            vertex.role not in (*_SAME_ELEMENTS, *_SOME, Role.MUL, Role.ADD, Role.SUB, Role.LAUREL) or not vertex.inputs
         ):
             return None
         index = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])

@@ -68,6 +68,20 @@ def mixes(kernel: Any, stride: Any) -> bool:
     return any(isinstance(k, int) and k > 1 for k in kernels) and all(s == 1 for s in strides)
 
 
+def is_enlarged(node: fx.Node) -> bool:
+    """Tells whether a lookup gives a tensor of the same rank that is longer along an axis: upsampling, decomposed."""
+    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
+    if before is None or after is None or len(before) != len(after) or len(after) < 3:
+        return False
+    pairs = list(zip(before, after, strict=True))
+    return all(a == b or (isinstance(a, int) and isinstance(b, int) and a < b) for a, b in pairs) and before != after
+
+
+def is_strided(stride: Any) -> bool:
+    """Tells whether a convolution's or pool's stride is more than one along some axis."""
+    return any(isinstance(s, int) and s > 1 for s in (stride if isinstance(stride, (tuple, list)) else (stride,)))
+
+
 def is_transposed(node: fx.Node) -> bool:
     """Tells whether an ATen convolution is a transposed one."""
     return operator_name(node.target) in ("convolution", "_convolution") and len(node.args) > 6 and node.args[6] is True

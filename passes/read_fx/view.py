@@ -22,6 +22,8 @@ from .values import (
     dtype_of,
     element_of,
     indexed,
+    is_enlarged,
+    is_strided,
     is_tensor,
     is_transposed,
     mixes,
@@ -183,9 +185,11 @@ class _Builder:
             more = {"weighted": True, "weight": f"{node.target}.weight"}
             width = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
             more["width"] = width if isinstance(width, int) else None
-            more["axis"] = 1 if role is Role.CONV else -1
+            more["axis"] = 1 if role in (Role.CONV, Role.UPSAMPLE) else -1
         elif role is Role.POOL:
             more["mixes"] = mixes(getattr(layer, "kernel_size", 1), getattr(layer, "stride", 1))
+        if role in (Role.CONV, Role.POOL):
+            more["strided"] = is_strided(getattr(layer, "stride", 1))
         more.pop("scope", None)
         if role in (Role.CONV, Role.LINEAR, Role.NORM, Role.PASS, Role.POOL):
             inputs = inputs[:1]
@@ -224,9 +228,12 @@ class _Builder:
             more["width"] = self.width(op, inputs)
             more["axis"] = 1 if role is Role.CONV else -1
             if role is Role.CONV and is_transposed(node):
-                role, more["weighted"] = Role.UPSAMPLE, True
+                role, more["weighted"], more["width"] = Role.UPSAMPLE, True, None
+            elif role is Role.CONV:
+                more["strided"] = is_strided(argument(node, 3, ("stride",), 1))
         elif role is Role.UPSAMPLE:
             more["weighted"] = op.startswith("conv_transpose")
+            more["axis"] = 1
             inputs = inputs[:1]
         elif role is Role.WEIGHTED:
             more["weighted"] = True
@@ -236,7 +243,9 @@ class _Builder:
                 role = Role.OTHER
         elif role is Role.POOL and "pool" in op:
             kernel = argument(node, 1, ("kernel_size", "output_size"), 1)
-            more["mixes"] = "adaptive" not in op and mixes(kernel, argument(node, 2, ("stride",), None) or kernel)
+            stride = argument(node, 2, ("stride",), None) or kernel
+            more["mixes"] = "adaptive" not in op and mixes(kernel, stride)
+            more["strided"] = "adaptive" not in op and is_strided(stride)
         elif role is Role.SLICE:
             self.slice(node, op, inputs)
             return
@@ -298,6 +307,8 @@ class _Builder:
         table = bool(inputs) and not self.view.vertices[inputs[0]].data
         if op in ("index", "_unsafe_index", "index_select", "gather", "getitem") and table and len(inputs) > 1:
             role = Role.OTHER
+        elif op in ("index", "_unsafe_index") and is_enlarged(node):
+            role = Role.UPSAMPLE
         elif op == "slice":
             axis = argument(node, 1, ("dim",), 0)
             window = window_of(node, axis, argument(node, 2, ("start",), None), argument(node, 3, ("end",), None))

@@ -181,6 +181,10 @@ class _Builder:
             more["weighted"] = True
         if role in (Role.CONV, Role.LINEAR, Role.WEIGHTED):
             more["width"] = self.width(node)
+        if op == "ConvTranspose":
+            more["axis"] = 1
+        if role in (Role.CONV, Role.POOL):
+            more["strided"] = any(s > 1 for s in _attribute(node, "strides", ()))
         if role is Role.CONV:
             more["quantised"] = op == "QLinearConv"
             more["axis"] = -1 if op.startswith("Nhwc") else 1
@@ -228,7 +232,14 @@ class _Builder:
         """Conv, then + Z, then activation."""
         more, value, form = self.more, node.output[0], HIDDEN_ADDS[node.op_type]
         last = self.put(
-            Role.CONV, node.op_type, value, self.operands(node, names), **more, width=self.width(node), axis=1
+            Role.CONV,
+            node.op_type,
+            value,
+            self.operands(node, names),
+            **more,
+            width=self.width(node),
+            axis=1,
+            strided=any(s > 1 for s in _attribute(node, "strides", ())),
         )
         if addend := at(node.input, form.addends[0]):
             if not form.comes_apart:

@@ -1,7 +1,18 @@
 """Every form of a site is exact, and takes in what stands around it."""
 
 import pytest
-from deploy_models import DEPLOY_TOLERANCE, copy, largest_difference, laurel_model, operators, refresh
+from deploy_models import (
+    DEPLOY_TOLERANCE,
+    copy,
+    feeds_of,
+    largest_difference,
+    laurel_model,
+    operators,
+    refresh,
+)
+from models import run_onnx
+from onnx.reference import ReferenceEvaluator
+from tolerance import relative_difference
 
 from laurel_graph.passes.deploy.choose import FORMS, fuse
 from laurel_graph.passes.deploy.costs import CostModel, SiteSizes, default_costs
@@ -59,6 +70,36 @@ def test_fuse_is_exact_when_a_norm_follows(form, parts, branch):
     else:
         assert not any(node.domain for node in after.graph.node)
         assert operators(after).count("Concat") == (form == "widened" and possible == "widened")
+
+
+CLIPPED = {
+    "one": (1, "y = Clip(n, , top[])"),
+    "first of two": (
+        2,
+        """f2 = MatMul(n, W2[8,8])
+        j2 = ai.laurel.Laurel_LR(j, f2, A2[8,2], B2[2,8])
+        n2 = LayerNormalization(j2, g2[8], o2[8])
+        y = Clip(n2, , top[])""",
+    ),
+}
+
+
+@pytest.mark.parametrize(("outputs", "behind"), CLIPPED.values(), ids=list(CLIPPED))
+def test_fuse_names_no_output_that_is_not_there_when_another_node_has_an_optional_input(outputs, behind):
+    text = f"""{TOKENS}
+    h = MatMul(x0, Wh[8,6])
+    f = MatMul(h, W[6,8])
+    j = ai.laurel.Laurel_LR(x0, f, A[8,2], B[2,8])
+    n = LayerNormalization(j, g[8], o[8])
+    {behind}
+    """
+    after, sites = fused(text, "operator")
+    assert {site.operator for site in sites} == {"Laurel_LR_LayerNorm"}
+    assert {len(node.output) for node in after.graph.node if node.domain} == {outputs}
+    feeds = feeds_of(after)
+    (expected,) = run_onnx(after, feeds)
+    (y,) = ReferenceEvaluator(after).run(None, feeds)
+    assert relative_difference(y, expected) <= DEPLOY_TOLERANCE
 
 
 @pytest.mark.parametrize("form", KEPT)

@@ -25,7 +25,7 @@ IMAGE = (2, D, 8, 8)
 
 
 LAYERS = {
-    **dict.fromkeys(("a", "b", "c", "q", "k", "v"), lambda: nn.Linear(D, D)),
+    **dict.fromkeys(("a", "b", "c", "d", "e", "q", "k", "v"), lambda: nn.Linear(D, D)),
     **dict.fromkeys(("n1", "n2"), lambda: nn.LayerNorm(D)),
     **dict.fromkeys(("c1", "c2", "c3"), lambda: nn.Conv2d(D, D, 3, padding=1)),
     **dict.fromkeys(("bn1", "bn2", "bn3"), lambda: nn.BatchNorm2d(D)),
@@ -37,7 +37,10 @@ LAYERS = {
     **dict.fromkeys(("grow", "grow2"), lambda: nn.Conv2d(D, D + 2, 1)),
     "down": lambda: nn.Conv2d(D, D, 3, 2, 1),
     "down1": lambda: nn.Conv2d(D, D, 1, 2),
-    "up": lambda: nn.ConvTranspose2d(D, D, 2, 2),
+    **dict.fromkeys(("up", "up2"), lambda: nn.ConvTranspose2d(D, D, 2, 2)),
+    "shuffled": lambda: nn.Conv2d(D, 4 * D, 3, padding=1),
+    "gates": lambda: nn.Linear(D, 4 * D),
+    "recurrent_gates": lambda: nn.Linear(D, 4 * D),
     "gamma": lambda: nn.Parameter(torch.rand(D)),
     "table": lambda: nn.Parameter(torch.randn(4, D)),
     "w8": lambda: nn.Parameter(torch.randint(-9, 9, (D, D), dtype=torch.int8), requires_grad=False),
@@ -142,7 +145,52 @@ def calibrated(m, x):
     return x + m.c2(torch.relu(m.c1(y) * gate))
 
 
+def twice(x):
+    return F.interpolate(x, scale_factor=2.0)
+
+
+def upsampling(m, x):
+    return m.point(twice(x)) + m.c2(torch.relu(m.bn2(m.c1(twice(torch.relu(m.bn1(x)))))))
+
+
+def transposed(m, x):
+    return m.up(x) + m.c2(torch.relu(m.bn2(m.up2(torch.relu(m.bn1(x))))))
+
+
+def super_resolution(m, x):
+    y = m.point(x)
+    y = y + m.c2(torch.relu(m.c1(y)))
+    return twice(x) + F.pixel_shuffle(m.shuffled(torch.relu(y)), 2)
+
+
+def reversible(m, x):
+    one, two = m.q(x[:, :2]), m.k(x[:, 2:])
+    one = one + m.c(torch.tanh(two))
+    two = two + m.d(torch.tanh(one))
+    one = one + m.a(torch.tanh(two))
+    return torch.cat([one, two + m.b(torch.tanh(one))], 1)
+
+
+def conditioned(m, x):
+    condition, x = m.k(x[:, 2:]).relu(), m.q(x[:, :2])
+    x = x + m.b(torch.relu(m.a(x + condition)))
+    return m.v(x) + m.d(torch.relu(m.c(x) + condition))
+
+
+def edges(m, x):
+    edge, node = m.k(x[:, 2:]).relu(), m.q(x[:, :2])
+    node = node + m.b(torch.relu(m.a(torch.relu(node.roll(1, 1) + m.c(edge)))))
+    return m.v(torch.relu(node.roll(1, 1) + m.d(edge)))
+
+
+def edges_as_they_are(m, x):
+    edge, node = m.k(x[:, 2:]).relu(), m.q(x[:, :2])
+    node = node + m.b(torch.relu(m.a(torch.relu(node.roll(1, 1) + edge))))
+    return m.v(torch.relu(node.roll(1, 1) + edge))
+
+
 one = [("identity", 1)]
+projected = [("projection", 1)]
 RESIDUALS = {
     "plain": (lambda m, x: x + m.f(x), TOKENS, one),
     "post_norm": (lambda m, x: m.n2(m.n1(x + m.f(x)) + m.attention(m.n1(x))), TOKENS, one),
@@ -179,7 +227,15 @@ RESIDUALS = {
         lambda m, x: torch.relu(m.bn3(m.down1(x)) + m.bn2(m.c2(torch.relu(m.bn1(m.down(x)))))), IMAGE,
         [("projection", 1)],
     ),
-    "preactivation": (preactivation, IMAGE, [("projection", 1)]),
+    "preactivation": (preactivation, IMAGE, projected),
+    "upsampling": (upsampling, IMAGE, projected),
+    "upsampled_as_it_is": (lambda m, x: twice(x) + m.c2(F.silu(m.c1(twice(F.silu(x))))), IMAGE, projected),
+    "transposed": (transposed, IMAGE, projected),
+    "super_resolution": (super_resolution, IMAGE, one + projected),
+    "reversible": (reversible, TOKENS, one * 3),
+    "conditioned": (conditioned, TOKENS, one + projected),
+    "edges": (edges, TOKENS, one),
+    "edges_as_they_are": (edges_as_they_are, TOKENS, one),
 }  # fmt: skip
 
 
@@ -225,6 +281,55 @@ def experts(m, x):
     return m.n1(weights[..., :1] * m.f(x) + weights[..., 1:2] * m.v(F.silu(m.q(x))))
 
 
+def input_in_every_layer(m, x):
+    x = m.q(x)
+    y = torch.relu(m.a(torch.relu(m.k(x))) + m.b(x))
+    y = torch.relu(m.c(y) + m.d(x))
+    return m.v(y) + m.e(x)
+
+
+def gru(m, x):
+    state = torch.tanh(m.q(x[:, 0]))
+    for step in (1, 2, 3):
+        reset, update = torch.sigmoid(m.a(x[:, step]) + m.b(state)), torch.sigmoid(m.c(x[:, step]) + m.d(state))
+        state = (1 - update) * torch.tanh(m.e(x[:, step]) + reset * m.k(state)) + update * state
+    return state
+
+
+def lstm(m, x):
+    state, cell = torch.tanh(m.q(x[:, 0])), torch.tanh(m.a(x[:, 0]))
+    for step in (1, 2):
+        gates = m.gates(x[:, step]) + m.recurrent_gates(state)
+        put, forget, new, out = gates.chunk(4, -1)
+        cell = torch.sigmoid(forget) * cell + torch.sigmoid(put) * torch.tanh(new)
+        state = torch.sigmoid(out) * torch.tanh(cell)
+    return m.b(state)
+
+
+def lstm_of_a_layer_below(m, x):
+    below = torch.relu(m.q(x))
+    gates = m.gates(below) + m.recurrent_gates(torch.tanh(m.a(below)))
+    put, forget, new, out = gates.chunk(4, -1)
+    return m.b(torch.sigmoid(out) * torch.tanh(torch.sigmoid(forget) * below + torch.sigmoid(put) * torch.tanh(new)))
+
+
+def recurrent(m, x):
+    state = torch.tanh(m.q(x[:, 0]))
+    for step in (1, 2):
+        state = torch.tanh(m.a(x[:, step]) + m.b(state))
+    return state
+
+
+def gated_convolution(m, x):
+    condition = torch.relu(m.q(x))
+    return m.v(torch.tanh(m.a(x) + m.b(condition)) * torch.sigmoid(m.c(x) + m.d(condition)))
+
+
+def style_outputs(m, x):
+    y = torch.relu(m.c1(F.interpolate(x, scale_factor=2.0)))
+    return torch.cat([F.interpolate(m.point(x), scale_factor=2.0) + m.c3(m.c2(y)), y], 1)
+
+
 def scores(m, x):
     logits = m.q(x) @ swapped(m.k(x))
     return torch.softmax((logits + m.mix(torch.relu(m.mix(logits)))).masked_fill(logits > 1, -9.0), -1) @ m.v(x)
@@ -234,6 +339,13 @@ REJECTED = {
     "u_net": (u_net, IMAGE, "long-skip"),
     "deep_u_net": (deep_u_net, IMAGE, "long-skip"),
     "pyramid": (pyramid, IMAGE, "long-skip"),
+    "input_in_every_layer": (input_in_every_layer, TOKENS, "condition"),
+    "gru": (gru, TOKENS, "gate other-part"),
+    "lstm": (lstm, TOKENS, "gate other-part"),
+    "lstm_of_a_layer_below": (lstm_of_a_layer_below, TOKENS, "gate"),
+    "recurrent": (recurrent, TOKENS, "other-part"),
+    "gated_convolution": (gated_convolution, TOKENS, "gate parallel-maps"),
+    "style_outputs": (style_outputs, IMAGE, ""),
     "highway": (highway, TOKENS, "gate no-skip"),
     "recurrent_cell": (recurrent_cell, TOKENS, "gate"),
     "squeeze_excite": (lambda m, x: x + x * torch.sigmoid(m.point(x.mean((2, 3), True))), IMAGE, "gate"),
