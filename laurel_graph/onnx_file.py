@@ -83,7 +83,7 @@ def _parse(data: bytes, path: Path) -> ModelProto:
         raise ModelError(f"{path} is empty (0 bytes); expected an ONNX file.")
     missing = _missing_bytes(data)
     if missing is None:
-        raise ModelError(f"{path} is not an ONNX file: {len(data)} bytes that are no ModelProto.")
+        raise ModelError(f"{path} is not an ONNX file: {len(data)} bytes that are no ModelProto.{_advice(path)}")
     if missing:
         raise ModelError(
             f"{path} is truncated: at least {missing} bytes are missing after {len(data)}. Fetch it again."
@@ -94,6 +94,25 @@ def _parse(data: bytes, path: Path) -> ModelProto:
     except DecodeError:
         raise ModelError(f"{path} is damaged: it is no valid ONNX ModelProto. Fetch or export it again.") from None
     return model
+
+
+_TORCH = (
+    " It looks like weights of PyTorch: build the module and load them (module.load_state_dict(...)), then "
+    "lg.export_onnx(module, (inputs,), 'model.onnx'), or lg.attach(module) to work on the module itself."
+)
+_ADVICE = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".safetensors"), _TORCH),
+    ".gguf": " GGUF holds weights alone: load it with transformers (gguf_file=...) and export that module.",
+    ".tflite": " Convert it first: python -m tf2onnx.convert --tflite MODEL --output model.onnx.",
+    ".pb": " Convert it first: python -m tf2onnx.convert --saved-model FOLDER --output model.onnx.",
+    **dict.fromkeys((".h5", ".keras"), " Convert it first: keras.Model.export('model.onnx', format='onnx')."),
+    ".ort": " ONNX Runtime's own format cannot be rewritten: use the .onnx file that it was made from.",
+}
+"""What to do with files of other kinds, by the end of their names."""
+
+
+def _advice(path: Path) -> str:
+    return _ADVICE.get(path.suffix.lower(), "")
 
 
 def _missing_bytes(data: bytes) -> int | None:

@@ -153,8 +153,31 @@ def pipe_closed() -> NoReturn:
     sys.exit(0)
 
 
+class _Loudness:
+    """How much goes to stderr."""
+
+    quiet = False
+    verbose = False
+
+
+def set_loudness(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Chooses what goes to stderr beside errors: no progress and notes, or ONNX Runtime's own warnings too."""
+    _Loudness.quiet, _Loudness.verbose = quiet, verbose
+
+
+def is_quiet() -> bool:
+    """Whether progress and notes are wanted on stderr."""
+    return _Loudness.quiet
+
+
 def note(text: str) -> None:
-    """Prints one line (or more) on stderr."""
+    """Prints one line (or more) on stderr, unless that was to stay quiet."""
+    if not _Loudness.quiet:
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """Prints an error on stderr."""
     sys.stderr.write(_lines(text))
 
 
@@ -166,7 +189,7 @@ def _lines(text: str) -> str:
 @contextmanager
 def progress(text: str) -> Iterator[None]:
     """Shows *text* on stderr while the block runs; a plain line where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if _Loudness.quiet or not sys.stderr.isatty():
         note(f"{text} ...")
         yield
         return
@@ -179,6 +202,7 @@ def progress(text: str) -> Iterator[None]:
 
 def quiet_runtime() -> None:
     """Keeps ONNX Runtime's warnings about the models themselves off stderr; its errors become ours."""
-    import onnxruntime
+    if not _Loudness.verbose:
+        import onnxruntime
 
-    onnxruntime.set_default_logger_severity(4)
+        onnxruntime.set_default_logger_severity(4)

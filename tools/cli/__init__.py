@@ -17,21 +17,26 @@ from typing import Annotated, Any
 import typer
 
 from laurel_graph.errors import LaurelError
+from laurel_graph.tools import console
 from laurel_graph.tools.console import note, pipe_closed, ready_streams, say
 
 from .change import apply, deploy, remove, transform
+from .help import SUMMARIES, Command
 from .look import doctor, inspect, report, verify
 from .measure import bench
 from .passes import passes, run
-from .train import finetune
+from .train import finetune, sweep
 
 INTERNAL = 3
 """Exit code of a fault of ours."""
 
+ANYWHERE = ("--quiet", "--verbose", "--debug")
+"""Flags that stand before or behind the command's name."""
+
 app = typer.Typer(
     help="Rewrite residual connections into LAuReL, fine-tune them, serve them on ONNX Runtime.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -40,6 +45,8 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors; anywhere.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="ONNX Runtime's own warnings, too; anywhere.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; anywhere.")] = False,
     plugin: Annotated[
         list[str] | None, typer.Option(help="Module that registers variants, roles, rules; before the command.")
@@ -56,14 +63,19 @@ def _root(
         raise typer.Exit
 
 
-for command in (inspect, transform, finetune, apply, remove, verify, deploy, run, passes, bench, report, doctor):
-    app.command()(command)
+COMMANDS = (
+    inspect, transform, finetune, sweep, apply, remove, verify, deploy, run, passes, bench, report, doctor
+)  # fmt: skip
+
+for command in COMMANDS:
+    app.command(cls=Command, short_help=SUMMARIES[command.__name__])(command)
 
 
 def main() -> None:
     """Runs a command and exits: one line on stderr for whatever goes wrong, a traceback only with ``--debug``."""
     debug = "--debug" in sys.argv[1:] or bool(os.environ.get("LAUREL_DEBUG"))
-    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--debug"]  # before or after the command's name
+    console.set_loudness(quiet="--quiet" in sys.argv[1:], verbose=debug or "--verbose" in sys.argv[1:])
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in ANYWHERE]  # before or after the command's name
     ready_streams()
     warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
     code: Any
@@ -76,7 +88,7 @@ def main() -> None:
         if debug:
             traceback.print_exception(error)
         code = error.exit_code if isinstance(error, LaurelError) else INTERNAL
-        note(f"laurel: {error if isinstance(error, LaurelError) else _internal(error)}")
+        console.complain(f"laurel: {error if isinstance(error, LaurelError) else _internal(error)}")
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from .arguments import Json, Model, OnnxModel, Output, Size, load_model, parse_s
 
 
 def transform(
+    context: typer.Context,
     model: Model,
     output: Output,
     variant: Annotated[str, typer.Option(help="rw, lr, pa, or several joined by +.")] = "rw+lr",
@@ -33,7 +35,9 @@ def transform(
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of a term, NAME=VALUE; may be repeated.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="A LaurelConfig as JSON, instead of the flags above.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A LaurelConfig as JSON; flags that are given go before what it says.")
+    ] = None,
     adapter_inputs: Annotated[
         bool, typer.Option("--adapter-inputs", help="Make the new tensors overridable inputs, for ORT adapters.")
     ] = False,
@@ -59,23 +63,27 @@ def transform(
         check_folder(output, inputs=(config, model))
     else:
         check_outputs(output, inputs=(config, *source_files(model)))
+    flags = {
+        "variant": variant,
+        "rank": rank,
+        "weights": weights,
+        "per_channel": per_channel,
+        "init": init,
+        "previous": previous,
+        "previous_map": previous_map,
+        "include": tuple(include or ("identity", "projection")),
+        "sites": tuple(sites or ("*",)),
+        "overrides": dict(parse_override(text, "--override") for text in override or ()),
+        "seed": seed,
+        "options": read_settings(options),
+    }
     if config is not None:
-        chosen = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
+        typed = {"override": "overrides"}
+        given = {typed.get(name, name) for name in context.params if _is_typed(context, name)}
+        read = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
+        chosen = replace(read, **{name: value for name, value in flags.items() if name in given})
     else:
-        chosen = LaurelConfig(
-            variant=variant,
-            rank=rank,
-            weights=weights,
-            per_channel=per_channel,
-            init=init,
-            previous=previous,
-            previous_map=previous_map,
-            include=tuple(include or ("identity", "projection")),
-            sites=tuple(sites or ("*",)),
-            overrides=dict(parse_override(text, "--override") for text in override or ()),
-            seed=seed,
-            options=read_settings(options),
-        )
+        chosen = LaurelConfig(**flags)
     with progress(f"transforming {model}"):
         target, args, kwargs, shapes = load_model(model)
         if isinstance(target, Path):
@@ -203,6 +211,11 @@ def deploy(
     for line in report["notes"]:
         note(f"note: {line}")
     say(f"wrote {output}")
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
 
 
 def _read_text(path: Path, expected: str) -> str:

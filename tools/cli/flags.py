@@ -13,9 +13,16 @@ import typer
 
 from laurel_graph.passes.options import attribute_help
 
+_VALUES = ("no ", "all ")
+"""How texts begin that begin with a value of the flag."""
+
 
 def with_flags(
-    options: type, arguments: tuple[str, ...] = (), spellings: Mapping[str, tuple[str, ...]] | None = None
+    options: type,
+    arguments: tuple[str, ...] = (),
+    spellings: Mapping[str, tuple[str, ...]] | None = None,
+    panels: Mapping[str, tuple[str, ...]] | None = None,
+    without: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a function ``run(options, **own)`` the fields of a dataclass as its command-line parameters.
 
@@ -23,7 +30,10 @@ def with_flags(
         options: the dataclass; the command builds one and passes it first.
         arguments: fields that are positional arguments.
         spellings: field to its flags, where they are not ``--field-name``.
+        panels: heading to the fields that the help shows under it; the others are under "Options".
+        without: fields that are no flags of this command.
     """
+    panel_of = {name: heading for heading, names in (panels or {}).items() for name in names}
     hints, texts = get_type_hints(options), attribute_help(options)
 
     def decorate(run: Callable[..., None]) -> Callable[..., None]:
@@ -36,10 +46,16 @@ def with_flags(
 
         parameters = []
         for field in fields(options):
+            if field.name in without:
+                continue
             kind, default = _parameter(field, hints[field.name])
             flags = (spellings or {}).get(field.name, (f"--{field.name.replace('_', '-')}",))
             text = texts.get(field.name, "")
-            info = typer.Argument(help=text) if field.name in arguments else typer.Option(*flags, help=text)
+            if text.partition(" ")[0].isalpha() and not text.startswith(_VALUES):
+                text = text[0].upper() + text[1:]
+            panel = panel_of.get(field.name)
+            positional = field.name in arguments
+            info = typer.Argument(help=text) if positional else typer.Option(*flags, help=text, rich_help_panel=panel)
             annotation: Any = Annotated.__class_getitem__((kind, info))  # type: ignore[attr-defined]
             parameters.append(
                 inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -1,13 +1,14 @@
-"""The command that trains: ``finetune``, and its sweeps."""
+"""The commands that train: ``finetune`` and ``sweep``."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from laurel_graph.errors import ConfigError
-from laurel_graph.tools.console import note, print_json, print_table, quiet_runtime, say
+from laurel_graph.tools.console import is_quiet, note, print_json, print_table, quiet_runtime, say
 from laurel_graph.tools.finetuning.options import FinetuneOptions
 
 from .arguments import Json
@@ -17,36 +18,41 @@ if TYPE_CHECKING:
     from laurel_graph.tools.finetuning.finetune import FinetuneReport
 
 
-@with_flags(FinetuneOptions, arguments=("model",), spellings={"tuned": ("-o", "--tuned")})
+_PANELS = {
+    "Data and aim": ("data", "validation", "loss", "metric", "target", "output", "teacher"),
+    "What trains": ("head", "train", "dropout"),
+    "Text": ("tokenizer", "max_length", "packed", "train_on"),
+    "Training": (
+        "epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip", "seed", "patience", "precision",
+    ),
+    "Files": ("tuned", "adapter", "checkpoint", "checkpoint_every", "resume"),
+}  # fmt: skip
+_SPELLINGS = {"tuned": ("-o", "--output", "--tuned"), "output": ("--value",)}
+
+
+@with_flags(FinetuneOptions, ("model",), _SPELLINGS, _PANELS, without=("quiet",))
 def finetune(
     options: FinetuneOptions,
-    variants: Annotated[
-        str | None,
-        typer.Option(
-            help="Sweep instead: variants of the plain MODEL, as rw,lr. It prints a table and writes no file."
-        ),
-    ] = None,
-    ranks: Annotated[
-        str | None, typer.Option(help="Ranks of a sweep, as 4,16,32; by default one, chosen by width.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds of a sweep; by default 0,1,2.")] = None,
+    variants: Annotated[str | None, typer.Option(hidden=True)] = None,
+    ranks: Annotated[str | None, typer.Option(hidden=True)] = None,
+    seeds: Annotated[str | None, typer.Option(hidden=True)] = None,
     json: Json = False,
 ) -> None:
-    """Train the LAuReL tensors of a transformed MODEL, all else frozen; or sweep over variants of a plain one."""
+    """Train the LAuReL tensors of a transformed MODEL, all else frozen, and hold the tuned file against the module."""
     quiet_runtime()
+    options = _as_loud_as_asked(options)
     if variants is not None:
-        from laurel_graph.tools.finetuning.sweep import sweep
-
-        seeds = "0,1,2" if seeds is None else seeds
-        swept = sweep(options, variants.split(","), _numbers("--ranks", ranks or ""), _numbers("--seeds", seeds))
-        if json:
-            print_json(swept.to_dict())
-        else:
-            print_table(f"{swept.model}, seeds {', '.join(map(str, swept.seeds))}", swept.columns, swept.table())
+        note("note: finetune --variants is `laurel sweep` now.")
+        _sweep(options, variants, ranks or "", "0,1,2" if seeds is None else seeds, json)
         return
     for flag, value in (("--ranks", ranks), ("--seeds", seeds)):
         if value is not None:
-            raise ConfigError(f"{flag} goes with a sweep: name its variants with --variants.")
+            raise ConfigError(f"{flag} goes with a sweep: `laurel sweep MODEL --variants rw,lr {flag} {value}`.")
+    if not options.model.is_dir() and options.model.suffix == ".onnx" and options.tuned.suffix != ".onnx":
+        raise ConfigError(
+            f"--output {options.tuned}: expected the name of the tuned file, ending in .onnx; the output, or another "
+            f"value of the graph, to train on is --value {options.tuned}."
+        )
     from laurel_graph.tools.finetuning.finetune import finetune as run
 
     report = run(options)
@@ -54,6 +60,39 @@ def finetune(
         print_json(report.to_dict())
     else:
         _say_finetuned(report)
+
+
+@with_flags(
+    FinetuneOptions,
+    ("model",),
+    _SPELLINGS,
+    {**_PANELS, "Files": ()},
+    without=("tuned", "adapter", "checkpoint", "checkpoint_every", "resume", "seed", "quiet"),
+)
+def sweep(
+    options: FinetuneOptions,
+    variants: Annotated[str, typer.Option(help="Variants of the plain MODEL, as rw,lr,rw+lr.")],
+    ranks: Annotated[str, typer.Option(help="Ranks, as 4,16,32; by default one, chosen by width.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2.")] = "0,1,2",
+    json: Json = False,
+) -> None:
+    """Train several variants, ranks and seeds of a plain MODEL on the same data; prints a table, writes no file."""
+    quiet_runtime()
+    _sweep(_as_loud_as_asked(options), variants, ranks, seeds, json)
+
+
+def _sweep(options: FinetuneOptions, variants: str, ranks: str, seeds: str, json: bool) -> None:
+    from laurel_graph.tools.finetuning.sweep import sweep as run
+
+    swept = run(options, variants.split(","), _numbers("--ranks", ranks), _numbers("--seeds", seeds))
+    if json:
+        print_json(swept.to_dict())
+    else:
+        print_table(f"{swept.model}, seeds {', '.join(map(str, swept.seeds))}", swept.columns, swept.table())
+
+
+def _as_loud_as_asked(options: FinetuneOptions) -> FinetuneOptions:
+    return replace(options, quiet=is_quiet())
 
 
 def _numbers(flag: str, text: str) -> list[int]:

@@ -121,7 +121,5 @@ def logits_of(model: ModelProto) -> str:
         return "logits"
     others = [name for name in outputs if not is_cache(name) and "present" not in name.lower()]
     if len(others) != 1:
-        raise ModelError(
-            f"which output holds the logits cannot be told; choose one of {', '.join(outputs)} (--output)."
-        )
+        raise ModelError(f"which output holds the logits cannot be told; choose one of {', '.join(outputs)} (--value).")
     return others[0]

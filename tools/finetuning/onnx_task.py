@@ -104,13 +104,13 @@ def choose_value(
         value = output or default_value(model)
         shape = value_shape(model, value, sample, base_dir)
         if len(shape) != 2:
-            raise ModelError(f"a head goes on a value of shape (N, D); {value!r} has {shape}. Choose another --output.")
+            raise ModelError(f"a head goes on a value of shape (N, D); {value!r} has {shape}. Choose another --value.")
         chosen = AddHead(head, value)(kept, shape[1])
         notes.append(f"a head of {head} classes was put on {value!r}; its output is {chosen!r}.")
     else:
         outputs = [info.name for info in model.graph.output]
         if output is None and len(outputs) > 1:
-            raise ModelError(f"the model has {len(outputs)} outputs: {', '.join(outputs)}; choose one with --output.")
+            raise ModelError(f"the model has {len(outputs)} outputs: {', '.join(outputs)}; choose one with --value.")
         chosen = output or outputs[0]
         node = producers(model.graph.node).get(chosen)
         if node is not None and LOGIT_LAYERS.get(loss) == node.op_type and _is_last_axis(node):

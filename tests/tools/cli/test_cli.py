@@ -199,8 +199,8 @@ def bad_inputs(folder: Path, model: Path) -> dict[str, tuple[int, list, list[str
         "verify_symbol": (2, ["verify", model, model, "--size", "q=3"], ["'q'", "'n'"]),
         "override": (2, ["transform", model, "-o", out, "--override", "a"], ["--override"]),
         "callable": (2, ["inspect", "no.such.module:make"], ["no.such.module"]),
-        "ranks_without_sweep": (2, ["finetune", model, "--data", "d.npz", "--ranks", "4"], ["--ranks", "--variants"]),
-        "seeds_without_sweep": (2, ["finetune", model, "--data", "d.npz", "--seeds", "4"], ["--seeds", "--variants"]),
+        "ranks_without_sweep": (2, ["finetune", model, "--data", "d.npz", "--ranks", "4"], ["--ranks", "laurel sweep"]),
+        "seeds_without_sweep": (2, ["finetune", model, "--data", "d.npz", "--seeds", "4"], ["--seeds", "laurel sweep"]),
     }
 
 

@@ -257,7 +257,7 @@ def test_trained_tensors_are_those_of_the_file_when_nothing_was_trained(options)
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"output": None}, ModelError, "has 2 outputs: probabilities, features; choose one with --output"),
+        ({"output": None}, ModelError, "has 2 outputs: probabilities, features; choose one with --value"),
         ({"output": "feature"}, ModelError, "computes no value 'feature'.*Near names: features"),
         ({"loss": "hinge"}, ConfigError, "loss = 'hinge' is not valid: expected one of cross_entropy"),
         ({"metric": "f1"}, ConfigError, "metric = 'f1' is not valid"),

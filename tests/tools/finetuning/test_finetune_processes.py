@@ -28,7 +28,7 @@ def start(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
     def run(name, *flags, launcher=()):
-        options = ["--data", str(tmp_path / "train.npz"), "--validation", "0.2", "--output", "probabilities"]
+        options = ["--data", str(tmp_path / "train.npz"), "--validation", "0.2", "--value", "probabilities"]
         options += ["-o", str(tmp_path / f"{name}.onnx"), "--adapter", str(tmp_path / f"{name}.safetensors")]
         command = [sys.executable, *launcher, *COMMAND, str(tmp_path / "model.onnx"), *options, *flags]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,92 @@
+"""What ``--help`` shows, and the flags that every command knows."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import onnx
+import pytest
+import typer.main
+from models import token_net
+
+from laurel_graph.tools.cli import app
+from laurel_graph.tools.cli.help import EXAMPLES, SUMMARIES
+
+GROUP = typer.main.get_command(app)
+
+
+def laurel(*args):
+    """Runs the command in a process of its own and returns (exit code, stdout, stderr)."""
+    command = [sys.executable, "-m", "laurel_graph.tools.entry", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("help") / "m.onnx"
+    onnx.save(token_net(), path)
+    return path
+
+
+def help_of(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = GROUP.commands[name]
+    with command.make_context(name, [], resilient_parsing=True) as context:
+        return command.get_help(context)
+
+
+def test_help_lists_every_command_with_a_whole_summary(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with GROUP.make_context("laurel", [], resilient_parsing=True) as context:
+        text = GROUP.get_help(context)
+    assert set(GROUP.commands) == set(SUMMARIES) == set(EXAMPLES)
+    assert all(summary in text for summary in SUMMARIES.values())
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_help_of_a_command_fits_the_terminal_and_ends_in_examples_that_can_be_typed(name, monkeypatch):
+    text = help_of(name, monkeypatch)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.rstrip().endswith(EXAMPLES[name][-1])
+    flags = {flag for parameter in GROUP.commands[name].params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    typed = shlex.split("\n".join(EXAMPLES[name]).replace("\\\n", " "))
+    assert typed[:2] == ["laurel", name]
+    assert {word for word in typed if word.startswith("-")} <= flags
+
+
+def test_help_has_a_short_flag_and_groups():
+    code, out, _ = laurel("finetune", "-h")
+    headings = [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert code == 0
+    assert headings[:3] == ["Arguments:", "Data and aim:", "Text:"]
+
+
+def test_quiet_leaves_nothing_on_stderr_but_errors(model, tmp_path):
+    code, out, err = laurel("transform", model, "-o", tmp_path / "t.onnx", "--quiet")
+    assert code == 0 and out and not err
+    code, _, err = laurel("--quiet", "transform", model, "-o", model)
+    assert code == 2 and err.count("\n") == 1 and err.startswith("laurel: ")
+
+
+def test_transform_lets_a_flag_go_before_the_config(model, tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"variant": "rw+lr", "rank": 2}))
+    code, out, _ = laurel(
+        "transform", model, "-o", tmp_path / "t.onnx", "--config", config, "--variant", "lr", "--json"
+    )
+    sites = json.loads(out)["sites"]
+    assert code == 0 and {(site["variant"], site["rank"]) for site in sites} == {("lr", 2)}
+
+
+def test_finetune_says_so_when_the_output_is_no_name_of_a_file(model):
+    code, _, err = laurel("finetune", model, "--data", "d.npz", "--output", "logits")
+    assert code == 2 and "--value logits" in err
+
+
+@pytest.mark.parametrize(("name", "words"), [("w.safetensors", "lg.export_onnx"), ("w.gguf", "transformers")])
+def test_inspect_says_how_to_get_an_onnx_file_when_it_is_given_another(name, words, tmp_path):
+    (tmp_path / name).write_bytes(b"\x88nothing of ONNX")
+    code, _, err = laurel("inspect", tmp_path / name)
+    assert code == 2 and words in err

@@ -1,0 +1,103 @@
+"""What ``--help`` shows: a summary that fits one line, options in groups, examples to copy."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import click
+from typer.core import TyperCommand
+
+SUMMARIES = {
+    "inspect": "List every add: a residual connection, or why it is none.",
+    "transform": "Put LAuReL in the place of the residual connections.",
+    "finetune": "Train the LAuReL tensors, all else frozen.",
+    "sweep": "Train several variants, ranks and seeds; print a table.",
+    "apply": "Put a saved adapter into a transformed model.",
+    "remove": "Give the original back, bit for bit.",
+    "verify": "Hold two models against each other, site by site.",
+    "deploy": "Fold and fuse for serving; verified before it is written.",
+    "run": "Run any passes in a row.",
+    "passes": "List the passes that `laurel run` knows.",
+    "bench": "Measure latency, load time and memory, paired.",
+    "report": "Write a page that shows what was learned.",
+    "doctor": "Print versions, the kernels, and what is missing.",
+}
+"""One line each in ``laurel --help``: at most 63 characters, what is left of 80."""
+
+EXAMPLES = {
+    "inspect": (
+        "laurel inspect model.onnx",
+        "laurel inspect model.onnx --only residual --json",
+        "laurel inspect model.onnx --why /layer1/Add",
+    ),
+    "transform": (
+        "laurel transform model.onnx -o model.laurel.onnx",
+        "laurel transform model.onnx -o out.onnx --variant rw+lr+pa --rank 8",
+        "laurel transform model.onnx -o out.onnx --override 'layer4.*=off'",
+    ),
+    "finetune": (
+        "laurel finetune model.laurel.onnx --data train.npz -o tuned.onnx",
+        "laurel finetune model.laurel.onnx --data train.npz --validation 0.2 \\",
+        "    --loss cross_entropy --adapter tuned.safetensors -o tuned.onnx",
+        "laurel finetune folder --data notes.txt --loss causal_lm -o tuned",
+    ),
+    "sweep": (
+        "laurel sweep model.onnx --data train.npz --validation 0.2 --variants rw,lr",
+        "laurel sweep model.onnx --data train.npz --validation 0.2 \\",
+        "    --variants rw+lr --ranks 4,16 --seeds 0,1,2",
+    ),
+    "apply": (
+        "laurel apply model.laurel.onnx tuned.safetensors -o tuned.onnx",
+        "laurel apply folder tuned.safetensors -o tuned --match place",
+    ),
+    "remove": ("laurel remove model.laurel.onnx -o original.onnx",),
+    "verify": (
+        "laurel verify tuned.onnx served.onnx",
+        "laurel verify tuned.onnx served.onnx --data samples.npz",
+        "laurel verify model.onnx model.laurel.onnx --no-optimize",
+    ),
+    "deploy": (
+        "laurel deploy tuned.onnx -o served.onnx",
+        "laurel deploy tuned.onnx -o served.onnx --portable",
+        "laurel deploy tuned.onnx -o served.onnx --data samples.npz",
+    ),
+    "run": (
+        "laurel run model.onnx -o out.onnx --pass insert:variant=rw+lr,rank=8",
+        "laurel run tuned.onnx -o out.onnx --pass fold --pass fuse --pass verify",
+        "laurel run model.onnx -o out.onnx --pass my_module:my_pass --trace steps",
+    ),
+    "passes": ("laurel passes",),
+    "bench": (
+        "laurel bench served.onnx --against model.onnx",
+        "laurel bench served.onnx --against model.onnx --threads 1 --cpu-time",
+    ),
+    "report": ("laurel report tuned.onnx -o page.html",),
+    "doctor": ("laurel doctor", "laurel doctor folder"),
+}
+"""Two or three a command, as a person would type them."""
+
+
+_ORDER = ("Arguments", "Data and aim", "Text", "What trains", "Training", "Files", "Options")
+
+
+class Command(TyperCommand):
+    """A command whose help shows its options by panel, and its examples as they are."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes arguments and options, each group under its own heading."""
+        groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                groups[getattr(parameter, "rich_help_panel", None) or heading].append(record)
+        for heading in sorted(groups, key=_ORDER.index):
+            with formatter.section(heading):
+                formatter.write_dl(groups[heading])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the examples, line by line."""
+        examples = EXAMPLES.get(self.name or "", ())
+        if examples:
+            formatter.write_paragraph()
+            formatter.write("Examples:\n" + "".join(f"  {line}\n" for line in examples))
