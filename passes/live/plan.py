@@ -18,6 +18,7 @@ from laurel_graph.passes.select import Selection, select
 
 from .bytecode import Node
 from .capture import Event, Path, Seen
+from .homes import home_of
 from .joins import Entry, Point
 from .watch import code_of
 
@@ -48,9 +49,13 @@ class BlockPlan:
         residuals: name of a submodule to the plan of its site.
         sites: all sites that its code holds.
         handed: the calls that hand on a function instead of calling it.
+        home: the module that gets the residuals.
+        prefix: how their names begin there.
     """
 
     block: nn.Module
+    home: nn.Module
+    prefix: str = "laurel_"
     handed: Collection[tuple[str, int]] = ()
     paths: list[Path] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
@@ -277,7 +282,10 @@ class Planner:
 
     def _block(self, blocks: dict[int, BlockPlan], event: Event) -> BlockPlan:
         assert event.block is not None  # such joins are lost
-        block = blocks.setdefault(id(event.block), BlockPlan(event.block, self.seen.handed))
+        block = blocks.get(id(event.block))
+        if block is None:
+            home, prefix = home_of(event.block, self.seen.model)
+            block = blocks[id(event.block)] = BlockPlan(event.block, home, prefix, self.seen.handed)
         if event.path not in block.paths:
             block.paths.append(event.path)
         return block
@@ -286,8 +294,8 @@ class Planner:
 def _free(plan: BlockPlan) -> str:
     """A name for a residual that nothing in the block has."""
     for number in count():
-        name = f"laurel_{number}"
-        if name not in plan.residuals and not hasattr(plan.block, name):
+        name = f"{plan.prefix}{number}"
+        if name not in plan.residuals and not hasattr(plan.home, name):
             return name
     raise AssertionError("unreachable")
 
