@@ -86,6 +86,11 @@ class State:
         """Activations are neither copied nor written."""
         return {"mode": self.mode, "values": {}, "hits": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A mode that was read from a file is the very string that it is compared with."""
+        self.__dict__.update(state)
+        self.mode = next(mode for mode in (ON, OFF, CHECK) if mode == state["mode"])
+
 
 class Block:
     """What a block knows of its joins: the attribute :data:`ATTRIBUTE`.

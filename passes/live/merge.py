@@ -206,9 +206,10 @@ def _keeps_features(node: fx.Node) -> bool:
     """Tells whether the last axis stays what it is, row by row."""
     if node.target in _SAME:
         return True
-    shapes = [getattr(n.meta.get("val"), "shape", None) for n in (node, node.args[0]) if isinstance(n, fx.Node)]
-    view = node.target in (_ATEN.view.default, _ATEN.reshape.default)
-    return view and all(shapes) and shapes[0][-1] == shapes[1][-1]
+    if node.target not in (_ATEN.view.default, _ATEN.reshape.default):
+        return False
+    shapes = [n.meta["val"].shape for n in (node, node.args[0]) if isinstance(n, fx.Node) and "val" in n.meta]
+    return len(shapes) == 2 and all(shapes) and shapes[0][-1] == shapes[1][-1]
 
 
 def _weights(node: fx.Node, residual: LaurelResidual, moved: bool, model: nn.Module, record: Record) -> _Target | str:

@@ -43,7 +43,8 @@ class Family:
         """Returns a new model with random weights."""
         import transformers
 
-        transformers.logging.set_verbosity_error()
+        quiet: Any = transformers.logging.set_verbosity_error
+        quiet()
         return getattr(transformers, self.model)(getattr(transformers, self.config)(**self.values))
 
     def inputs(self, rows: int = 2, length: int = 7) -> dict[str, torch.Tensor]:
