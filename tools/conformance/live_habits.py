@@ -223,18 +223,23 @@ def _forget_compiled() -> None:
     forget()
 
 
+def _whole(model: nn.Module) -> Callable[..., Any]:
+    whole: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    return whole  # type: ignore[no-any-return]
+
+
 def compiled(case: Case) -> None:
     """torch.compile(fullgraph=True) computes the same; held against the base, which may not compile itself."""
     named = {**case.inputs, **({"use_cache": False} if case.family.prompt() else {})}
     _forget_compiled()
     try:
         with torch.no_grad():
-            torch.compile(copy.deepcopy(case.base), fullgraph=True, backend="aot_eager")(**named)
+            _whole(copy.deepcopy(case.base))(**named)
     except Exception as error:
         raise NoSuchHabit from error
     _forget_compiled()
     with torch.no_grad():
-        found = torch.compile(case.fresh(), fullgraph=True, backend="aot_eager")(**named).logits
+        found = _whole(case.fresh())(**named).logits
     _close(found, _output(case.model, case.inputs))
 
 
