@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         set_adapter,
     )
     from laurel_graph.passes.live.attach import attach, detach, disabled
+    from laurel_graph.passes.live.merge import merge
     from laurel_graph.passes.pipeline import inspect, remove, transform
     from laurel_graph.passes.rewrite.export import export_onnx
     from laurel_graph.passes.verify import verify
@@ -56,6 +57,7 @@ _HOMES = {
     "detach": "passes.live.attach",
     "disabled": "passes.live.attach",
     "load_adapter": "passes.live.adapters",
+    "merge": "passes.live.merge",
     "print_trainable_parameters": "passes.live.adapters",
     "save_adapter": "passes.live.adapters",
     "set_adapter": "passes.live.adapters",
@@ -94,6 +96,7 @@ __all__ = [
     "inspect",
     "library_path",
     "load_adapter",
+    "merge",
     "parameter_groups",
     "print_trainable_parameters",
     "remove",

@@ -200,6 +200,60 @@ class Encoder(nn.Module):
         return self.layers(x).mean(1)
 
 
+class Chain(nn.Sequential):
+    """Goes through its submodules: one more would run as one of them."""
+
+    def __init__(self):
+        super().__init__(branch(), branch())
+
+    def forward(self, x):
+        for layer in self:
+            x = x + layer(x)
+        return x
+
+
+class Children(nn.Module):
+    """Holds such a chain, and a block that goes through its children in a method of its own."""
+
+    class Inner(Base):
+        def run(self, y):
+            for layer in self.children():
+                y = layer(y)
+            return y
+
+        def forward(self, x):
+            return x + self.run(x)
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = Chain(), Children.Inner()
+
+    def forward(self, x):
+        return self.two(self.one(x))
+
+
+class SharedActivation(nn.Module):
+    """One activation object at two places: torch.export runs such a model through stand-ins."""
+
+    class Inner(Base):
+        def __init__(self, act):
+            super().__init__()
+            self.act = act
+
+        def forward(self, x):
+            return x + self.f(self.act(x))
+
+    def __init__(self):
+        super().__init__()
+        act = nn.GELU()
+        self.blocks = nn.ModuleList(SharedActivation.Inner(act) for _ in range(2))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
 def without_source():
     """A class whose source nobody has, as one typed into a prompt."""
     made = {}
@@ -230,4 +284,7 @@ FORMS = {
     "shared": (Shared, 2),
     "encoder": (Encoder, 4),
     "without source": (without_source, 1),
+    "chain": (Chain, 2),
+    "children": (Children, 3),
+    "shared activation": (SharedActivation, 2),
 }

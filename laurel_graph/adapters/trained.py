@@ -59,6 +59,8 @@ def trained_tensors(module: nn.Module) -> dict[str, Array]:
 def _array(tensor: Tensor) -> Array:
     import torch
 
-    value = tensor.detach().cpu()
+    from laurel_graph.torch_residual.sharded import whole
+
+    value = whole(tensor.detach()).cpu()
     array: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     return array

@@ -54,6 +54,7 @@ def file_digests(model: ModelProto, base_dir: str | Path) -> dict[str, str]:
 def module_digests(module: nn.Module) -> dict[str, str]:
     """Returns kind to digest of a module's base: its frozen weights, or the file it was imported from."""
     from ..torch_residual.import_record import import_record
+    from ..torch_residual.sharded import whole
     from .from_torch import base_weights
 
     record = import_record(module)
@@ -61,7 +62,7 @@ def module_digests(module: nn.Module) -> dict[str, str]:
         return dict(record.digests)
     digests = []
     for p in base_weights(module).values():
-        flat = p.detach().flatten()
+        flat = whole(p.detach()).flatten()
         ends = (end.double().cpu().numpy().tobytes() for end in (flat[:1024], flat[-1024:]))
         digests.append(hashlib.sha256(b"".join((repr(tuple(p.shape)).encode(), *ends))).hexdigest())
     return {"torch": hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()} if digests else {}

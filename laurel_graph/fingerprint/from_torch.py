@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..torch_residual.module import LaurelResidual
+from ..torch_residual.sharded import whole
 from .depth import Step, depths
 from .sketch import DTYPES, Array, Fingerprint, Sketch, grid, sketch, squeezed
 
@@ -62,7 +63,7 @@ def _sketch(name: str, weight: Tensor) -> Sketch | None:
 
 def _sample(weight: Tensor) -> Array:
     dims = squeezed(weight.shape)
-    value = weight.detach().reshape(dims)
+    value = whole(weight.detach()).reshape(dims)
     for axis, places in enumerate(grid(dims)):
         if len(places) < dims[axis]:
             value = value.index_select(axis, torch.from_numpy(places).to(value.device))

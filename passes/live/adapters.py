@@ -20,6 +20,7 @@ from laurel_graph.adapters.file import to_bytes
 from laurel_graph.errors import AdapterError, ModelError, near
 from laurel_graph.passes.read_fx.prepare import example_inputs
 from laurel_graph.torch_residual.module import laurel_modules, trainable_parameters
+from laurel_graph.torch_residual.sharded import whole
 
 from .attach import attached, inputs_of
 from .record import RECORD, Record, put_in, records, take_out, undo
@@ -31,7 +32,8 @@ ADAPTER_FILE = "laurel_adapter.safetensors"
 def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
     """Writes the LAuReL tensors of *model* to *path* (safetensors), aside and renamed; returns the path.
 
-    Of an attached model it is the adapter that is active, with the modules of ``modules_to_save``.
+    Of an attached model it is the adapter that is active, with the modules of ``modules_to_save``. Where parameters are
+    sharded (``fully_shard``), every process has to call it.
 
     Args:
         model: an attached, rewritten or imported module (or any module that holds one, as peft's do), or a transformed
@@ -204,7 +206,7 @@ def _load_beside(holder: nn.Module, record: Record, path: Path, file: File, chec
 
 
 def _stored(parameter: torch.Tensor) -> tuple[str, Any]:
-    value = parameter.detach().cpu()
+    value = whole(parameter.detach()).cpu()
     dtype = str(value.dtype).removeprefix("torch.")
     return dtype, (value.float() if dtype == "bfloat16" else value).numpy()
 

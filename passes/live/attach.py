@@ -229,6 +229,10 @@ def _refuse_other(model: object) -> None:
             f"{type(model).__name__} is compiled or traced already: attach to the nn.Module that it was made from "
             "(lg.transform takes GraphModules)."
         )
+    if any(hasattr(module, "_get_fsdp_state") for module in model.modules()):
+        raise ModelError(
+            f"{type(model).__name__} is sharded already: attach to the whole model, then call fully_shard on it."
+        )
     if any(isinstance(module, LaurelResidual) for module in model.modules()):
         raise RewriteError(
             f"{type(model).__name__} holds LAuReL residuals already: detach them first, or load another set beside "

@@ -63,12 +63,14 @@ class Seen:
     """The graph of a model and what its adds were in the model's code.
 
     Attributes:
+        model: the model.
         module: the graph; names in *view* are those of its nodes.
         events: name of an add's node to its execution.
         order: all executions of adds in order, those that are no node of the graph too.
         handed: the calls that hand a function on to what calls it, as checkpointing does.
     """
 
+    model: nn.Module
     module: fx.GraphModule
     view: GraphView
     events: dict[str, Event]
@@ -78,9 +80,13 @@ class Seen:
 
 
 class _Recorder:
-    """Notes every add that runs."""
+    """Notes every add that runs in a module of *model*.
 
-    def __init__(self) -> None:
+    torch.export may run a module through a stand-in, another object with the module's own attributes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = {id(vars(module)): module for module in model.modules()}
         self.events: list[Event] = []
         self.handed: set[tuple[str, int]] = set()
         self._calls: dict[types.FrameType, int] = {}  # holds the frames, so that each is another object
@@ -100,6 +106,7 @@ class _Recorder:
         if block is None or not stack:
             self.events.append(Event(None, (), (), -1, "call"))
             return len(self.events) - 1
+        block = self.modules.get(id(vars(block)), block)
         call = self._calls.setdefault(stack[-1], len(self._calls))
         self.handed |= {place_of(outer) for inner, outer in pairwise(stack) if inner.f_back is not outer}
         names = tuple(frame.f_code.co_qualname for frame in reversed(stack))
@@ -173,7 +180,7 @@ def look(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
         ModelError: neither route works; names the line that stopped it.
     """
     name = type(model).__name__
-    recorder = _Recorder()
+    recorder = _Recorder(model)
     check_paths(module_paths(model), name)
     with set_mode(model), unchanged(model), plain_forward(model), torch.no_grad():
         if not args and not kwargs:
@@ -187,7 +194,7 @@ def look(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
                 f"{stopped_at(error, model)}. Give inputs that it takes (args=, kwargs=), and mend a line that decides "
                 "on the values of a tensor, or attach to the part of the model that holds the residual connections."
             ) from error
-    return _seen(module, recorder, name, [])
+    return _seen(model, module, recorder, [])
 
 
 def _symbolic(model: nn.Module, recorder: _Recorder) -> Seen:
@@ -200,15 +207,15 @@ def _symbolic(model: nn.Module, recorder: _Recorder) -> Seen:
             f"{name} cannot be traced without example inputs (torch.fx.symbolic_trace stopped at "
             f"{stopped_at(error, model)}). Give them: args=, kwargs=."
         ) from error
-    return _seen(module, recorder, name, add_shapes(module, (), {}))
+    return _seen(model, module, recorder, add_shapes(module, (), {}))
 
 
-def _seen(module: fx.GraphModule, recorder: _Recorder, name: str, notes: list[str]) -> Seen:
+def _seen(model: nn.Module, module: fx.GraphModule, recorder: _Recorder, notes: list[str]) -> Seen:
     _plain_adds(module)
-    view = fx_view(module, name)
+    view = fx_view(module, type(model).__name__)
     view.notes.extend(notes)
     events = {node.name: recorder.events[node.meta[_EVENT]] for node in module.graph.nodes if _EVENT in node.meta}
-    return Seen(module, view, events, recorder.events, recorder.handed, notes)
+    return Seen(model, module, view, events, recorder.events, recorder.handed, notes)
 
 
 @contextmanager

@@ -86,6 +86,11 @@ class State:
         """Activations are neither copied nor written."""
         return {"mode": self.mode, "values": {}, "hits": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A mode that was read from a file is the very string that it is compared with."""
+        self.__dict__.update(state)
+        self.mode = next(mode for mode in (ON, OFF, CHECK) if mode == state["mode"])
+
 
 class Block:
     """What a block knows of its joins: the attribute :data:`ATTRIBUTE`.
@@ -93,11 +98,12 @@ class Block:
     Attributes:
         points: its adds.
         state: what all blocks share.
+        home: the module that holds its residuals; ``None`` where it does so itself.
         quick: the entry of each add that always is one plain residual.
     """
 
-    def __init__(self, points: tuple[Point, ...], state: State) -> None:
-        self.points, self.state = points, state
+    def __init__(self, points: tuple[Point, ...], state: State, home: nn.Module | None = None) -> None:
+        self.points, self.state, self.home = points, state, home
         self.quick = tuple(point.plain for point in points)
 
 
@@ -117,7 +123,7 @@ class Call:
         entry = live.quick[number]
         if entry is not None and live.state.mode is ON and live.state.hits is None:
             skip, branch = (right, left) if entry.swapped else (left, right)
-            residual = self.block._modules.get(entry.name)
+            residual = (self.block if live.home is None else live.home)._modules.get(entry.name)
             if type(residual) is LaurelResidual and not _observed(residual):
                 y = quick_sum(residual, skip, branch)
                 if y is not None:
@@ -199,7 +205,7 @@ class Call:
         state = self.live.state
         if entry.slot >= 0:
             keep(state, entry.slot, skip)
-        residual = self.block._modules.get(entry.name)
+        residual = (self.block if self.live.home is None else self.live.home)._modules.get(entry.name)
         if residual is None:
             return left + right if alpha == 1 else torch.add(left, right, alpha=alpha)
         if skip.shape != branch.shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,9 +50,13 @@ class BlockPlan:
         residuals: name of a submodule to the plan of its site.
         sites: all sites that its code holds.
         handed: the calls that hand on a function instead of calling it.
+        home: the module that gets the residuals.
+        prefix: how their names begin there.
     """
 
     block: nn.Module
+    home: nn.Module
+    prefix: str = "laurel_"
     handed: Collection[tuple[str, int]] = ()
     paths: list[Path] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
@@ -277,7 +283,10 @@ class Planner:
 
     def _block(self, blocks: dict[int, BlockPlan], event: Event) -> BlockPlan:
         assert event.block is not None  # such joins are lost
-        block = blocks.setdefault(id(event.block), BlockPlan(event.block, self.seen.handed))
+        block = blocks.get(id(event.block))
+        if block is None:
+            home, prefix = home_of(event.block, self.seen.model)
+            block = blocks[id(event.block)] = BlockPlan(event.block, home, prefix, self.seen.handed)
         if event.path not in block.paths:
             block.paths.append(event.path)
         return block
@@ -286,8 +295,8 @@ class Planner:
 def _free(plan: BlockPlan) -> str:
     """A name for a residual that nothing in the block has."""
     for number in count():
-        name = f"laurel_{number}"
-        if name not in plan.residuals and not hasattr(plan.block, name):
+        name = f"{plan.prefix}{number}"
+        if name not in plan.residuals and not hasattr(plan.home, name):
             return name
     raise AssertionError("unreachable")
 
@@ -306,3 +315,55 @@ def _origin(node: fx.Node) -> fx.Node:
     while node.all_input_nodes and is_in_place(node):
         node = node.all_input_nodes[0]
     return node
+
+
+# Where residuals live ------------------------------------------------------------------------------------------------
+
+_ITERATED = frozenset(("children", "named_children", "modules", "named_modules", "_modules"))
+
+
+def home_of(block: nn.Module, model: nn.Module) -> tuple[nn.Module, str]:
+    """Returns the module that gets the residuals of *block*, and how their names begin there.
+
+    A block that goes through its submodules, as a subclass of ``nn.Sequential`` does, would run a residual as one of
+    them. So its residuals go to the nearest module above that does not, and where there is none to a layer inside.
+    """
+    if not goes_through_children(block):
+        return block, "laurel_"
+    path = next(path for path, module in model.named_modules() if module is block)
+    steps = path.split(".") if path else []
+    for length in range(len(steps) - 1, -1, -1):
+        above = model.get_submodule(".".join(steps[:length]))
+        if not goes_through_children(above):
+            return above, f"laurel_{'_'.join(steps[length:])}_"
+    inside = (m for m in block.modules() if m is not block and type(m).__module__.startswith("torch.nn."))
+    leaf = next((m for m in inside if not any(True for _ in m.children()) and not isinstance(m, _CONTAINERS)), None)
+    return (block, "laurel_") if leaf is None else (leaf, "laurel_")
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def goes_through_children(block: nn.Module) -> bool:
+    """Tells whether the forward of *block* may run every submodule that it has."""
+    if isinstance(block, _CONTAINERS):
+        return True
+    return any(_ITERATED & set(code.co_names) for code in _codes(type(block)))
+
+
+def _codes(kind: type[nn.Module]) -> Iterator[types.CodeType]:
+    """Yields the code of ``forward`` and of the methods of its class that it may call."""
+    todo = ["forward"]
+    seen = set(vars(nn.Module)) - {"forward"}
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        function = inspect.unwrap(getattr(kind, name, None))  # type: ignore[arg-type]
+        codes = [function.__code__] if isinstance(function, types.FunctionType) else []
+        while codes:
+            code = codes.pop()
+            yield code
+            codes += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+            todo += code.co_names

@@ -30,7 +30,8 @@ class Part:
         own: its class.
         recipe: what makes its live class.
         points: what its adds stand for.
-        residuals: its new submodules by name.
+        residuals: the new submodules by name.
+        home: the module that gets them: the block itself, unless its code runs whatever submodules it has.
     """
 
     block: nn.Module
@@ -38,6 +39,7 @@ class Part:
     recipe: Recipe
     points: tuple[Point, ...]
     residuals: dict[str, LaurelResidual]
+    home: nn.Module
 
 
 @dataclass
@@ -109,7 +111,7 @@ def part_of(plan: BlockPlan, residuals: dict[str, LaurelResidual]) -> tuple[Part
         live_class(own, recipe)
     except UnrewritableError as error:
         way, recipe = f"{WATCHED}: {error}", _watching(plan)
-    return Part(plan.block, own, recipe, tuple(plan.points), residuals), way
+    return Part(plan.block, own, recipe, tuple(plan.points), residuals, plan.home), way
 
 
 def watch(record: Record, plan: BlockPlan) -> None:
@@ -142,9 +144,9 @@ def put_in(model: nn.Module, record: Record) -> None:
         _own_forward(block, record)
         device, dtype = place_of(block, model)
         for name, residual in part.residuals.items():
-            block.add_module(name, residual.to(device, dtype).train(block.training))
+            part.home.add_module(name, residual.to(device, dtype).train(block.training))
             residual.requires_grad_(True)
-        block.__dict__[ATTRIBUTE] = Block(part.points, record.state)
+        block.__dict__[ATTRIBUTE] = Block(part.points, record.state, None if part.home is block else part.home)
         block.__class__ = live_class(part.own, part.recipe)
         _avoid_fast_paths(model, block, record)
     if adapter.has_memory and forget not in model._forward_pre_hooks.values():
@@ -179,7 +181,7 @@ def take_out(model: nn.Module, record: Record, *, learned: bool = False) -> None
         block.__class__ = part.own
         block.__dict__.pop(ATTRIBUTE, None)
         for name in part.residuals:
-            block._modules.pop(name, None)
+            part.home._modules.pop(name, None)
         if getattr(vars(block).get("forward"), "__func__", None) is live.forward:  # laid on the object meanwhile
             del vars(block)["forward"]
     for module, name, value in reversed(record.attributes):
