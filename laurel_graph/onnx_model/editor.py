@@ -297,13 +297,7 @@ class GraphEditor:
             self._consumers[name].append(node)
 
     def set_outputs(self, node: onnx.NodeProto, names: list[str]) -> None:
-        """Gives *node* other outputs; readers of the old ones stay where they are.
-
-        An output that nobody asks for is "", and is left out at the end: onnx.reference takes one that is named "" for
-        every optional input that is not given.
-        """
-        while names and not names[-1]:
-            names = names[:-1]
+        """Gives *node* other outputs; readers of the old ones stay where they are."""
         for name in node.output:
             if self.producer.get(name) is node:
                 del self.producer[name]

@@ -184,7 +184,7 @@ class _Builder:
         if op == "ConvTranspose":
             more["axis"] = 1
         if role in (Role.CONV, Role.POOL):
-            more["strided"] = any(s > 1 for s in _attribute(node, "strides", ()))
+            more["strided"] = any(s > 1 for s in attribute_of(node, "strides", ()))
         if role is Role.CONV:
             more["quantised"] = op == "QLinearConv"
             more["axis"] = -1 if op.startswith("Nhwc") else 1
@@ -239,7 +239,7 @@ class _Builder:
             **more,
             width=self.width(node),
             axis=1,
-            strided=any(s > 1 for s in _attribute(node, "strides", ())),
+            strided=any(s > 1 for s in attribute_of(node, "strides", ())),
         )
         if addend := at(node.input, form.addends[0]):
             if not form.comes_apart:

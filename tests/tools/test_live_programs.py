@@ -7,7 +7,7 @@ pytest.importorskip("peft")
 
 from laurel_graph.tools.conformance import live_habits
 from laurel_graph.tools.zoo import live
-from laurel_graph.tools.zoo.detection import read_zoo
+from laurel_graph.tools.zoo.architectures import read_zoo
 
 FAST = ("labels", "lengths", "deepcopy", "torch.save", "bf16", "from_pretrained", "dropout")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,7 +63,7 @@ def transform(
         check_folder(output, inputs=(config, model))
     else:
         check_outputs(output, inputs=(config, *source_files(model)))
-    flags = {
+    flags: dict[str, Any] = {
         "variant": variant,
         "rank": rank,
         "weights": weights,

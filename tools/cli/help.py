@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
-import click
 from typer.core import TyperCommand
 
 SUMMARIES = {
@@ -83,7 +83,7 @@ _ORDER = ("Arguments", "Data and aim", "Text", "What trains", "Training", "Files
 class Command(TyperCommand):
     """A command whose help shows its options by panel, and its examples as they are."""
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes arguments and options, each group under its own heading."""
         groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for parameter in self.get_params(ctx):
@@ -95,7 +95,7 @@ class Command(TyperCommand):
             with formatter.section(heading):
                 formatter.write_dl(groups[heading])
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Writes the examples, line by line."""
         examples = EXAMPLES.get(self.name or "", ())
         if examples:

@@ -23,7 +23,8 @@ from torch import nn
 
 import laurel_graph as lg
 from laurel_graph.tools.console import note, print_json, print_table
-from laurel_graph.tools.zoo.detection import is_wanted, one_line, silence
+from laurel_graph.tools.zoo.architectures import silence
+from laurel_graph.tools.zoo.detection import is_wanted, one_line
 
 from .live_families import FAMILIES, Family
 

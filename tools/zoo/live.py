@@ -21,7 +21,8 @@ from laurel_graph.passes.detect.rule import detect
 from laurel_graph.passes.live.attach import AttachReport, attach, detach
 from laurel_graph.tools.console import note, print_json, print_table
 
-from .detection import ZOO, Entry, Specimen, is_wanted, one_line, read_zoo, silence
+from .architectures import ZOO, Entry, Specimen, read_zoo, silence
+from .detection import is_wanted, one_line
 
 
 @dataclass
