@@ -22,8 +22,9 @@ from .node import Node
 if TYPE_CHECKING:
     from pathlib import Path
 
-WEIGHT_TOLERANCE = 1e-2
-"""How far stored α and β may be from what the site's bounded form can express (16-bit files are rounded)."""
+WEIGHT_TOLERANCE = {"float16": 2**-7, "bfloat16": 1e-2}
+"""How far stored α and β may be from what the site's bounded form can express: some roundings of their type."""
+_WIDE_TOLERANCE = 2**-20
 
 
 class Selects(Protocol):
@@ -86,12 +87,13 @@ class LaurelSites:
     def _module(self, site: str) -> LaurelResidual:
         if site not in self.modules:
             spec = self.specs[site]
-            arrays = {
-                name: np.asarray(tensor_array(self.model, tensor_name(site, name), self.base_dir), np.float64)
+            stored = {
+                name: np.asarray(tensor_array(self.model, tensor_name(site, name), self.base_dir))
                 for name in spec.tensor_shapes()
             }
-            trained = unresolve(spec, arrays)
-            _check_weights(spec, arrays, trained)
+            with np.errstate(invalid="ignore"):  # of values beyond their bounds, which the check names
+                trained = unresolve(spec, {name: array.astype(np.float64) for name, array in stored.items()})
+            _check_weights(spec, stored, trained)
             dtype = torch.float64 if spec.dtype == "float64" else torch.float32
             module = LaurelResidual(spec, dtype=dtype)
             with torch.no_grad():
@@ -106,8 +108,14 @@ class LaurelSites:
 def _check_weights(spec: SiteSpec, stored: dict[str, np.ndarray], trained: dict[str, np.ndarray]) -> None:
     again = resolve(spec, trained)
     for name in ("alpha", "beta") if spec.has_rw else ():
-        if not np.allclose(again[name], stored[name], rtol=WEIGHT_TOLERANCE, atol=WEIGHT_TOLERANCE):
+        near = WEIGHT_TOLERANCE.get(stored[name].dtype.name, _WIDE_TOLERANCE)
+        if not np.allclose(again[name], stored[name].astype(np.float64), rtol=near, atol=near):
             raise ModelError(
-                f"Site {spec.site!r}: {name} = {stored[name]} cannot come from weights={spec.weights!r}, which gives "
-                f"{again[name]}. Was the file edited by hand? Transform the model again, with weights='free'."
+                f"Site {spec.site!r}: {name} = {_shown(stored[name])} cannot come from weights={spec.weights!r}, which "
+                f"gives {_shown(again[name])}. Was the file edited, or trained elsewhere? Transform the original with "
+                "weights='free', and put the values into that file."
             )
+
+
+def _shown(values: np.ndarray) -> str:
+    return np.array2string(np.asarray(values), threshold=8, edgeitems=2, precision=9)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from laurel_graph import import_onnx
 from laurel_graph.config import SiteSpec
-from laurel_graph.errors import OutputError, VerificationError
+from laurel_graph.errors import ModelError, OutputError, VerificationError
 from laurel_graph.formula import initial_parameters, resolve
 from laurel_graph.importer import check, write_back
 from laurel_graph.opset.functions import attach
@@ -70,6 +71,18 @@ def test_site_becomes_module_with_trained_tensors_when_file_is_transformed(name)
     module = assert_runs_like_runtime(model, feeds)
     assert list(laurel_modules(module)) == [spec.site]
     assert {n for n, _ in module.named_parameters()} == {tensor_name(spec.site, n) for n in spec.parameter_shapes()}
+
+
+@pytest.mark.parametrize("weights", ["softmax", "sigmoid"])
+def test_site_is_refused_when_its_weights_are_a_little_beyond_what_their_bound_can_express(weights):
+    spec = replace(SPECS["tokens"], weights=weights)
+    model, _ = transformed(spec)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(("alpha", "beta")):
+            value = {"softmax": numpy_helper.to_array(tensor) + np.float32(1e-4), "sigmoid": np.float32([2.0001])}
+            tensor.CopyFrom(numpy_helper.from_array(value[weights].reshape(tuple(tensor.dims)), tensor.name))
+    with pytest.raises(ModelError, match="weights='free'"):
+        import_onnx(model)
 
 
 def test_outer_add_shares_the_module_of_its_site_when_join_is_n_ary():
