@@ -21,34 +21,35 @@ _BESIDE_GATES = frozenset({*LAYOUT, Role.SLICE, Role.ADD, Role.SUB})
 
 @dataclass(slots=True)
 class Entries:
-    """The adds that each value enters without an activation on the way.
+    """The adds that each value enters without an activation on the way: what it is added to there, and the first such.
 
     Attributes:
         mapped: by a convolution or a linear map.
         plain: without one.
     """
 
-    mapped: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    plain: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    mapped: dict[int, dict[tuple[int, ...], int]] = field(default_factory=lambda: defaultdict(dict))
+    plain: dict[int, dict[tuple[int, ...], int]] = field(default_factory=lambda: defaultdict(dict))
 
-    def note(self, fork: int, chain: Chain, index: int) -> None:
-        """Notes that *fork* enters the add *index* by *chain*."""
-        if not chain.active:
-            (self.mapped if chain.maps else self.plain)[fork].add(index)
+    def note(self, inputs: tuple[int, ...], place: int, chain: list[tuple[int, Chain]], index: int) -> None:
+        """Notes that the forks on *chain* enter the add *index* of *inputs* by its operand number *place*."""
+        others = inputs[:place] + inputs[place + 1 :]
+        for fork, above in chain:
+            if not above.active:
+                (self.mapped if above.maps else self.plain)[fork].setdefault(others, index)
 
     def is_condition(self, fork: int, chain: Chain, facts: int, index: int) -> bool:
         """Tells whether *fork*, at the other end of *chain*, is a condition of many adds, of which *index* is one.
 
-        *facts* are those about the paths from it to the branch. A condition is added by a map in more than
-        :data:`MOST_ADDS` places, or it is added once more to what such an add has made of it; or it comes back by way
-        of another stream, to which it was added before.
+        *facts* are those about the paths from it to the branch. A condition is added by a map to more than
+        :data:`MOST_ADDS` values, or it is added once more to what such an add has made of it; or it comes back by way
+        of another stream, to which it was added before. To be added to one position embedding again and again is no
+        such thing.
         """
-        if chain.maps and len(self.mapped[fork]) > MOST_ADDS:
+        entered = self.mapped[fork] if chain.maps else self.plain[fork]
+        if len(entered) > MOST_ADDS and (chain.maps or facts & JOINED):
             return True
-        if not chain.maps and facts & JOINED and len(self.plain[fork]) > MOST_ADDS:
-            return True
-        earlier = (self.mapped if chain.maps else self.plain)[fork]
-        return not facts & HOME and any(add < index for add in earlier)
+        return not facts & HOME and any(add < index for add in entered.values())
 
 
 def feeds_gates(view: GraphView, index: int) -> bool:

@@ -80,10 +80,10 @@ def detect(view: GraphView) -> Detection:
             continue
         chains[index] = [list(forks(view, operand, on_chain)) for operand in vertex.inputs]
         end = outermost(view, index)
-        for chain in chains[index]:
-            for fork, above in chain:
+        for place, chain in enumerate(chains[index]):
+            for fork, _ in chain:
                 last[fork] = max(last.get(fork, -1), end)
-                entries.note(fork, above, index)
+            entries.note(vertex.inputs, place, chain, index)
     facts = Facts(view, last)
     joins = Joins(view, facts, entries, verdicts=early)
     facts.sweep(chains.keys(), lambda index: _skip_of(joins, chains[index], index))

@@ -177,6 +177,14 @@ def conditioned(m, x):
     return m.v(x) + m.d(torch.relu(m.c(x) + condition))
 
 
+def two_way(m, x):
+    keys, queries = m.q(x[:, :2]), m.k(x[:, 2:])
+    place = m.v(x[:, 2:]).sin()
+    queries = queries + m.a(m.attention(queries, keys + place))
+    keys = keys + m.b(m.attention(keys + place, queries))
+    return m.c(m.attention(queries, keys))
+
+
 def edges(m, x):
     edge, node = m.k(x[:, 2:]).relu(), m.q(x[:, :2])
     node = node + m.b(torch.relu(m.a(torch.relu(node.roll(1, 1) + m.c(edge)))))
@@ -234,6 +242,7 @@ RESIDUALS = {
     "super_resolution": (super_resolution, IMAGE, one + projected),
     "reversible": (reversible, TOKENS, one * 3),
     "conditioned": (conditioned, TOKENS, one + projected),
+    "two_way": (two_way, TOKENS, one * 2),
     "edges": (edges, TOKENS, one),
     "edges_as_they_are": (edges_as_they_are, TOKENS, one),
 }  # fmt: skip
