@@ -231,14 +231,18 @@ class _Extended:
         return {**sample, self.name: self.array[index]}
 
 
-def fit_to_inputs(data: Data, inputs: Sequence[InputSpec], suffix: str = "") -> None:
+def fit_to_inputs(data: Data, inputs: Sequence[InputSpec], suffix: str = "") -> list[str]:
     """Holds the arrays named ``input + suffix`` against the model's inputs; they come out in the model's types then.
+
+    Returns:
+        Sentences: bytes that a model takes as numbers, which are images of 0 to 255 more often than not.
 
     Raises:
         DataError: an input is missing, has another number of axes, another fixed size, sizes that contradict another
             input's, or values that its type cannot hold.
     """
     symbols: dict[str, tuple[str, int]] = {}
+    notes: list[str] = []
     for spec in inputs:
         name = spec.name + suffix
         sample = data.require(name, "model input")
@@ -250,15 +254,26 @@ def fit_to_inputs(data: Data, inputs: Sequence[InputSpec], suffix: str = "") -> 
                 "convert it first."
             )
         whole = data.values(name)
+        if sample.dtype == np.uint8 and _is_float(spec.dtype):
+            most = int((sample if whole is None else whole).max())
+            notes.append(
+                f"{data.source}: {name!r} holds whole numbers from 0 to {most} (uint8) and is used as it is; where the "
+                "model expects images of 0 to 1, or normalised ones, scale them in the data first."
+            )
         if spec.dtype.kind in "iu" and whole is not None and whole.dtype.kind in "iu":
             bounds = np.iinfo(spec.dtype)
             if whole.min() < bounds.min or whole.max() > bounds.max:
                 raise DataError(f"{data.source}: {name!r} has values outside the range of {spec.dtype}.")
         data.cast(name, spec.dtype)
+    return notes
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def _castable(found: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    if wanted.kind == "f" or wanted.name == "bfloat16":
+    if _is_float(wanted):
         return True
     if wanted.kind == "b":
         return found.kind == "b"

@@ -8,6 +8,7 @@ byte of the graph staying as it was. The result is then run on ONNX Runtime and 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from glob import escape
@@ -158,7 +159,8 @@ class _Run:
         self.pairs = bool(names) and all(name + ".2" in self.data.names for name in names)
         for data in filter(None, (self.data, self.validation)):
             for suffix in ("", ".2") if self.pairs else ("",):
-                fit_to_inputs(data, self.inputs, suffix)
+                for line in fit_to_inputs(data, self.inputs, suffix):
+                    warnings.warn(line, stacklevel=2)  # before the training, not behind it
         self.fixed_batch = onnx_task.fixed_batch(self.inputs)
         output = options.output
         if output is None and options.loss == "causal_lm":

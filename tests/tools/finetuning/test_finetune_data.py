@@ -105,7 +105,7 @@ def spec(shape, dtype="float32", name="x"):
 
 def test_arrays_come_in_the_model_types_when_they_fit():
     data = Data({"x": np.zeros((4, 3), np.float64), "ids": np.zeros((4, 5), np.int32)})
-    fit_to_inputs(data, [spec(("N", 3)), spec((None, "L"), "int64", "ids")])
+    assert fit_to_inputs(data, [spec(("N", 3)), spec((None, "L"), "int64", "ids")]) == []
     assert {name: str(array.dtype) for name, array in data.batch([0]).items()} == {"x": "float32", "ids": "int64"}
 
 
@@ -125,3 +125,10 @@ def test_arrays_come_in_the_model_types_when_they_fit():
 def test_arrays_are_refused_with_a_clear_sentence_when_they_do_not_fit(arrays, specs, words):
     with pytest.raises(DataError, match=words):
         fit_to_inputs(Data(arrays, "d.npz"), specs)
+
+
+def test_fit_says_so_when_a_model_of_floats_is_given_bytes():
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3) * 51
+    (line,) = fit_to_inputs(Data({"x": pixels}, "d.npz"), [spec(("N", 3))])
+    assert "'x'" in line and "255" in line and "scale" in line
+    assert fit_to_inputs(Data({"x": pixels}, "d.npz"), [spec(("N", 3), "int64")]) == []
