@@ -160,6 +160,8 @@ def transform(
         detection = replace(report.detection, model=str(model))
         return TransformResult(new.output, replace(report, detection=detection, notes=(*report.notes, *new.notes)))
     if _is_onnx(model):
+        if isinstance(args, (str, Path)):
+            raise OutputError(f"the file to write is output=: lg.transform(model, config, output={str(args)!r}).")
         result, made = _run_on_onnx(placing(config, adapter_inputs, run, keep_fused), model, output)
         return TransformResult(made, _report(result))
     if output is not None:

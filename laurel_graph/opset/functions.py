@@ -290,7 +290,7 @@ def _even_out(model: ModelProto) -> None:
         while node.output and not node.output[-1]:
             del node.output[-1]
         wanted[node.op_type] = max(wanted.get(node.op_type, 0), len(node.output))
-    short = [node for node in nodes if len(node.output) < wanted[node.op_type]]
+    short = [node for node in nodes if 0 < len(node.output) < wanted[node.op_type]]
     taken = set(_value_names(model)) if short else set()
     for node in short:
         name = f"{node.output[0]}_sum"
@@ -302,7 +302,8 @@ def _even_out(model: ModelProto) -> None:
 
 def _value_names(model: ModelProto) -> Iterator[str]:
     for graph in graphs_of(model.graph):
-        yield from (value.name for value in (*graph.input, *graph.output, *graph.initializer))
+        yield from (value.name for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
+        yield from (tensor.values.name for tensor in graph.sparse_initializer)
         for node in graph.node:
             yield from (*node.input, *node.output)
 

@@ -23,7 +23,7 @@ from laurel_graph.torch_residual.module import laurel_modules, trainable_paramet
 from laurel_graph.torch_residual.sharded import whole
 
 from .attach import attached, inputs_of
-from .record import RECORD, Record, put_in, records, take_out, undo
+from .record import RECORD, Record, put_in, records, refuse_merged, take_out, undo
 
 ADAPTER_FILE = "laurel_adapter.safetensors"
 """The adapter's file where a folder is named."""
@@ -46,6 +46,8 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
         OutputError: *path* cannot be written.
     """
     path = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)
+    if isinstance(model, nn.Module):
+        refuse_merged(model, "there is no adapter of its base to save")
     read = files_of(model)
     outputs.check_outputs(path, inputs=read)
     adapter = adapter_of(model)
@@ -89,6 +91,7 @@ def load_adapter(
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, found {type(model).__name__}; apply_adapter changes ONNX files.")
     path = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)
+    refuse_merged(model, "an adapter of its base does not fit it")
     found = _records(model)
     if not found and laurel_modules(model):
         if adapter is not None:

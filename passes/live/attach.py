@@ -24,7 +24,20 @@ from .check import traced
 from .joins import OFF, State
 from .plan import BlockPlan, Plan, Planner
 from .proof import Proof
-from .record import RECORD, Adapter, Part, Record, part_of, place_of, put_in, records, take_out, undo
+from .record import (
+    MERGED,
+    RECORD,
+    Adapter,
+    Part,
+    Record,
+    part_of,
+    place_of,
+    put_in,
+    records,
+    refuse_merged,
+    take_out,
+    undo,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class AttachReport(TransformReport):
 
 def attach(
     model: nn.Module,
-    config: LaurelConfig | None = None,
+    config: LaurelConfig | str | Mapping[str, Any] | None = None,
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -73,7 +86,7 @@ def attach(
 
     Args:
         model: any ``nn.Module`` whose forward is Python; its weights may be on the ``meta`` device.
-        config: what to put in; by default ``LaurelConfig()``.
+        config: what to put in, or its variant; by default ``LaurelConfig()``.
         args: example inputs: one tensor, a tuple of positional inputs, or a mapping of names. Nothing is computed with
             them. Hugging Face models need none.
         kwargs: example inputs by name.
@@ -87,14 +100,16 @@ def attach(
         ModelError: the model cannot be looked at, or is no live module.
         NoResidualError: nothing to rewrite was found; lists the nearest misses.
         SelectorError: a site selector, or a name of *modules_to_save*, matched nothing.
-        ConfigError: a rank does not fit a site.
+        ConfigError: a rank does not fit a site, or *config* is something else.
         RewriteError: LAuReL is there already, or the model would not compute what it did.
     """
+    config = LaurelConfig.of(config)
     _refuse_other(model)
-    config = config or LaurelConfig()
     saved = _saved(model, modules_to_save)
     values, named = example_inputs(model, args, kwargs)
-    return attached(model, lambda planner: planner.plan(config), config.to_json(), (values, named), saved, adapter)
+    report = attached(model, lambda planner: planner.plan(config), config.to_json(), (values, named), saved, adapter)
+    model.__dict__.pop(MERGED, None)  # a base of its own from now on
+    return report
 
 
 def attached(
@@ -196,9 +211,11 @@ def detach(model: nn.Module) -> nn.Module:
         *model*.
 
     Raises:
-        ModelError: nothing is attached.
+        ModelError: nothing is attached, or the model was merged.
     """
-    for holder, record in records(model, "detach"):
+    found = records(model, "detach")
+    refuse_merged(model, "detach would give back neither the base nor the tuned model")
+    for holder, record in found:
         undo(holder, record)
     return model
 
@@ -211,6 +228,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         ModelError: nothing is attached.
     """
     found = records(model, "disable")
+    refuse_merged(model, "its base cannot run")
     before = [record.state.mode for _, record in found]
     try:
         for _, record in found:

@@ -20,7 +20,7 @@ from laurel_graph.torch_residual.module import LaurelResidual
 from .attach import inputs_of
 from .capture import look
 from .plan import Planner
-from .record import Part, Record, put_in, records, take_out, undo
+from .record import MERGED, Part, Record, put_in, records, take_out, undo
 
 TOLERANCE = 2e-5
 """Largest difference of a merged model's values, as a share of the largest value."""
@@ -78,7 +78,8 @@ def merge(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
     and whose weights nothing else has. β, LR and PA stay in the residual, because everything that reads the stream
     would have to carry them. A residual with nothing left is taken out; with none left the model is detached.
 
-    The base's weights change: ``detach`` and ``disabled`` give the merged base afterwards.
+    The base's weights change, so what is left is neither the base nor an adapter of it: ``detach``, ``disabled``,
+    ``save_adapter`` and ``load_adapter`` refuse a merged model. Save it with its ``state_dict``.
 
     Args:
         model: an attached model with one adapter, of 32 or 64 bits.
@@ -118,6 +119,8 @@ def merge(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
         with _without(holder, record):
             changed.back()
         raise
+    if report.folded:
+        holder.__dict__[MERGED] = True
     with _without(holder, record):
         record.adapter.parts = [part for part in record.adapter.parts if _is_needed(part)]
     if not any(part.residuals for part in record.adapter.parts):

@@ -21,6 +21,10 @@ RECORD = f"{ATTRIBUTE}_record"
 """The attribute of an attached model that holds its :class:`Record`."""
 
 
+MERGED = f"{ATTRIBUTE}_merged"
+"""The attribute of a model whose weights have taken an α in."""
+
+
 @dataclass
 class Part:
     """What one adapter does to one block.
@@ -100,6 +104,20 @@ def records(model: nn.Module, what: str) -> list[tuple[nn.Module, Record]]:
     if not found:
         raise ModelError(f"{type(model).__name__} has no LAuReL attached, so there is nothing to {what}: attach first.")
     return found
+
+
+def refuse_merged(model: nn.Module, what: str) -> None:
+    """Makes sure that no weights of *model* have taken an α in: they are neither its base nor the tuned model alone.
+
+    Raises:
+        ModelError: ``lg.merge`` has folded something; *what* is what cannot be done any more.
+    """
+    if any(MERGED in module.__dict__ for module in model.modules()):
+        raise ModelError(
+            f"{type(model).__name__} was merged: part of what its residuals learned is in its own weights, so {what}. "
+            "Save the whole with its state_dict; for the base or the adapter alone make the model anew, or save the "
+            "adapter before merge."
+        )
 
 
 def part_of(plan: BlockPlan, residuals: dict[str, LaurelResidual]) -> tuple[Part, str]:

@@ -126,6 +126,9 @@ def bench(
         raise ModelError(f"threads, runs and batch must be at least 1, found {threads}, {runs} and {batch}.")
     given = ([against] if against is not None else []) + list(models)
     paths = [graph_path(model) for model in given]
+    for path in paths:
+        if not Path(path).is_file():
+            raise ModelError(f"no such file: {path}; expected an ONNX model.")
     feeds = _feeds(paths[0], data, batch, seed, sizes)
     times = latencies(paths, feeds, threads=threads, runs=runs, cpu_time=cpu_time)
     probes = fresh_processes(paths, feeds, threads, fresh)

@@ -6,7 +6,7 @@ from live_models import Base, Plain, Shared, Stack, inputs
 from torch import nn
 
 import laurel_graph as lg
-from laurel_graph.errors import ModelError, RewriteError
+from laurel_graph.errors import ConfigError, ModelError, RewriteError
 
 
 class Convolved(nn.Module):
@@ -137,3 +137,42 @@ def test_merge_is_refused_when_weights_would_be_rounded():
     model = attached(Plain).bfloat16()
     with pytest.raises(ModelError, match="16 bits"):
         lg.merge(model)
+
+
+def test_a_merged_model_is_neither_base_nor_adapter_when_asked_for_one(tmp_path):
+    model = attached(Plain)
+    lg.save_adapter(model, tmp_path / "good.safetensors")
+    assert lg.merge(model, inputs()).folded
+    merged = values(model)
+    with pytest.raises(ModelError, match="was merged"):
+        lg.save_adapter(model, tmp_path / "after.safetensors")
+    with pytest.raises(ModelError, match="was merged"):
+        lg.load_adapter(model, tmp_path / "good.safetensors")
+    with pytest.raises(ModelError, match="was merged"):
+        lg.detach(model)
+    with pytest.raises(ModelError, match="was merged"), lg.disabled(model):
+        pass
+    assert torch.equal(values(model), merged) and not (tmp_path / "after.safetensors").exists()
+
+
+def test_a_merged_model_is_a_base_of_its_own_when_nothing_was_left_and_it_is_attached_to_again(tmp_path):
+    torch.manual_seed(0)
+    model = Plain().eval()
+    config = lg.LaurelConfig(variant="rw", weights="free")
+    lg.attach(model, config, inputs())
+    with torch.no_grad():
+        model.laurel_0.alpha.fill_(1.5)
+    lg.save_adapter(model, tmp_path / "a.safetensors")
+    assert not lg.merge(model, inputs()).remains
+    with pytest.raises(ModelError, match="was merged"):
+        lg.load_adapter(model, tmp_path / "a.safetensors", inputs())
+    lg.attach(model, config, inputs())
+    lg.save_adapter(model, tmp_path / "b.safetensors")
+    lg.detach(model)
+
+
+@pytest.mark.parametrize("config", ["rw+lr", {"variant": "rw+lr"}])
+def test_attach_takes_what_transform_takes_for_a_config(config):
+    assert {plan.spec.variant for plan in lg.attach(Plain().eval(), config, inputs()).plans} == {"rw+lr"}
+    with pytest.raises(ConfigError, match="config"):
+        lg.attach(Plain().eval(), inputs(), config)
