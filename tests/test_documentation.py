@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from laurel_graph.variants import registry
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HIDDEN = 16
@@ -58,8 +60,18 @@ def run_shell(example):
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
 
 
+@pytest.fixture
+def known_terms():
+    """Variants that a page registers are gone behind it."""
+    before = dict(registry.TERMS)
+    yield
+    registry.TERMS.clear()
+    registry.TERMS.update(before)
+    registry.terms_of.cache_clear()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_blocks_of_a_page_run(page, tmp_path, monkeypatch):
+def test_blocks_of_a_page_run(page, tmp_path, monkeypatch, known_terms):
     sybil = pytest.importorskip("sybil")
     from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
@@ -135,9 +136,14 @@ def load_plugin(module: str) -> None:
 
 
 def plugins() -> tuple[str, ...]:
-    """Returns the modules that a process of our own has to import to know what this one knows."""
+    """Returns the modules that a process of our own has to import to know what this one knows.
+
+    A term that was typed in, into a session or run from a text, has none that could be imported.
+    """
     terms = (type(one).__module__ for name, one in TERMS.items() if name not in _OWN)
-    return tuple(module for module in dict.fromkeys((*_plugins, *terms)) if module != "__main__")
+    return tuple(
+        module for module in dict.fromkeys((*_plugins, *terms)) if module != "__main__" and module in sys.modules
+    )
 
 
 @cache

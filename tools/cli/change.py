@@ -15,7 +15,6 @@ from .arguments import Json, Model, OnnxModel, Output, Size, load_model, parse_s
 
 
 def transform(
-    context: typer.Context,
     model: Model,
     output: Output,
     variant: Annotated[str, typer.Option(help="rw, lr, pa, or several joined by +.")] = "rw+lr",
@@ -48,6 +47,7 @@ def transform(
         bool, typer.Option("--keep-fused", help="Leave sites alone whose add is hidden in an operator.")
     ] = False,
     json: Json = False,
+    context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
     """Replace the residual connections of MODEL by LAuReL residuals; same outputs at the start."""
     from laurel_graph.config import LaurelConfig
@@ -79,7 +79,7 @@ def transform(
     }
     if config is not None:
         typed = {"override": "overrides"}
-        given = {typed.get(name, name) for name in context.params if _is_typed(context, name)}
+        given = {typed.get(name, name) for name in context.params if _is_typed(context, name)} if context else set()
         read = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
         chosen = replace(read, **{name: value for name, value in flags.items() if name in given})
     else:
