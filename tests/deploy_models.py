@@ -13,6 +13,16 @@ from laurel_graph.opset.functions import attach, detach
 DEPLOY_TOLERANCE = 2e-5
 
 
+NET = """(float[batch,8] x0) => (float[batch,4] y)
+h = MatMul(x0, W1[8,16])
+r = Relu(h)
+f = MatMul(r, W2[16,8])
+j = Add(x0, f)
+y = MatMul(j, W3[8,4])
+"""
+"""One residual connection between matrix products, as text."""
+
+
 def laurel_model(text, opset=17, seed=0, dtype="float32", weights=None):
     """Returns a model from lines of ``out = Op <attributes> (inputs)``.
 

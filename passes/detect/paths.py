@@ -52,7 +52,7 @@ class Chain(NamedTuple):
     @property
     def projection(self) -> bool:
         """Whether it makes the skip a projection."""
-        return self.changed or bool(self.convs or self.linears)
+        return self.changed or bool(self.maps)
 
 
 _NOTHING = Chain()

@@ -184,7 +184,7 @@ class _Builder:
         if op == "ConvTranspose":
             more["axis"] = 1
         if role in (Role.CONV, Role.POOL):
-            more["strided"] = any(s > 1 for s in attribute_of(node, "strides", ()))
+            more["strided"] = _is_strided(node)
         if role is Role.CONV:
             more["quantised"] = op == "QLinearConv"
             more["axis"] = -1 if op.startswith("Nhwc") else 1
@@ -239,7 +239,7 @@ class _Builder:
             **more,
             width=self.width(node),
             axis=1,
-            strided=any(s > 1 for s in attribute_of(node, "strides", ())),
+            strided=_is_strided(node),
         )
         if addend := at(node.input, form.addends[0]):
             if not form.comes_apart:
@@ -462,3 +462,8 @@ def _origin(node: onnx.NodeProto) -> dict[str, Any]:
         for part in filter(None, node.name.split("/")[:-1]):
             scope = part if part.startswith(f"{scope}.") or not scope else f"{scope}.{part}"
     return {"scope": scope, "source": source}
+
+
+def _is_strided(node: onnx.NodeProto) -> bool:
+    """Tells whether a convolution's or pool's stride is more than one along some axis."""
+    return any(stride > 1 for stride in attribute_of(node, "strides", ()))

@@ -9,6 +9,7 @@ make of it. The file is a program, not data: the Python in it is run, so take no
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import importlib
 import io
@@ -69,6 +70,27 @@ def read_zoo(path: str | Path = ZOO) -> list[Entry]:
         return [Entry.of(name, item, data["preamble"]) for name, item in data["architectures"].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is not a zoo file: {error}. Expected keys preamble and architectures.") from error
+
+
+def arguments(program: str, text: str | None) -> argparse.ArgumentParser:
+    """Returns the command line that the programs over the zoo have in common; *text* says what *program* does."""
+    parser = argparse.ArgumentParser(prog=program, description=(text or "").split("\n")[0])
+    parser.add_argument("file", nargs="?", default=str(ZOO), help="zoo file (default: the one of the project)")
+    parser.add_argument("--only", default="*", help="names or globs of architectures, separated by commas")
+    parser.add_argument("--part", default="1/1", help="N/M: every M-th architecture from the N-th")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def chosen_entries(options: argparse.Namespace) -> list[Entry]:
+    """Returns the architectures of the file and the part that were asked for.
+
+    Raises:
+        ModelError: the file is none of a zoo.
+        ValueError: the part is not N/M.
+    """
+    number, parts = (int(v) for v in options.part.split("/"))
+    return read_zoo(options.file)[number - 1 :: parts]
 
 
 def _names(preamble: str, expressions: str) -> dict[str, Any]:

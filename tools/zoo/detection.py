@@ -7,7 +7,6 @@ What such a file holds, :mod:`.architectures` says.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from laurel_graph.graph_view import GraphView
 from laurel_graph.passes.detect.rule import detect
 from laurel_graph.tools.console import note, print_json, print_table
 
-from .architectures import ZOO, Entry, Specimen, read_zoo, silence
+from .architectures import Entry, Specimen, arguments, chosen_entries, silence
 from .kinds import KINDS
 
 
@@ -140,17 +139,12 @@ def totals(rows: Iterable[Row]) -> list[Total]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="zoo", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("file", nargs="?", default=str(ZOO), help="zoo file (default: the one of the project)")
+    parser = arguments("zoo", __doc__)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of graph")
-    parser.add_argument("--only", default="*", help="names or globs of architectures, separated by commas")
-    parser.add_argument("--part", default="1/1", help="N/M: every M-th architecture from the N-th")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--wrong", action="store_true", help="print rows that are wrong or failed alone")
     options = parser.parse_args(argv)
     try:
-        number, parts = (int(v) for v in options.part.split("/"))
-        entries = read_zoo(options.file)[number - 1 :: parts]
+        entries = chosen_entries(options)
     except (LaurelError, ValueError) as error:
         note(str(error))
         return 2

@@ -8,7 +8,6 @@ bits; every join that the file knows must get a residual or share one; and the t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from laurel_graph.passes.detect.rule import detect
 from laurel_graph.passes.live.attach import AttachReport, attach, detach
 from laurel_graph.tools.console import note, print_json, print_table
 
-from .architectures import ZOO, Entry, Specimen, read_zoo, silence
+from .architectures import Entry, Specimen, arguments, chosen_entries, silence
 from .detection import is_wanted, one_line
 
 
@@ -146,16 +145,11 @@ def rows(entries: Sequence[Entry], only: str) -> Iterator[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="zoo.live", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("file", nargs="?", default=str(ZOO), help="zoo file (default: the one of the project)")
-    parser.add_argument("--only", default="*", help="names or globs of architectures, separated by commas")
-    parser.add_argument("--part", default="1/1", help="N/M: every M-th architecture from the N-th")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = arguments("zoo.live", __doc__)
     parser.add_argument("--wrong", action="store_true", help="print rows that are not right alone")
     options = parser.parse_args(argv)
     try:
-        number, parts = (int(v) for v in options.part.split("/"))
-        entries = read_zoo(options.file)[number - 1 :: parts]
+        entries = chosen_entries(options)
     except (LaurelError, ValueError) as error:
         note(str(error))
         return 2

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from deploy_models import laurel_model
+from deploy_models import NET, laurel_model
 from typer.testing import CliRunner
 
 import laurel_graph as lg
@@ -16,14 +16,6 @@ from laurel_graph.passes.pipeline import transform
 from laurel_graph.tools.benchmarks import forms as bench_forms
 from laurel_graph.tools.benchmarks import models as bench_models
 from laurel_graph.tools.benchmarks.latency import bench, executed_nodes
-
-NET = """(float[batch,8] x0) => (float[batch,4] y)
-h = MatMul(x0, W1[8,16])
-r = Relu(h)
-f = MatMul(r, W2[16,8])
-j = Add(x0, f)
-y = MatMul(j, W3[8,4])
-"""
 
 
 @pytest.fixture

@@ -4,21 +4,13 @@ import json
 
 import onnx
 import pytest
-from deploy_models import laurel_model
+from deploy_models import NET, laurel_model
 from typer.testing import CliRunner
 
 import laurel_graph as lg
 from laurel_graph.tools.benchmarks.deployed import measure_deployed
 from laurel_graph.tools.benchmarks.latency import BenchRow, findings
 from laurel_graph.tools.cli import app
-
-NET = """(float[batch,8] x0) => (float[batch,4] y)
-h = MatMul(x0, W1[8,16])
-r = Relu(h)
-f = MatMul(r, W2[16,8])
-j = Add(x0, f)
-y = MatMul(j, W3[8,4])
-"""
 
 
 def row(model, ms, ratio, low, high):
