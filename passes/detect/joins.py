@@ -14,7 +14,7 @@ from laurel_graph.opset.schema import tensor_name
 from .conditions import Entries
 from .paths import LAYOUT, LONGEST_CHAIN, WEIGHTED, Chain, Facts, only_reader
 from .reasons import BIAS, BRANCH_SUM, BROADCAST, NOT_FLOAT
-from .streams import Found
+from .sites import Found
 
 
 @dataclass(slots=True)

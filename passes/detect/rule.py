@@ -51,7 +51,7 @@ from .paths import (
     readers,
     unscaled,
 )  # fmt: skip
-from .streams import residuals
+from .sites import residuals
 
 MOST_OPERANDS = 16
 """Sums of more values than this are none of a skip and a branch."""
