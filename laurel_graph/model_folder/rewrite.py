@@ -13,7 +13,7 @@ from .. import runtime
 from ..errors import LaurelError, ModelError, OutputError
 from ..foreign_names import LONGEST, printable
 from ..outputs.files import Input
-from ..outputs.folder import OURS, sync
+from ..outputs.locks import OURS, sync
 from ..outputs.tree import copy_file, staged_folder
 from .layout import GENAI, Layout, is_folder, layout_of, read_genai, session_options
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..errors import OutputError
-from .folder import sync
+from .locks import sync
 from .workspace import Workspace, workspace
 
 Input = str | Path | None

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
-from .folder import OURS, open_to_lock, try_lock
+from .locks import OURS, open_to_lock, try_lock
 
 _SUFFIX = ".stage"
 _ABANDONED = 24 * 3600.0

@@ -20,7 +20,7 @@ from .. import onnx_file
 from ..errors import ModelError, OutputError
 from ..onnx_model.weight_file import move_weights_out, rename_weight_file, weight_locations
 from .files import Input, Staged, is_same_file, staged
-from .folder import names_by_content
+from .named_weights import names_by_content
 
 _LIMIT = 2**31 - 1
 """What one protobuf message can hold."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import OutputError
 from .files import Input, is_same_file, telling
-from .folder import sync, sync_names
+from .locks import sync, sync_names
 from .workspace import workspace
 
 try:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .folder import OURS, folder_lock, is_mentioned, is_named_by_content, mentioned_weights, sync, sync_names
 from .journal import Entry, Found, Journal, identity_of, journals
+from .locks import OURS, folder_lock, sync, sync_names
+from .named_weights import is_mentioned, is_named_by_content, mentioned_weights
 from .signals import unwinding
 
 
