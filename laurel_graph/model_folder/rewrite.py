@@ -13,8 +13,8 @@ from .. import runtime
 from ..errors import LaurelError, ModelError, OutputError
 from ..foreign_names import LONGEST, printable
 from ..outputs.files import Input
+from ..outputs.folder import copy_file, staged_folder
 from ..outputs.locks import OURS, sync
-from ..outputs.tree import copy_file, staged_folder
 from .layout import GENAI, Layout, is_folder, layout_of, read_genai, session_options
 
 LIBRARY = "custom_ops_library"
@@ -60,7 +60,7 @@ def rewritten(
 
     Args:
         model: the folder to read; nothing in it is written.
-        output: the folder to make; see :func:`laurel_graph.outputs.tree.staged_folder` for what is guaranteed.
+        output: the folder to make; see :func:`laurel_graph.outputs.folder.staged_folder` for what is guaranteed.
         portable: leave our library and its setting away whatever the graph holds.
         inputs: further files that the command reads.
 

@@ -53,7 +53,7 @@ def transform(
     from laurel_graph.config import LaurelConfig
     from laurel_graph.model_folder import writes_folder
     from laurel_graph.outputs import check_outputs
-    from laurel_graph.outputs.tree import check_folder
+    from laurel_graph.outputs.folder import check_folder
     from laurel_graph.passes.options import parse_override
     from laurel_graph.passes.pipeline import transform as rewrite
     from laurel_graph.tools.inputs import source_files

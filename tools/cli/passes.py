@@ -39,7 +39,7 @@ def run(
     """Run any passes in a row on MODEL and write what comes out."""
     from laurel_graph.model_folder import writes_folder
     from laurel_graph.outputs import check_outputs
-    from laurel_graph.outputs.tree import check_folder
+    from laurel_graph.outputs.folder import check_folder
     from laurel_graph.passes.base import Pipeline
     from laurel_graph.passes.registry import parse_pass
     from laurel_graph.tools.callables import current_folder

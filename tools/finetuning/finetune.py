@@ -26,8 +26,8 @@ from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.parameters import weights_of
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, staged
+from laurel_graph.outputs.folder import check_folder
 from laurel_graph.outputs.models import stage_model
-from laurel_graph.outputs.tree import check_folder
 from laurel_graph.passes.rewrite.head import PREFIX as HEAD
 from laurel_graph.passes.rewrite.head import producers, with_output
 from laurel_graph.tools.callables import is_reference
