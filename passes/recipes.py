@@ -7,7 +7,6 @@ remove      remove
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from laurel_graph.config import LaurelConfig
@@ -41,15 +40,15 @@ def deploying(
     target: str = "cpu",
     costs: CostModel | None = None,
     compare: Pass | None = None,
-    fold: Mapping[str, bool] | None = None,
+    rescale: str = "all",
 ) -> Pipeline:
     """Returns what :func:`laurel_graph.deploy` runs; *compare* is its last pass, ``Verify`` where a file is written.
 
-    *fold* are options of ``Fold``.
+    *rescale* is the option of ``Fold``.
     """
     from .standard.serving import Fold, Fuse, Mark
 
-    passes = (Fold(**fold or {}), Fuse(portable, costs), Mark(portable, target))
+    passes = (Fold(rescale), Fuse(portable, costs), Mark(portable, target))
     return Pipeline(passes if compare is None else (*passes, compare))
 
 

@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SelectorError, near
 from ..model_folder import graph_path
-from ..opset.schema import PREFIX, read_specs, tensor_name
+from ..opset.schema import read_specs
 from ..torch_residual.import_record import META, ImportRecord
 
 if TYPE_CHECKING:
     import onnx
     from torch import fx
 
-    from ..config import SiteSpec
     from .comparison import check
     from .writing import patch, write_back
 
 __all__ = ["META", "ImportRecord", "check", "import_onnx", "patch", "write_back"]
-
-
-class _Selector:
-    """Tells which tensors are trainable by name, and remembers which patterns matched."""
-
-    def __init__(self, trainable: str | Sequence[str] | None, specs: Mapping[str, SiteSpec]) -> None:
-        given = (trainable,) if isinstance(trainable, str) else trainable
-        self.patterns = None if given is None else tuple(given)
-        self._site_tensors = {tensor_name(site, name) for site, spec in specs.items() for name in spec.tensor_shapes()}
-        self._matched: set[str] = set()
-        self._seen: list[str] = []
-
-    def __call__(self, name: str) -> bool:
-        """Whether *name* is trainable; without patterns, whether it is a tensor of ours."""
-        self._seen.append(name)
-        if self.patterns is None:
-            return name.startswith(f"{PREFIX}.") and not name.endswith(".one")
-        hits = [pattern for pattern in self.patterns if pattern == name or fnmatchcase(name, pattern)]
-        self._matched.update(hits)
-        return bool(hits)
-
-    def is_parameter(self, name: str) -> bool:
-        """Whether the initializer *name* becomes a parameter by itself, not through the module of its site."""
-        return self(name) and name not in self._site_tensors
-
-    def check(self) -> None:
-        """Raises SelectorError if a pattern matched nothing."""
-        for pattern in self.patterns or ():
-            if pattern not in self._matched:
-                raise SelectorError(f"trainable={pattern!r} matches no tensor of the model.{near(pattern, self._seen)}")
 
 
 def import_onnx(
@@ -91,6 +58,7 @@ def import_onnx(
     from .convert import Converter
     from .laurel import LaurelSites
     from .registry import default_registry
+    from .trainable import Trainable
 
     if isinstance(path_or_model, onnx.ModelProto):
         soundness.check(path_or_model)
@@ -100,11 +68,11 @@ def import_onnx(
         source = graph_path(path_or_model)
         model, base_dir = read_with_records(source), source.parent
     specs = read_specs(model)
-    selector = _Selector(trainable, specs)
-    sites = LaurelSites(model, specs, selector, base_dir)
-    converter = Converter(model, default_registry(), base_dir, selector.is_parameter, dropout, sites.translate)
+    trained = Trainable(trainable, specs)
+    sites = LaurelSites(model, specs, trained, base_dir)
+    converter = Converter(model, default_registry(), base_dir, trained.is_parameter, dropout, sites.translate)
     module = converter.run()
-    selector.check()
+    trained.check()
     stored = {t.name for t in model.graph.initializer}
     module.meta[META] = ImportRecord(
         source=source,

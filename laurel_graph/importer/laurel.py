@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ..opset.schema import tensor_name
 from ..torch_residual.module import LaurelResidual
 from .builder import Value
 from .node import Node
+from .trainable import Trainable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,30 +28,20 @@ WEIGHT_TOLERANCE = {"float16": 2**-7, "bfloat16": 1e-2}
 _WIDE_TOLERANCE = 2**-20
 
 
-class Selects(Protocol):
-    """Tells whether the tensor of a name is trainable; ``patterns`` is ``None`` for the default choice."""
-
-    patterns: tuple[str, ...] | None
-
-    def __call__(self, name: str) -> bool:
-        """Whether the tensor *name* is trainable."""
-        ...
-
-
 class LaurelSites:
     """Translates the nodes of ``ai.laurel`` of one model.
 
     Args:
         model: the model.
         specs: site to spec, from the model's metadata.
-        selector: which tensors are trainable.
+        trainable: which tensors are trainable.
         base_dir: folder of the model's file, for external data.
     """
 
-    def __init__(self, model: ModelProto, specs: dict[str, SiteSpec], selector: Selects, base_dir: Path) -> None:
+    def __init__(self, model: ModelProto, specs: dict[str, SiteSpec], trainable: Trainable, base_dir: Path) -> None:
         self.model = model
         self.specs = specs
-        self.selector = selector
+        self.trainable = trainable
         self.base_dir = base_dir
         self.modules: dict[str, LaurelResidual] = {}
 
@@ -99,8 +90,8 @@ class LaurelSites:
             with torch.no_grad():
                 for name, parameter in module.named_parameters():
                     parameter.copy_(torch.from_numpy(np.asarray(trained[name])))
-                    if self.selector.patterns is not None:
-                        parameter.requires_grad_(self.selector(tensor_name(site, name)))
+                    if self.trainable.patterns is not None:
+                        parameter.requires_grad_(self.trainable(tensor_name(site, name)))
             self.modules[site] = module
         return self.modules[site]
 

@@ -27,6 +27,7 @@ from laurel_graph.passes.fold.fold import FoldReport
 
 from .choose import FusedSite
 from .costs import CostModel
+from .retries import less_and_less
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -283,14 +284,11 @@ def deploy_file(
     facts = Facts(Samples(None if isinstance(data, (str, Path)) else data, sizes or {}))
 
     def run(trained: str | Path, to: str | Path) -> tuple[PassResult, tuple[str, ...]]:
-        for options, notes in _TRIES:
-            pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, fold=options)
-            try:
-                return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,)), notes
-            except VerificationError:
-                if options.get("nothing") or not quantises_as_it_comes(trained):
-                    raise
-        raise AssertionError("the last of the tries returns or raises")
+        def attempt(rescale: str) -> PassResult:
+            pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, rescale=rescale)
+            return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,))
+
+        return less_and_less(attempt, trained)
 
     if isinstance(path, (str, Path)):
         if output is None:
@@ -311,28 +309,6 @@ def deploy_file(
 
 def _with_notes(report: DeployReport, notes: Sequence[str]) -> DeployReport:
     return replace(report, notes=(*report.notes, *notes))
-
-
-_EDGE = "at another scale one of them fell on the other side of the edge between two integers."
-_LESS = (
-    f"values that are quantised as they come keep their scale, and what could not be folded past them stays: {_EDGE}"
-)
-_NOTHING = f"nothing is folded, because this file quantises values as they come: {_EDGE}"
-_TRIES: tuple[tuple[Mapping[str, bool], tuple[str, ...]], ...] = (
-    ({}, ()),
-    ({"dynamic": False}, (_LESS,)),
-    ({"nothing": True}, (_NOTHING,)),
-)
-"""How a deployment folds: all there is, then, where a file quantises values as they come and differs, less and less."""
-
-
-def quantises_as_it_comes(path: str | Path) -> bool:
-    """Whether a file quantises values as they come, so that rounding before may move an integer by one."""
-    from laurel_graph import onnx_file
-
-    known = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulNBits"}
-    graphs = graphs_of(onnx_file.read(Path(path)).graph)
-    return any(node.op_type in known for graph in graphs for node in graph.node)
 
 
 def check_deployed(

@@ -34,6 +34,10 @@ from .system import ScaleSystem, same
 
 Array = NDArray[Any]
 
+RESCALE = ("all", "unquantised", "nothing")
+"""Which values folding may store at another scale: all, those that are not quantised as they come (their integers
+stay the same but for one that lay on the edge between two), or none, so that α and β stay where they are."""
+
 _LIMITS: dict[int, float] = {onnx.TensorProto.FLOAT16: 2.0**4, onnx.TensorProto.BFLOAT16: 2.0**16}
 """How much smaller than it is a value may be stored, by element type; other types are bounded by ``scales.WIDE``."""
 
@@ -88,8 +92,7 @@ def fold(
     model: onnx.ModelProto,
     base: Path | None = None,
     types: Types | None = None,
-    dynamic: bool = True,
-    nothing: bool = False,
+    rescale: str = "all",
 ) -> FoldReport:
     """Folds α and β of every ``ai.laurel`` node of the main graph into the constants around it, in place.
 
@@ -97,8 +100,7 @@ def fold(
         model: a transformed model.
         base: the folder of its external weights.
         types: what is known of its values already; by default shape inference finds it out.
-        dynamic: whether values that are quantised as they come may be stored at another scale.
-        nothing: store every value as it is, so that α and β stay where they are.
+        rescale: the values that may be stored at another scale, one of :data:`RESCALE`.
 
     Raises:
         RewriteError: a node of ``ai.laurel`` is unknown, or the model is deployed already.
@@ -110,9 +112,9 @@ def fold(
         joins = joins_of(editor)
         if not joins:
             return FoldReport(_inner_sites(model), types=types)
-        if nothing:
+        if rescale == "nothing":
             blocked = {name for join in joins for name in join.values}
-        context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked, dynamic=dynamic)
+        context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked, dynamic=rescale == "all")
         _link_all(context, joins)
         order = [*(v.name for v in model.graph.input), *(name for node in editor for name in node.output if name)]
         context.scales = context.system.solve(order)

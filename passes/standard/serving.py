@@ -18,7 +18,7 @@ from laurel_graph.passes.deploy.deploy import (
     scales_left,
 )
 from laurel_graph.passes.facts import Forms, Source, ValueTypes
-from laurel_graph.passes.fold.fold import FoldReport, fold
+from laurel_graph.passes.fold.fold import RESCALE, FoldReport, fold
 from laurel_graph.passes.invariants import KEPT, NOTHING
 
 if TYPE_CHECKING:
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
     """Folds α and β into weights that are there anyway, exactly; where the graph leaves no room they stay."""
 
-    dynamic: bool = option(True, "Change the scale of values that are quantised as they come, too.")
-    nothing: bool = option(False, "Change no scale at all.")
+    rescale: str = option("all", "the values that may be stored at another scale: all, unquantised or nothing")
+
+    def __post_init__(self) -> None:
+        if self.rescale not in RESCALE:
+            raise RewriteError(f"rescale={self.rescale!r} is not known: expected one of {', '.join(RESCALE)}.")
 
     def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
         """Rescales constants, in place; hands on a ``FoldReport`` and the ``ValueTypes`` of the folded graph.
@@ -44,7 +47,7 @@ class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
         close_inputs(graph)
         keep_needed_functions(graph, portable=False)  # shapes pass an operator through its body
         known = facts.get(ValueTypes) or ValueTypes.of(graph)
-        done = fold(graph, _folder(facts), known.types, self.dynamic, self.nothing)
+        done = fold(graph, _folder(facts), known.types, self.rescale)
         keep_needed_functions(graph, portable=False)
         sites = tuple(
             SiteChange(s.site, f"{s.operator} became {s.result}: α {s.alpha}, β {s.beta}", s.reason) for s in done.sites

@@ -5,10 +5,11 @@ import onnx
 import pytest
 from deploy_models import DEPLOY_TOLERANCE, copy, largest_difference, laurel_model, operators, refresh
 
-from laurel_graph.errors import VerificationError
+from laurel_graph.errors import RewriteError, VerificationError
 from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.passes.fold.fold import fold
 from laurel_graph.passes.standard.comparing import Verify
+from laurel_graph.passes.standard.serving import Fold
 
 TOKENS = "(float[N,5,8] x0) => (float[N,5,8] y)"
 ROWS = "(float[N,8] x0) => (float[N,8] y)"
@@ -353,7 +354,7 @@ def test_fold_keeps_beta_when_values_that_are_quantised_as_they_come_must_stay(f
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     assert fold(copy(model)).sites[0].beta == "folded"
     after = copy(model)
-    report = fold(after, dynamic=False)
+    report = fold(after, rescale="unquantised")
     assert "kept" in (report.sites[0].alpha, report.sites[0].beta)
     refresh(after)
     assert largest_difference(model, after) <= DEPLOY_TOLERANCE
@@ -387,3 +388,8 @@ def test_fold_scales_the_values_when_attention_is_onnx_own():
     assert_folds_away(join(branch, three("y = " + attention, "x", 2)), opset=23)
     report = assert_stays(join(branch, size="8"), opset=23)
     assert report.sites[0].alpha == "kept"
+
+
+def test_fold_is_refused_when_what_it_may_rescale_is_no_choice():
+    with pytest.raises(RewriteError, match="rescale='some' is not known: expected one of all, unquantised, nothing"):
+        Fold("some")
