@@ -13,7 +13,7 @@ from laurel_graph.errors import LaurelError, OutputError
 from laurel_graph.outputs import check_outputs
 from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.passes.pipeline import remove, transform
-from laurel_graph.tools.cli import transform as transform_command
+from laurel_graph.tools.cli.change import transform as transform_command
 from laurel_graph.tools.finetuning.finetune import finetune
 from laurel_graph.tools.finetuning.options import FinetuneOptions
 from laurel_graph.tools.report import write_report

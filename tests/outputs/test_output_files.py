@@ -13,7 +13,7 @@ from laurel_graph.adapters import read_adapter, save_adapter, write_ort_adapter
 from laurel_graph.errors import OutputError
 from laurel_graph.outputs import check_outputs, files, staged, write
 from laurel_graph.passes.pipeline import transform
-from laurel_graph.tools.cli import report
+from laurel_graph.tools.cli.look import report
 from laurel_graph.tools.experiments.results import Results
 
 

@@ -1,8 +1,8 @@
 """The ``laurel`` command line: one function a command, each a thin door to a pass.
 
 Exit codes: 0 done; 1 the answer is no (nothing found, not equal); 2 wrong input; 3 a fault of ours. Every heavy import
-stands in the command that needs it, so that ``laurel --help`` answers at once and ONNX-only commands never import
-torch.
+stands in the command that needs it, and the commands themselves are read when they are typed, so that ``laurel
+--help`` answers at once and ONNX-only commands never import torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Collection
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,12 +22,7 @@ from laurel_graph.errors import LaurelError
 from laurel_graph.tools import console
 from laurel_graph.tools.console import note, pipe_closed, ready_streams, say
 
-from .change import apply, deploy, remove, transform
 from .help import SUMMARIES, Command
-from .look import doctor, inspect, report, verify
-from .measure import bench
-from .passes import passes, run
-from .train import finetune, sweep
 
 INTERNAL = 3
 """Exit code of a fault of ours."""
@@ -33,16 +30,45 @@ INTERNAL = 3
 ANYWHERE = ("--quiet", "--verbose", "--debug")
 """Flags that stand before or behind the command's name."""
 
-app = typer.Typer(
-    help="Rewrite residual connections into LAuReL, fine-tune them, serve them on ONNX Runtime.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+HOMES = {
+    **dict.fromkeys(("transform", "apply", "remove", "deploy"), "change"),
+    **dict.fromkeys(("inspect", "verify", "report", "doctor"), "look"),
+    **dict.fromkeys(("run", "passes"), "passes"),
+    **dict.fromkeys(("finetune", "sweep"), "train"),
+    "bench": "measure",
+}
+"""Command to the file of this folder that holds it."""
 
 
-@app.callback(invoke_without_command=True)
+def build(words: Collection[str] | None = None) -> typer.Typer:
+    """Returns the command line; all of it, or of the commands that are none of *words* only their summaries."""
+    built = typer.Typer(
+        help="Rewrite residual connections into LAuReL, fine-tune them, serve them on ONNX Runtime.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    built.callback(invoke_without_command=True)(_root)
+    for name, summary in SUMMARIES.items():
+        is_asked = words is None or name in words
+        command = getattr(import_module(f".{HOMES[name]}", __name__), name) if is_asked else _unread
+        built.command(name, cls=Command, short_help=summary)(command)
+    return built
+
+
+def _unread() -> None:
+    """Stands for a command that was not typed."""
+    raise AssertionError("a command that is run was read")
+
+
+def __getattr__(name: str) -> Any:
+    """Builds the whole command line, ``app``, when it is first asked for."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault("app", build())
+
+
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors; anywhere.")] = False,
@@ -61,14 +87,6 @@ def _root(
 
         say(laurel_graph.__version__)
         raise typer.Exit
-
-
-COMMANDS = (
-    inspect, transform, finetune, sweep, apply, remove, verify, deploy, run, passes, bench, report, doctor
-)  # fmt: skip
-
-for command in COMMANDS:
-    app.command(cls=Command, short_help=SUMMARIES[command.__name__])(command)
 
 
 def main() -> None:
@@ -94,8 +112,9 @@ def main() -> None:
 
 def _run() -> Any:
     """Returns the exit code of the command in ``sys.argv``."""
+    completes = any(name.endswith("_COMPLETE") for name in os.environ)  # the words stand in the environment then
     try:
-        app(prog_name="laurel")
+        build(None if completes else sys.argv[1:])(prog_name="laurel")
     except SystemExit as done:
         return done.code
     except KeyboardInterrupt:

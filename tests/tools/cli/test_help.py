@@ -1,6 +1,7 @@
 """What ``--help`` shows, and the flags that every command knows."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import typer.main
 from models import token_net
 
-from laurel_graph.tools.cli import app
+from laurel_graph.tools.cli import HOMES, app
 from laurel_graph.tools.cli.help import EXAMPLES, SUMMARIES
 
 GROUP = typer.main.get_command(app)
@@ -90,3 +91,22 @@ def test_inspect_says_how_to_get_an_onnx_file_when_it_is_given_another(name, wor
     (tmp_path / name).write_bytes(b"\x88nothing of ONNX")
     code, _, err = laurel("inspect", tmp_path / name)
     assert code == 2 and words in err
+
+
+def test_help_of_all_reads_no_command_when_none_is_typed():
+    script = (
+        "import sys\nfrom laurel_graph.tools.cli import main\nsys.argv = ['laurel', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(' '.join(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "laurel_graph.tools.cli.help" in loaded
+    assert not loaded & {f"laurel_graph.tools.cli.{home}" for home in HOMES.values()}
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("laurel rem", "remove"), ("laurel finetune --valid", "--validation")])
+def test_completion_knows_commands_and_their_flags_when_it_is_asked(typed, offered):
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_LAUREL_COMPLETE": "complete_bash"}
+    command = [sys.executable, "-m", "laurel_graph.tools.entry"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | words)
+    assert offered in done.stdout.split()
