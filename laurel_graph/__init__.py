@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from laurel_graph.passes.deploy.deploy import deploy_file as deploy
     from laurel_graph.passes.detect.explain import explain
+    from laurel_graph.passes.forms import inline, outline
     from laurel_graph.passes.live.adapters import (
         load_adapter,
         print_trainable_parameters,
@@ -68,6 +69,8 @@ _HOMES = {
     "deploy": "passes.deploy.deploy:deploy_file",
     "explain": "passes.detect.explain",
     "export_onnx": "passes.rewrite.export",
+    "inline": "passes.forms",
+    "outline": "passes.forms",
     "inspect": "passes.pipeline",
     "remove": "passes.pipeline",
     "transform": "passes.pipeline",
@@ -93,10 +96,12 @@ __all__ = [
     "explain",
     "export_onnx",
     "import_onnx",
+    "inline",
     "inspect",
     "library_path",
     "load_adapter",
     "merge",
+    "outline",
     "parameter_groups",
     "print_trainable_parameters",
     "remove",

@@ -49,14 +49,32 @@ def read(path: str | Path) -> ModelProto:
 def read_with_records(path: str | Path) -> ModelProto:
     """Reads an ONNX file in which records of ours are rebuilt where a tool dropped them.
 
-    What cannot be told any more is a warning; see :mod:`laurel_graph.opset.recover`.
+    Plain nodes that stand for nodes of ``ai.laurel`` give way to these (:mod:`laurel_graph.opset.plain`). What cannot
+    be told any more is a warning; see :mod:`laurel_graph.opset.recover`.
 
     Raises:
-        ModelError: as for :func:`read`.
+        ModelError: as for :func:`read`, and for :func:`put_back`.
     """
     model = read(path)
+    put_back(model, str(path))
     recover_records(model, str(path))
     return model
+
+
+def put_back(model: ModelProto, name: str) -> None:
+    """Puts the nodes of ``ai.laurel`` back into a model that is kept in plain form, in place.
+
+    Raises:
+        ModelError: what stands for them was changed; starts with *name*. See :mod:`laurel_graph.opset.plain`.
+    """
+    from .opset import plain
+
+    if not plain.is_plain(model):
+        return
+    try:
+        plain.put_back(model)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
 
 
 def recover_records(model: ModelProto, name: str) -> None:

@@ -159,16 +159,18 @@ def _lost_metadata(model: ModelProto, before: dict[str, str]) -> str:
 def _broken_record(model: ModelProto, _: object) -> str:
     """Holds our metadata against the graph: sites that stand there, nodes and tensors that an undo needs."""
     from laurel_graph.onnx_model.walk import graphs_of
+    from laurel_graph.opset.plain import records_of
     from laurel_graph.opset.schema import DOMAIN, PREFIX, read_specs
     from laurel_graph.opset.undo import read_undo
 
     try:
-        specs, undo = read_specs(model), read_undo(model) or {}
+        specs, undo, written = read_specs(model), read_undo(model) or {}, records_of(model)
     except ModelError as error:
         return str(error)
     nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
     made = {name for node in nodes for name in node.output}
-    read = [name for node in nodes if node.domain == DOMAIN for name in node.input]
+    ours = [*(node for node in nodes if node.domain == DOMAIN), *(node for node, _ in written)]
+    read = [name for node in ours for name in node.input]
     for site in specs:
         if not any(name.startswith(f"{PREFIX}.{site}.") for name in read):
             return f"the site {site!r} is in the metadata and not in the graph"

@@ -116,6 +116,7 @@ def transform(
     adapter_inputs: bool = False,
     run: bool = True,
     keep_fused: bool = False,
+    portable: bool = False,
 ) -> TransformResult:
     """Replaces the residual connections of *model* by LAuReL residuals that compute the same bits at the start.
 
@@ -141,6 +142,8 @@ def transform(
             too large for it.
         keep_fused: leave sites of an ONNX model alone whose add is hidden in an operator (SkipLayerNormalization,
             FusedConv, Gemm), which would come apart and start a rounding away from the original.
+        portable: leave plain ``ai.onnx`` nodes in an ONNX model, for runtimes that know no functions; see
+            :func:`laurel_graph.inline`.
 
     Raises:
         ModelError: the model cannot be read or traced.
@@ -152,9 +155,15 @@ def transform(
     """
     config = LaurelConfig.of(config)
     if writes_folder(model, output):
-        with rewritten(cast("str | Path", model), cast("str | Path", output)) as new:
+        with rewritten(cast("str | Path", model), cast("str | Path", output), portable=portable) as new:
             made_file = transform(
-                new.source, config, output=new.graph, adapter_inputs=adapter_inputs, run=run, keep_fused=keep_fused
+                new.source,
+                config,
+                output=new.graph,
+                adapter_inputs=adapter_inputs,
+                run=run,
+                keep_fused=keep_fused,
+                portable=portable,
             )
         report = made_file.report
         detection = replace(report.detection, model=str(model))
@@ -162,12 +171,14 @@ def transform(
     if _is_onnx(model):
         if isinstance(args, (str, Path)):
             raise OutputError(f"the file to write is output=: lg.transform(model, config, output={str(args)!r}).")
-        result, made = _run_on_onnx(placing(config, adapter_inputs, run, keep_fused), model, output)
+        result, made = run_on_onnx(placing(config, adapter_inputs, run, keep_fused, portable), model, output)
         return TransformResult(made, _report(result))
     if output is not None:
         raise OutputError("output= is for ONNX models; write a transformed torch module with export_onnx.")
     if adapter_inputs:
         raise ModelError("adapter_inputs= is for ONNX models; a torch module loads adapters with load_adapter.")
+    if portable:
+        raise ModelError("portable= is for ONNX models; write a torch module so with export_onnx(..., portable=True).")
     captured, detection = _capture_and_detect(model, args, kwargs, dynamic_shapes)
     result = transforming(config).run(_copy_sharing_weights(captured), Facts(detection))
     return TransformResult(result.graph, _report(result))
@@ -221,7 +232,7 @@ def _report(result: PassResult) -> TransformReport:
     return TransformReport(detection, selection.plans, selection.skipped, base, result.report.notes)
 
 
-def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> tuple[PassResult, Any]:
+def run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> tuple[PassResult, Any]:
     """Runs a pipeline on an ONNX file or model, which stays as it is, and writes what comes out where *output* says.
 
     Returns:
@@ -231,6 +242,8 @@ def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> t
         from .files import run_on_file
 
         return run_on_file(pipeline, model, output, spill=False), Path(output)
+    from laurel_graph.opset.plain import is_plain, write_out
+
     proto, name, source, folder = _read_to_change(model, output)
     result = pipeline.run(proto, Facts(Source(source, folder, name)))
     if output is not None:
@@ -238,6 +251,8 @@ def _run_on_onnx(pipeline: Pipeline, model: Any, output: str | Path | None) -> t
 
         write_model(result.graph, output, folder=folder)
         return result, Path(output)
+    if is_plain(result.graph):
+        write_out(result.graph)
     if is_graph(model):
         from .graphsurgeon.convert import to_graph
 
@@ -267,7 +282,7 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
         with rewritten(cast("str | Path", model), cast("str | Path", output)) as new:
             remove(new.source, new.graph)
         return new.output
-    result, made = _run_on_onnx(removing(), model, output)
+    result, made = run_on_onnx(removing(), model, output)
     for line in result.report.notes:
         warnings.warn(line, stacklevel=2)
     return made
@@ -336,15 +351,16 @@ def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto | gs.Graph
 
 def _read(model: Any) -> tuple[onnx.ModelProto, str]:
     from laurel_graph import onnx_file, soundness
+    from laurel_graph.opset.plain import with_nodes_put_back
 
     if isinstance(model, (str, Path)):
         return onnx_file.read_with_records(graph_path(model)), str(model)
     if is_graph(model):
         from .graphsurgeon.convert import to_model
 
-        return to_model(model), model.name
+        return with_nodes_put_back(to_model(model)), model.name
     soundness.check(model)
-    return model, model.graph.name or "ModelProto"
+    return with_nodes_put_back(model), model.graph.name or "ModelProto"
 
 
 def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelProto, str, Path | None, Path | None]:

@@ -1,6 +1,6 @@
 """The three ways through the house, as pipelines: what ``lg.transform``, ``lg.deploy`` and ``lg.remove`` run.
 
-transform   place, insert, try; of a torch module detect, select, insert
+transform   place, insert, with ``portable`` inline, try; of a torch module detect, select, insert
 deploy      fold, fuse, mark, and verify where a file is written
 remove      remove
 """
@@ -25,13 +25,14 @@ def transforming(config: LaurelConfig) -> Pipeline:
     return Pipeline((Detect(), Select(config), Insert()))
 
 
-def placing(config: LaurelConfig, adapter_inputs: bool, run: bool, keep_fused: bool) -> Pipeline:
+def placing(config: LaurelConfig, adapter_inputs: bool, run: bool, keep_fused: bool, portable: bool) -> Pipeline:
     """Returns what :func:`laurel_graph.transform` runs on an ONNX model; its options are that function's."""
-    from .standard.changing import Insert
+    from .standard.changing import Inline, Insert
     from .standard.placing import Place, Try
 
-    passes = (Place(config, run, keep_fused), Insert(adapter_inputs=adapter_inputs))
-    return Pipeline((*passes, Try()) if run else passes)
+    passes: tuple[Pass, ...] = (Place(config, run, keep_fused), Insert(adapter_inputs=adapter_inputs))
+    passes += (Inline(),) * portable + (Try(),) * run
+    return Pipeline(passes)
 
 
 def deploying(

@@ -30,6 +30,8 @@ OURS: Mapping[str, str] = {
     "try": "placing:Try",
     "insert": "changing:Insert",
     "remove": "changing:Remove",
+    "inline": "changing:Inline",
+    "outline": "changing:Outline",
     "add_head": "changing:Head",
     "export": "changing:Export",
     "fold": "serving:Fold",

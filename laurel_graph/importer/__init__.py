@@ -55,6 +55,7 @@ def import_onnx(
     from ..onnx_file import read_with_records
     from ..onnx_model.weight_file import check_weights_known
     from ..opset.parameters import count_parameters
+    from ..opset.plain import with_nodes_put_back
     from .convert import Converter
     from .laurel import LaurelSites
     from .registry import default_registry
@@ -63,7 +64,7 @@ def import_onnx(
     if isinstance(path_or_model, onnx.ModelProto):
         soundness.check(path_or_model)
         check_weights_known(path_or_model)
-        source, model, base_dir = None, path_or_model, Path()
+        source, model, base_dir = None, with_nodes_put_back(path_or_model), Path()
     else:
         source = graph_path(path_or_model)
         model, base_dir = read_with_records(source), source.parent

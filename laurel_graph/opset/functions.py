@@ -263,23 +263,30 @@ def _is_used(model: ModelProto) -> bool:
 
 def _needed(model: ModelProto) -> dict[str, FunctionProto]:
     """Name to body of every operator that *model* uses, by name."""
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.node if node.domain == DOMAIN]
+    outputs = {node.op_type: len(node.output) for node in nodes}
+    dtypes = body_dtypes(model)
+    opset = default_opset(model) if dtypes else 0
+    bodies = {}
+    for name in sorted(dtypes):
+        op = Operator.parse(name)
+        if op is None:
+            raise ModelError(unknown_operator(name))
+        bodies[name] = function(op, opset, dtypes[name], outputs[name])
+    return bodies
+
+
+def body_dtypes(model: ModelProto) -> dict[str, str]:
+    """Returns operator of ``ai.laurel`` to the element type that its one body in *model* is built for."""
     used: dict[str, set[str]] = {}
-    outputs: dict[str, int] = {}
     types = _element_types(model)
     for graph in graphs_of(model.graph):
         for node in graph.node:
             if node.domain == DOMAIN:
                 found = next((types[name] for name in (*node.input[2:], *node.input[:2]) if name in types), "float32")
                 used.setdefault(node.op_type, set()).add(found)
-                outputs[node.op_type] = len(node.output)
     opset = default_opset(model) if used else 0
-    bodies = {}
-    for name in sorted(used):
-        op = Operator.parse(name)
-        if op is None:
-            raise ModelError(unknown_operator(name))
-        bodies[name] = function(op, opset, _body_dtype(used[name], opset), outputs[name])
-    return bodies
+    return {name: _body_dtype(dtypes, opset) for name, dtypes in used.items()}
 
 
 def _even_out(model: ModelProto) -> None:

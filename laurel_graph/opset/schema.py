@@ -59,6 +59,8 @@ METADATA_UNDO = "laurel.undo"
 METADATA_BASE = "laurel.base"
 """Fingerprints of the torch module that a file was exported from."""
 METADATA_DEPLOYED = "laurel.deployed"
+METADATA_PLAIN = "laurel.plain"
+"""What plain nodes stand for, in a model that is kept without nodes of ours."""
 
 EPILOGUES = ("", "Relu", "LayerNorm", "RMSNorm")
 LAYOUTS = ("", "1d", "2d", "3d")

@@ -19,6 +19,7 @@ from onnx import ModelProto
 from .. import onnx_file
 from ..errors import ModelError, OutputError
 from ..onnx_model.weight_file import move_weights_out, rename_weight_file, weight_locations
+from ..opset import plain
 from .files import Input, Staged, is_same_file, staged
 from .named_weights import names_by_content
 
@@ -81,7 +82,8 @@ def stage_model(aside: Staged, model: ModelProto, folder: str | Path | None = No
 
     Args:
         aside: the output.
-        model: what to write; references to weight files that got another name are changed in it, in place.
+        model: what to write; references to weight files that got another name are changed in it, in place. One that
+            is kept in plain form is written so (:mod:`laurel_graph.opset.plain`).
         folder: where the weight files of *model* lie; needed when it has external data.
         spill: move the large tensors that the model holds itself into a weight file.
 
@@ -92,6 +94,7 @@ def stage_model(aside: Staged, model: ModelProto, folder: str | Path | None = No
         OutputError: the file system refuses.
         ModelError: the model is larger than the 2 GB of one protobuf message.
     """
+    is_kept_plain = plain.is_plain(model) and bool(plain.write_out(model))
     with aside.telling():
         if folder is not None and not Path(folder).samefile(aside.output.parent):
             for location in weight_locations(model):
@@ -107,6 +110,8 @@ def stage_model(aside: Staged, model: ModelProto, folder: str | Path | None = No
             "data first (onnx.save_model with save_as_external_data=True)."
         )
     aside.write(model.SerializeToString())
+    if is_kept_plain:
+        plain.put_back(model)
     return onnx_file.read(aside.path)
 
 

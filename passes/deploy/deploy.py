@@ -146,8 +146,10 @@ def deploy(
     Raises:
         RewriteError: no LAuReL in the model, deployed already, or an unknown target.
     """
+    from laurel_graph.opset.plain import put_back
     from laurel_graph.passes.recipes import deploying
 
+    put_back(model)
     result = deploying(portable=portable, target=target, costs=costs).run(model, Facts(Source(folder=base)))
     return _report(result, portable, target)
 

@@ -25,6 +25,7 @@ from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.nodes import ELEMENT_TYPES
+from laurel_graph.opset.plain import write_out
 from laurel_graph.opset.schema import METADATA_BASE, PREFIX, laurel_nodes, tensor_name
 from laurel_graph.opset.undo import write_records
 from laurel_graph.outputs import staged
@@ -51,8 +52,9 @@ def export_onnx(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     opset: int | None = None,
+    portable: bool = False,
 ) -> Path:
-    """Writes *module* as an ONNX file that runs on any runtime, and faster with our kernels.
+    """Writes *module* as an ONNX file that runs without our kernels, and faster with them.
 
     Each LAuReL residual becomes one ``ai.laurel`` node (one per add of an n-ary join) with its resolved tensors under
     their own names, ``laurel.<site>.alpha`` and so on, even where they are equal; all other weights keep the names of
@@ -68,6 +70,7 @@ def export_onnx(
             default the first axis of every input is, where the module works for any size of it; a warning says where
             it does not.
         opset: version of the default ONNX operator set; ``None`` takes the exporter's own.
+        portable: leave plain ``ai.onnx`` nodes, for runtimes that know no functions; see :func:`laurel_graph.inline`.
 
     Returns:
         The path written.
@@ -108,6 +111,8 @@ def export_onnx(
         weights = exported.with_name(f"{exported.name}.data")
         if weights.exists():
             place_weights(aside, model, weights, weights.name)
+        if portable:
+            write_out(model)
         stage_model(aside, model)
         aside.publish()
     return Path(path)

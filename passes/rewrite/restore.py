@@ -18,6 +18,7 @@ from laurel_graph.errors import LaurelError, ModelError
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.laurel_node import LaurelNode
+from laurel_graph.opset.plain import unmark
 from laurel_graph.opset.schema import (
     DOMAIN,
     METADATA_SITES,
@@ -68,6 +69,8 @@ def remove(model: ModelProto, *, compare: bool = True) -> tuple[str, ...]:
     _drop(model.graph.input, set(undo["inputs"]))
     put_records(model, before)
     attach(model)
+    if not any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
+        unmark(model)
     if undo["domain"]:
         for index, entry in reversed(list(enumerate(model.opset_import))):
             if entry.domain == DOMAIN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,6 +104,48 @@ class Remove(Pass, name="remove", takes=(ONNX, TORCH), requires=NOTHING, ensures
         notes = remove(graph)
         soundness.check(graph)  # the record of what was there comes from the file
         return PassResult(graph, True, Report({"sites": len(sites)}, sites, notes))
+
+
+@dataclass(frozen=True)
+class Inline(Pass, name="inline", requires=NOTHING, ensures=KEPT):
+    """Puts plain ai.onnx nodes in the place of ai.laurel ones; what it writes can be trained and outlined again."""
+
+    def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
+        """Writes every node of ours out, in place.
+
+        Raises:
+            ModelError: there is none.
+        """
+        from laurel_graph.opset.plain import records_of, write_out
+
+        written = write_out(graph)
+        if not written and not records_of(graph):
+            raise ModelError("the model holds no LAuReL residual that could be inlined; transform it first.")
+        return PassResult(graph, bool(written), _told(written, "written out as plain nodes"))
+
+
+@dataclass(frozen=True)
+class Outline(Pass, name="outline", requires=NOTHING, ensures=KEPT):
+    """Puts the ai.laurel nodes back that inline wrote out."""
+
+    def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
+        """Takes the plain nodes out, in place.
+
+        Raises:
+            ModelError: nothing is written out, or what stands there was changed.
+        """
+        from laurel_graph.opset.plain import is_plain, put_back, unmark
+        from laurel_graph.opset.schema import laurel_nodes
+
+        if not is_plain(graph):
+            raise ModelError("the model holds no plain nodes that stand for LAuReL residuals: nothing to outline.")
+        back = put_back(graph)
+        unmark(graph)  # a file that was read has them back already
+        return PassResult(graph, True, _told(back or [n.output[0] for n in laurel_nodes(graph.graph)], "put back"))
+
+
+def _told(values: Sequence[str], what: str) -> Report:
+    return Report({"nodes": len(values)}, tuple(SiteChange(value, what) for value in values))
 
 
 @dataclass(frozen=True)

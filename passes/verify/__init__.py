@@ -14,6 +14,7 @@ from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError
 from laurel_graph.foreign_names import printable
 from laurel_graph.onnx_model.walk import copy_of
+from laurel_graph.opset.plain import with_nodes_put_back
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
 
 from .check import Check, Findings
@@ -275,6 +276,6 @@ def _watched(first: Subject, second: Subject) -> list[Watched]:
     if deployed == [False, True]:
         from laurel_graph.passes.fold.fold import fold
 
-        folded = fold(copy_of(first.model), first.path.parent)
+        folded = fold(with_nodes_put_back(copy_of(first.model)), first.path.parent)
         return [item for item in with_scales(sites, folded, first.model, second.model) if item.is_site]
     return sites if deployed[0] == deployed[1] else []

@@ -12,6 +12,7 @@ from onnx import ModelProto
 from laurel_graph.errors import VerificationError
 from laurel_graph.onnx_model.walk import captured_names
 from laurel_graph.opset.laurel_node import LaurelNode
+from laurel_graph.opset.plain import shown_nodes
 from laurel_graph.opset.schema import DOMAIN, laurel_nodes
 
 from .pair import Watched
@@ -34,7 +35,7 @@ def site_values(first: ModelProto, second: ModelProto, renamed: Mapping[str, str
     known, shown = made_in(first), made_in(second)
     ours: dict[str, tuple[str, tuple[int, ...]]] = {}
     for model in (first, second):
-        for node in laurel_nodes(model.graph):
+        for node in shown_nodes(model):
             known_node = LaurelNode.of(node)
             if known_node is None or len(node.input) < len(known_node.operator.inputs):
                 continue

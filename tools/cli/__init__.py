@@ -31,7 +31,7 @@ ANYWHERE = ("--quiet", "--verbose", "--debug")
 """Flags that stand before or behind the command's name."""
 
 HOMES = {
-    **dict.fromkeys(("transform", "apply", "remove", "deploy"), "change"),
+    **dict.fromkeys(("transform", "apply", "remove", "inline", "outline", "deploy"), "change"),
     **dict.fromkeys(("inspect", "verify", "report", "doctor"), "look"),
     **dict.fromkeys(("run", "passes"), "passes"),
     **dict.fromkeys(("finetune", "sweep"), "train"),

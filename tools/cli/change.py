@@ -46,6 +46,9 @@ def transform(
     keep_fused: Annotated[
         bool, typer.Option("--keep-fused", help="Leave sites alone whose add is hidden in an operator.")
     ] = False,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Plain ai.onnx nodes, for runtimes that know no functions.")
+    ] = False,
     json: Json = False,
     context: typer.Context = None,  # type: ignore[assignment]
 ) -> None:
@@ -88,13 +91,19 @@ def transform(
         target, args, kwargs, shapes = load_model(model)
         if isinstance(target, Path):
             result = rewrite(
-                target, chosen, output=output, adapter_inputs=adapter_inputs, run=run, keep_fused=keep_fused
+                target,
+                chosen,
+                output=output,
+                adapter_inputs=adapter_inputs,
+                run=run,
+                keep_fused=keep_fused,
+                portable=portable,
             )
         else:
             from laurel_graph.passes.rewrite.export import export_onnx
 
             result = rewrite(target, chosen, args, kwargs=kwargs, dynamic_shapes=shapes, adapter_inputs=adapter_inputs)
-            export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes)
+            export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes, portable=portable)
     report = result.report
     if json:
         print_json({"model": model, "output": output, **report.to_dict()})
@@ -137,6 +146,24 @@ def remove(model: OnnxModel, output: Output, json: Json = False) -> None:
     from laurel_graph.passes.pipeline import remove as run
 
     with progress(f"removing LAuReL from {model}"):
+        run(model, output)
+    print_wrote(json, {"model": model, "output": output})
+
+
+def inline(model: OnnxModel, output: Output, json: Json = False) -> None:
+    """Put plain ai.onnx nodes in the place of the LAuReL ones of MODEL, for runtimes that know no functions."""
+    from laurel_graph.passes.forms import inline as run
+
+    with progress(f"inlining {model}"):
+        run(model, output)
+    print_wrote(json, {"model": model, "output": output})
+
+
+def outline(model: OnnxModel, output: Output, json: Json = False) -> None:
+    """Put the LAuReL nodes of a MODEL back that is in plain form."""
+    from laurel_graph.passes.forms import outline as run
+
+    with progress(f"outlining {model}"):
         run(model, output)
     print_wrote(json, {"model": model, "output": output})
 

@@ -14,6 +14,8 @@ SUMMARIES = {
     "sweep": "Train several variants, ranks and seeds; print a table.",
     "apply": "Put a saved adapter into a transformed model.",
     "remove": "Give the original back, bit for bit.",
+    "inline": "Write plain nodes, for runtimes that know no functions.",
+    "outline": "Put LAuReL nodes back in the place of plain ones.",
     "verify": "Hold two models against each other, site by site.",
     "deploy": "Fold and fuse for serving; verified before it is written.",
     "run": "Run any passes in a row.",
@@ -51,6 +53,8 @@ EXAMPLES = {
         "laurel apply folder tuned.safetensors -o tuned --match place",
     ),
     "remove": ("laurel remove model.laurel.onnx -o original.onnx",),
+    "inline": ("laurel inline model.laurel.onnx -o plain.onnx",),
+    "outline": ("laurel outline plain.onnx -o model.laurel.onnx",),
     "verify": (
         "laurel verify tuned.onnx served.onnx",
         "laurel verify tuned.onnx served.onnx --data samples.npz",
