@@ -82,6 +82,12 @@ def recover_records(model: ModelProto, name: str) -> None:
     from .opset import recover
 
     if not recover.needs_recovery(model):
+        if site := recover.site_without_records(model):
+            warnings.warn(
+                f"{name}: it holds tensors of LAuReL ({site}) and neither nodes nor records of them: a tool dropped "
+                "what a file in plain form says of itself. It is taken for any other model.",
+                stacklevel=3,
+            )
         return
     try:
         lost = recover.recover(model).lost

@@ -25,7 +25,9 @@ def transforming(config: LaurelConfig) -> Pipeline:
     return Pipeline((Detect(), Select(config), Insert()))
 
 
-def placing(config: LaurelConfig, adapter_inputs: bool, run: bool, keep_fused: bool, portable: bool) -> Pipeline:
+def placing(
+    config: LaurelConfig, adapter_inputs: bool, run: bool, keep_fused: bool, portable: bool = False
+) -> Pipeline:
     """Returns what :func:`laurel_graph.transform` runs on an ONNX model; its options are that function's."""
     from .standard.changing import Inline, Insert
     from .standard.placing import Place, Try

@@ -25,6 +25,8 @@ from .laurel_node import LaurelNode
 from .schema import (
     METADATA_CONFIG,
     METADATA_DEPLOYED,
+    METADATA_PLAIN,
+    METADATA_SITES,
     PREFIX,
     Operator,
     laurel_nodes,
@@ -74,6 +76,18 @@ def needs_recovery(model: ModelProto) -> bool:
         return False
     known = read_specs(model)
     return not all(name.rpartition(".")[0].removeprefix(f"{PREFIX}.") in known for name in ours)
+
+
+def site_without_records(model: ModelProto) -> str:
+    """Returns a tensor of a model in plain form that lost its records, so that nothing can be put back; "" for none."""
+    known = (METADATA_SITES, METADATA_DEPLOYED, METADATA_PLAIN)
+    if any(read_metadata(model, key) is not None for key in known):
+        return ""
+    if any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
+        return ""
+    roles = tuple(f".{role}" for role in ("alpha", "beta", "A", "B", "gamma"))
+    names = (tensor.name for tensor in model.graph.initializer)
+    return next((name for name in names if name.startswith(f"{PREFIX}.") and name.endswith(roles)), "")
 
 
 def recover(model: ModelProto) -> Recovered:

@@ -123,6 +123,7 @@ def test_the_three_ways_are_pipelines_of_these_passes():
     ways = {
         recipes.transforming(lg.LaurelConfig()): ["detect", "select", "insert"],
         recipes.placing(lg.LaurelConfig(), False, True, False): ["place", "insert", "try"],
+        recipes.placing(lg.LaurelConfig(), False, True, False, True): ["place", "insert", "inline", "try"],
         recipes.deploying(compare=Verify()): ["fold", "fuse", "mark", "verify"],
         recipes.removing(): ["remove"],
     }

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import warnings
 
 import numpy as np
 import onnx
@@ -279,3 +280,15 @@ def test_the_door_leaves_other_files_alone(files):
     ours = onnx.load(files / "ours.onnx")
     assert plain.with_nodes_put_back(ours) is ours
     assert METADATA_UNDO in {prop.key for prop in onnx_file.read(files / "plain.onnx").metadata_props}
+
+
+def test_a_plain_file_without_its_records_is_taken_for_any_other_with_a_warning(files):
+    model = onnx.load(files / "plain.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, files / "bare.onnx")
+    with pytest.warns(UserWarning, match=r"bare.onnx: it holds tensors of LAuReL \(laurel.res_y1.\w+\) and neither"):
+        lg.inspect(files / "bare.onnx")
+    lg.deploy(files / "ours.onnx", files / "served.onnx", portable=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lg.inspect(files / "served.onnx")  # says of itself what it is
