@@ -38,6 +38,12 @@ def test_transformation_is_the_same_in_stages_in_any_order_and_twice_when_networ
     assert verdicts["right"] >= 10
 
 
+def test_plain_form_is_the_same_network_when_networks_are_random():
+    verdicts = Counter(outcome.verdict for seed in range(9100, 9116) for outcome in check(seed, route="forms"))
+    assert set(verdicts) <= {"right", "refused"}
+    assert verdicts["right"] >= 12
+
+
 @pytest.mark.parametrize("seed", [290, 305])
 def test_stages_are_wrong_when_the_model_is_not_looked_at_as_it_was(monkeypatch, seed):
     monkeypatch.setattr(placing, "_as_it_was", lambda model: None)

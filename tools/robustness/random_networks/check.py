@@ -22,14 +22,14 @@ from .distances import TOLERANCE, choice_distance, distance
 from .generate import Case, draw
 from .oracle import values_of
 from .runner import Runner, rounded_anew
-from .staging import differences
+from .staging import differences, form_differences
 from .trained import train
 
 Array = NDArray[Any]
 
-ROUTES = ("memory", "file", "import", "stages")
+ROUTES = ("memory", "file", "import", "stages", "forms")
 """``deploy`` of a model in memory, ``deploy_file`` with verification, ``import_onnx`` of the trained file;
-``stages``: the transformation alone, at once, in stages, in any order and twice."""
+``stages``: the transformation alone, at once, in stages, in any order and twice; ``forms``: plain nodes and back."""
 
 FORMS = ("default", "operator", "widened", "chained", "absorbed")
 
@@ -65,8 +65,8 @@ def check(seed: int, kind: str | None = None, route: str = "memory") -> list[Out
             the results of the sites as outputs and without.
     """
     case = draw(seed, kind)
-    if route == "stages":
-        return [_staged(case)]
+    if route in _COMPARED:
+        return [_compared(case, _COMPARED[route])]
     try:
         trained = transform(case.model, case.config, run=False).model
     except LaurelError as error:
@@ -94,9 +94,13 @@ def check(seed: int, kind: str | None = None, route: str = "memory") -> list[Out
     return [_deployed(network, portable, costs, route == "file") for portable in (False, True)]
 
 
-def _staged(case: Case) -> Outcome:
+_COMPARED: Mapping[str, Callable[[Case], str]] = {"stages": differences, "forms": form_differences}
+"""Route to what holds two ways against each other."""
+
+
+def _compared(case: Case, compare: Callable[[Case], str]) -> Outcome:
     try:
-        found = differences(case)
+        found = compare(case)
     except LaurelError as error:
         return Outcome(case.seed, False, "refused", _line(error))
     except Exception as error:

@@ -1,4 +1,7 @@
-"""One random network, transformed at once, in stages, in any order, and twice: it must be the same network."""
+"""One random network, transformed at once, in stages, in any order, and twice: it must be the same network.
+
+So it must be when it is written out in plain nodes and put back.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import LaurelError, NoResidualError
-from laurel_graph.opset.schema import read_specs
+from laurel_graph.onnx_model.walk import graphs_of
+from laurel_graph.opset.schema import DOMAIN, read_specs
+from laurel_graph.passes.forms import inline, outline
 from laurel_graph.passes.pipeline import remove, transform
 
 from .generate import Case
+from .trained import train
 
 
 def differences(case: Case) -> str:
@@ -46,6 +53,48 @@ def differences(case: Case) -> str:
         if remove(staged).SerializeToString() != model.SerializeToString():
             return f"in stages {stages}: removal gives another model than there was"
     return ""
+
+
+def form_differences(case: Case) -> str:
+    """Returns how a trained network and its plain form differ, "" if they do not, in any bit.
+
+    Raises:
+        LaurelError: it cannot be transformed at all, or not be written out.
+    """
+    trained = transform(case.model, case.config, run=False).model
+    train(trained, case.rng)
+    written = inline(trained)
+    if any(node.domain == DOMAIN for graph in graphs_of(written.graph) for node in graph.node):
+        return "nodes of ai.laurel are left"
+    if found := _difference(trained, outline(written)):
+        return f"put back: {found}"
+    if outline(written).SerializeToString() != trained.SerializeToString():
+        return "put back: metadata or order are others"
+    if remove(written).SerializeToString() != case.model.SerializeToString():
+        return "removal gives another model than there was"
+    names = [value.name for value in trained.graph.output]
+    for feeds in case.feeds:
+        if (wanted := _run(trained, feeds)) is None:  # ONNX Runtime adds no bfloat16
+            break
+        for name, mine, theirs in zip(names, _run(written, feeds) or (), wanted, strict=True):
+            if np.asarray(mine).tobytes() != np.asarray(theirs).tobytes():
+                return f"output {name!r} has other bits"
+    return ""
+
+
+def _run(model: onnx.ModelProto, feeds: Any) -> list[Any] | None:
+    """Runs a model by its bodies, not optimised; ``None`` where a node has no kernel."""
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except NoKernel:
+        return None
+    return list(session.run(None, dict(feeds)))
 
 
 def _stages(sites: Sequence[str], rng: Any) -> list[list[list[str]]]:
