@@ -46,17 +46,26 @@ def read(path: str | Path) -> ModelProto:
     return model
 
 
-def read_with_records(path: str | Path) -> ModelProto:
+def read_with_records(path: str | Path, *, to_look: bool = False) -> ModelProto:
     """Reads an ONNX file in which records of ours are rebuilt where a tool dropped them.
 
     Plain nodes that stand for nodes of ``ai.laurel`` give way to these (:mod:`laurel_graph.opset.plain`). What cannot
     be told any more is a warning; see :mod:`laurel_graph.opset.recover`.
 
+    Args:
+        path: the file.
+        to_look: nothing will be made of the model: plain nodes that were changed are a warning, too, and stay.
+
     Raises:
         ModelError: as for :func:`read`, and for :func:`put_back`.
     """
     model = read(path)
-    put_back(model, str(path))
+    try:
+        put_back(model, str(path))
+    except ModelError as error:
+        if not to_look:
+            raise
+        warnings.warn(str(error), stacklevel=2)
     recover_records(model, str(path))
     return model
 

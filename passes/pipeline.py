@@ -100,7 +100,7 @@ def inspect(
     if _is_onnx(model):
         from laurel_graph.passes.rewrite.placing import detect_onnx
 
-        proto, name = _read(model)
+        proto, name = _read(model, to_look=True)
         return replace(detect_onnx(proto), model=name)
     return _capture_and_detect(model, args, kwargs, dynamic_shapes)[1]
 
@@ -349,12 +349,12 @@ def _is_onnx(model: object) -> TypeGuard[str | Path | onnx.ModelProto | gs.Graph
     return isinstance(model, (str, Path)) or type(model).__name__ == "ModelProto" or is_graph(model)
 
 
-def _read(model: Any) -> tuple[onnx.ModelProto, str]:
+def _read(model: Any, to_look: bool = False) -> tuple[onnx.ModelProto, str]:
     from laurel_graph import onnx_file, soundness
     from laurel_graph.opset.plain import with_nodes_put_back
 
     if isinstance(model, (str, Path)):
-        return onnx_file.read_with_records(graph_path(model)), str(model)
+        return onnx_file.read_with_records(graph_path(model), to_look=to_look), str(model)
     if is_graph(model):
         from .graphsurgeon.convert import to_model
 

@@ -203,7 +203,9 @@ def test_a_record_that_lies_is_refused_in_one_sentence(files, kind):
         outline(model)
     assert model.SerializeToString() == before
     onnx.save(model, files / "lies.onnx")
-    for read in (lg.inspect, lg.import_onnx, lambda path: lg.deploy(path, files / "never.onnx")):
+    with pytest.warns(UserWarning, match=r"lies.onnx"):
+        assert lg.inspect(files / "lies.onnx").residuals
+    for read in (lg.import_onnx, lambda path: lg.deploy(path, files / "never.onnx")):
         with pytest.raises(ModelError, match=r"lies.onnx"):
             read(files / "lies.onnx")
     assert not (files / "never.onnx").exists()
