@@ -28,6 +28,8 @@ __all__ = [
 def read(path: str | Path) -> ModelProto:
     """Reads an ONNX file; tensors in external files stay references, which are checked to exist.
 
+    Calls of the model's own functions that hold LAuReL residuals come written out (:mod:`laurel_graph.opset.calls`).
+
     Raises:
         ModelError: no such file, a directory, empty, not ONNX, truncated, not structurally sound (see
             :mod:`laurel_graph.soundness`), or external data missing, too short or outside the model's folder.
@@ -43,7 +45,14 @@ def read(path: str | Path) -> ModelProto:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
     model = _parse(data, path)
     soundness.check(model, path)
-    return model
+    if not model.functions:
+        return model
+    from .opset.calls import with_calls_written_out
+
+    try:
+        return with_calls_written_out(model)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
 
 
 def read_with_records(path: str | Path) -> ModelProto:
