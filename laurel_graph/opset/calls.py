@@ -1,4 +1,4 @@
-"""Functions of a model's own that call ``ai.laurel``: their calls are written out, so that every site stands in a graph.
+"""Functions of a model's own that call ``ai.laurel``: their calls are written out, so that each site is in a graph.
 
 Tools that outline parts of a graph make such functions. Folding, function bodies and comparison look at graphs alone:
 what stood inside a function would be left out by all of them.
