@@ -90,7 +90,7 @@ def _near_files(folder: Path) -> str:
 def _parse(data: bytes, path: Path) -> ModelProto:
     if not data:
         raise ModelError(f"{path} is empty (0 bytes); expected an ONNX file.")
-    missing = _missing_bytes(data)
+    missing = missing_bytes(data)
     if missing is None:
         raise ModelError(f"{path} is not an ONNX file: {len(data)} bytes that are no ModelProto.{_advice(path)}")
     if missing:
@@ -124,7 +124,7 @@ def _advice(path: Path) -> str:
     return _ADVICE.get(path.suffix.lower(), "")
 
 
-def _missing_bytes(data: bytes) -> int | None:
+def missing_bytes(data: bytes) -> int | None:
     """Walks the top-level protobuf fields of a ModelProto.
 
     Returns 0 when they end with the data, the number of bytes that the last one lacks, or ``None`` when the data is

@@ -16,6 +16,7 @@ from laurel_graph.model_folder import folder_files, graph_path
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.onnx_model.weight_file import check_weights_known, has_external_weights
 from laurel_graph.outputs import check_outputs, staged
+from laurel_graph.outputs.kinds import MODEL
 from laurel_graph.outputs.models import model_files, stage_model, write_model
 
 from .base import NO_FACTS, ONNX, Facts, PassResult, Pipeline, kind_of
@@ -111,7 +112,7 @@ def run_on_file(
     source = graph_path(source)
     model = onnx_file.read_with_records(source)
     read = (*model_files(source, model), *inputs)
-    check_outputs(output, inputs=read)
+    check_outputs(output, inputs=read, kind=MODEL)
     spill = has_external_weights(model) if spill is None else spill
     known = Facts(Source(source, source.parent, str(source)))
     if compares(pipeline):

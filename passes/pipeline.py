@@ -357,6 +357,7 @@ def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelPr
     """
     from laurel_graph.onnx_model.weight_file import check_weights_known
     from laurel_graph.outputs import check_outputs
+    from laurel_graph.outputs.kinds import MODEL
     from laurel_graph.outputs.models import weight_files
 
     source = graph_path(model) if isinstance(model, (str, Path)) else None
@@ -365,7 +366,7 @@ def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelPr
     if output is not None:
         check_weights_known(proto, folder or "")
     weights = () if folder is None else weight_files(proto, folder)
-    check_outputs(output, inputs=(source, *weights, *folder_files(model)))
+    check_outputs(output, inputs=(source, *weights, *folder_files(model)), kind=MODEL)
     return (deepcopy(proto) if proto is model else proto), name, source, folder
 
 

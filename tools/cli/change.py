@@ -53,6 +53,7 @@ def transform(
     from laurel_graph.config import LaurelConfig
     from laurel_graph.model_folder import writes_folder
     from laurel_graph.outputs import check_outputs
+    from laurel_graph.outputs.kinds import MODEL
     from laurel_graph.outputs.tree import check_folder
     from laurel_graph.passes.options import parse_override
     from laurel_graph.passes.pipeline import transform as rewrite
@@ -62,7 +63,7 @@ def transform(
     if writes_folder(model, output):
         check_folder(output, inputs=(config, model))
     else:
-        check_outputs(output, inputs=(config, *source_files(model)))
+        check_outputs(output, inputs=(config, *source_files(model)), kind=MODEL)
     flags: dict[str, Any] = {
         "variant": variant,
         "rank": rank,
