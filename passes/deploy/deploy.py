@@ -274,22 +274,27 @@ def deploy_file(
                 costs=costs,
             )
         return replace(made, notes=(*made.notes, *new.notes))
-    from laurel_graph.passes.files import as_file, run_on_file
+    from laurel_graph import onnx_file
+    from laurel_graph.passes.files import as_file, check_not_itself, run_on_file
     from laurel_graph.passes.recipes import deploying
     from laurel_graph.passes.standard.comparing import Verify
 
     given = Path(data) if isinstance(data, (str, Path)) else None
     compare = Verify(given, tolerance, seed=seed)
-    facts = Facts(Samples(None if isinstance(data, (str, Path)) else data, sizes or {}))
+    facts = Facts(Samples(None if data is None or isinstance(data, (str, Path)) else list(data), sizes or {}))
 
     def run(trained: str | Path, to: str | Path) -> tuple[PassResult, tuple[str, ...]]:
-        for options, notes in _TRIES:
+        reasons: tuple[str, ...] = ()
+        for options, note in _TRIES:
             pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, fold=options)
             try:
-                return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,)), notes
-            except VerificationError:
+                result = run_on_file(pipeline, trained, to, facts=facts, inputs=(given,))
+            except VerificationError as error:
                 if options.get("nothing") or not quantises_as_it_comes(trained):
                     raise
+                reasons += (str(error).partition("\n")[0],)
+            else:
+                return result, (note.format(reason=reasons[-1]),) if reasons else ()
         raise AssertionError("the last of the tries returns or raises")
 
     if isinstance(path, (str, Path)):
@@ -298,6 +303,8 @@ def deploy_file(
         result, notes = run(path, output)
         return _with_notes(_report(result, portable, target), notes)
     with as_file(path) as trained:
+        if output is not None:
+            check_not_itself(output, onnx_file.read(trained))
         result, notes = run(trained, trained.with_name("deployed.onnx") if output is None else output)
     report = _with_notes(_report(result, portable, target), notes)
     if output is not None:
@@ -313,15 +320,18 @@ def _with_notes(report: DeployReport, notes: Sequence[str]) -> DeployReport:
     return replace(report, notes=(*report.notes, *notes))
 
 
-_EDGE = "at another scale one of them fell on the other side of the edge between two integers."
+_EDGE = (
+    "folded further, the file was refused (one integer on the other side of an edge is enough for that). "
+    "It was: {reason}"
+)
 _LESS = (
     f"values that are quantised as they come keep their scale, and what could not be folded past them stays: {_EDGE}"
 )
 _NOTHING = f"nothing is folded, because this file quantises values as they come: {_EDGE}"
-_TRIES: tuple[tuple[Mapping[str, bool], tuple[str, ...]], ...] = (
-    ({}, ()),
-    ({"dynamic": False}, (_LESS,)),
-    ({"nothing": True}, (_NOTHING,)),
+_TRIES: tuple[tuple[Mapping[str, bool], str], ...] = (
+    ({}, ""),
+    ({"dynamic": False}, _LESS),
+    ({"nothing": True}, _NOTHING),
 )
 """How a deployment folds: all there is, then, where a file quantises values as they come and differs, less and less."""
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 import torch
 from deploy_models import NET, laurel_model
@@ -88,3 +89,26 @@ def test_an_output_of_unknown_content_is_refused_in_one_sentence(folder, content
         lg.save_adapter(folder / "t.onnx", folder / "old")
     with pytest.raises(OutputError, match="is there already"):
         write(folder / "old", b"<!doctype html>")
+
+
+LOADED = {"proto": onnx.load, "graph": lambda path: gs.import_onnx(onnx.load(path))}
+
+
+@pytest.mark.parametrize("kind", LOADED)
+@pytest.mark.parametrize("command", ["transform", "remove", "deploy"])
+@pytest.mark.parametrize("name", ["t.onnx", "link.onnx"])
+def test_the_file_of_a_model_of_memory_stays_when_it_is_named_as_output(folder, kind, command, name):
+    source = folder / ("model.onnx" if command == "transform" else "t.onnx")
+    name = source.name if name == "t.onnx" else name
+    (folder / "link.onnx").symlink_to(source)
+    model, before = LOADED[kind](source), source.read_bytes()
+    run = {
+        "transform": lambda to: lg.transform(model, lg.LaurelConfig(variant="rw"), output=to),
+        "remove": lambda to: lg.remove(model, output=to),
+        "deploy": lambda to: lg.deploy(model, to),
+    }[command]
+    with pytest.raises(OutputError, match="the input is never overwritten"):
+        run(folder / name)
+    assert source.read_bytes() == before and (folder / "link.onnx").is_symlink()
+    for _ in range(2):  # what was made before is replaced
+        run(folder / "new.onnx")

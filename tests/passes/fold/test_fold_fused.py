@@ -386,6 +386,7 @@ def test_deploy_folds_less_when_a_value_that_is_quantised_as_it_comes_was_rounde
     monkeypatch.setattr(Verify, "run", strict)
     report = deploy_file(tmp_path / "m.onnx", tmp_path / "d.onnx")
     assert len(calls) == fails + 1 and note in report.notes[-1]
+    assert report.notes[-1].endswith("It was: an integer has moved")
     assert "kept" in (report.fold.sites[0].alpha, report.fold.sites[0].beta)
 
 
