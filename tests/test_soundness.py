@@ -71,7 +71,7 @@ CASES = {
     ),
     "an attribute of another kind in an operator of ONNX Runtime": (
         lambda m: m.graph.node.append(helper.make_node(
-            "FusedConv", ["h", "W"], ["q"], domain="com.microsoft", activation=3)), "'activation' must be of kind STRING"
+            "FusedConv", ["h", "W"], ["q"], domain="com.microsoft", activation=3)), "must be of kind STRING"
     ),
     "an epsilon that is no number": (
         lambda m: m.graph.node.append(helper.make_node(
