@@ -50,9 +50,12 @@ def read(path: str | Path) -> ModelProto:
     from .opset.calls import with_calls_written_out
 
     try:
-        return with_calls_written_out(model)
+        written = with_calls_written_out(model)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+    if written is not model:  # a call may leave out what a site needs
+        soundness.check(written, path)
+    return written
 
 
 def read_with_records(path: str | Path) -> ModelProto:

@@ -63,6 +63,15 @@ def test_read_refuses_a_site_in_a_function_when_its_call_cannot_be_written_out(t
         onnx_file.read(tmp_path / "other.onnx")
 
 
+def test_read_refuses_a_call_that_leaves_out_what_a_site_needs(tmp_path):
+    model = outlined()
+    call = next(node for node in model.graph.node if node.domain == "mine")
+    call.input[0] = ""
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="its input number 1 has no name, but Laurel_RW needs it"):
+        onnx_file.read(tmp_path / "m.onnx")
+
+
 def test_read_leaves_functions_as_they_are_when_no_site_stands_in_them(tmp_path):
     model = laurel_model(RESIDUAL)
     onnx.save(model, tmp_path / "plain.onnx")
