@@ -28,6 +28,8 @@ __all__ = [
 def read(path: str | Path) -> ModelProto:
     """Reads an ONNX file; tensors in external files stay references, which are checked to exist.
 
+    Calls of the model's own functions that hold LAuReL residuals come written out (:mod:`laurel_graph.opset.calls`).
+
     Raises:
         ModelError: no such file, a directory, empty, not ONNX, truncated, not structurally sound (see
             :mod:`laurel_graph.soundness`), or external data missing, too short or outside the model's folder.
@@ -43,7 +45,17 @@ def read(path: str | Path) -> ModelProto:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from None
     model = _parse(data, path)
     soundness.check(model, path)
-    return model
+    if not model.functions:
+        return model
+    from .opset.calls import with_calls_written_out
+
+    try:
+        written = with_calls_written_out(model)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    if written is not model:  # a call may leave out what a site needs
+        soundness.check(written, path)
+    return written
 
 
 def read_with_records(path: str | Path, *, to_look: bool = False) -> ModelProto:
@@ -114,7 +126,7 @@ def _near_files(folder: Path) -> str:
 def _parse(data: bytes, path: Path) -> ModelProto:
     if not data:
         raise ModelError(f"{path} is empty (0 bytes); expected an ONNX file.")
-    missing = _missing_bytes(data)
+    missing = missing_bytes(data)
     if missing is None:
         raise ModelError(f"{path} is not an ONNX file: {len(data)} bytes that are no ModelProto.{_advice(path)}")
     if missing:
@@ -148,7 +160,7 @@ def _advice(path: Path) -> str:
     return _ADVICE.get(path.suffix.lower(), "")
 
 
-def _missing_bytes(data: bytes) -> int | None:
+def missing_bytes(data: bytes) -> int | None:
     """Walks the top-level protobuf fields of a ModelProto.
 
     Returns 0 when they end with the data, the number of bytes that the last one lacks, or ``None`` when the data is

@@ -8,14 +8,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from laurel_graph import onnx_file
-from laurel_graph.errors import ModelError
+from laurel_graph.errors import ModelError, OutputError
 from laurel_graph.model_folder import folder_files, graph_path
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.onnx_model.weight_file import check_weights_known, has_external_weights
 from laurel_graph.outputs import check_outputs, staged
+from laurel_graph.outputs.files import telling
+from laurel_graph.outputs.kinds import MODEL
+from laurel_graph.outputs.kinds import kind_of as content_of
 from laurel_graph.outputs.models import model_files, stage_model, write_model
 
 from .base import NO_FACTS, ONNX, Facts, PassResult, Pipeline, kind_of
@@ -54,6 +58,34 @@ def as_file(model: Any) -> Iterator[Path]:
         path = Path(name) / "model.onnx"
         write_model(copy_of(model), path, folder=folder or None)
         yield path
+
+
+def check_not_itself(output: str | Path, model: ModelProto) -> None:
+    """Checks that *output* is not the file that a model of memory was read from, as far as its content tells.
+
+    Raises:
+        OutputError: a model of the same nodes and weights' shapes lies there.
+    """
+    path = Path(output)
+    with telling(path):
+        is_model = content_of(path) == MODEL
+    if not is_model:
+        return
+    there = ModelProto()
+    try:
+        there.ParseFromString(path.read_bytes())
+    except DecodeError:  # no model that anybody could have read
+        return
+    if _skeleton(there) == _skeleton(model):
+        raise OutputError(
+            f"the output {path} holds the model that is given, or one of the same nodes; the input is never "
+            "overwritten: choose another name."
+        )
+
+
+def _skeleton(model: ModelProto) -> tuple[list[tuple[Any, ...]], dict[str, tuple[int, ...]]]:
+    nodes = [(node.domain, node.op_type, *node.input, "", *node.output) for node in model.graph.node]
+    return nodes, {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
 
 
 class Written:
@@ -111,7 +143,7 @@ def run_on_file(
     source = graph_path(source)
     model = onnx_file.read_with_records(source)
     read = (*model_files(source, model), *inputs)
-    check_outputs(output, inputs=read)
+    check_outputs(output, inputs=read, kind=MODEL)
     spill = has_external_weights(model) if spill is None else spill
     known = Facts(Source(source, source.parent, str(source)))
     if compares(pipeline):

@@ -370,18 +370,24 @@ def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelPr
 
     Raises:
         ModelError: the model is to be written, and nobody knows in which folder its weights lie.
+        OutputError: *output* cannot be written, or is the input.
     """
     from laurel_graph.onnx_model.weight_file import check_weights_known
     from laurel_graph.outputs import check_outputs
+    from laurel_graph.outputs.kinds import MODEL
     from laurel_graph.outputs.models import weight_files
+
+    from .files import check_not_itself
 
     source = graph_path(model) if isinstance(model, (str, Path)) else None
     proto, name = _read(model)
     folder = source.parent if source is not None else Path(known) if (known := origin_folder(model)) else None
     if output is not None:
         check_weights_known(proto, folder or "")
+        if source is None:
+            check_not_itself(output, proto)
     weights = () if folder is None else weight_files(proto, folder)
-    check_outputs(output, inputs=(source, *weights, *folder_files(model)))
+    check_outputs(output, inputs=(source, *weights, *folder_files(model)), kind=MODEL)
     return (deepcopy(proto) if proto is model else proto), name, source, folder
 
 

@@ -69,6 +69,14 @@ CASES = {
     "an attribute of another kind": (
         lambda m: m.graph.node.append(helper.make_node("Softmax", ["h"], ["q"], axis=1.0)), "'axis' must be of kind INT"
     ),
+    "an attribute of another kind in an operator of ONNX Runtime": (
+        lambda m: m.graph.node.append(helper.make_node(
+            "FusedConv", ["h", "W"], ["q"], domain="com.microsoft", activation=3)), "must be of kind STRING"
+    ),
+    "an epsilon that is no number": (
+        lambda m: m.graph.node.append(helper.make_node(
+            "SkipLayerNormalization", ["h", "h", "W"], ["q"], domain="com.microsoft", epsilon="a")), "of kind FLOAT"
+    ),
     "an attribute twice": (
         lambda m: m.graph.node[1].attribute.extend([helper.make_attribute("a", 1)] * 2), "the attribute 'a' twice"
     ),

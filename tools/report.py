@@ -19,6 +19,7 @@ from laurel_graph.onnx_model import tensors as onnx_tensors
 from laurel_graph.opset.parameters import count_parameters
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, write
+from laurel_graph.outputs.kinds import TEXT
 from laurel_graph.outputs.models import model_files
 from laurel_graph.passes.pipeline import inspect
 
@@ -106,7 +107,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
     path = graph_path(model)
     proto = onnx_file.read_with_records(path)
     read = (*model_files(path, proto), *folder_files(model))
-    check_outputs(output, inputs=read)
+    check_outputs(output, inputs=read, kind=TEXT)
     found = inspect(proto)
     tensors = {
         spec: {

@@ -56,12 +56,13 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
     Raises:
         AdapterError: the model has no LAuReL residuals, or a value is not finite.
         ModelError: the ONNX file cannot be read.
-        OutputError: *path* cannot be written.
+        OutputError: *path* cannot be written, or is a file that is no adapter.
     """
     from .. import outputs
+    from ..outputs.kinds import ADAPTER
 
     read = files_of(model)
-    outputs.check_outputs(path, inputs=read)
+    outputs.check_outputs(path, inputs=read, kind=ADAPTER)
     return outputs.write(path, to_bytes(adapter_of(model)), read)
 
 
@@ -129,6 +130,7 @@ def apply_adapter(
     """
     from .. import onnx_file, outputs
     from ..onnx_model.tensors import array_of, set_tensors
+    from ..outputs.kinds import MODEL
     from ..outputs.models import model_files, write_model
 
     if writes_folder(model, output):
@@ -137,7 +139,7 @@ def apply_adapter(
         return new.output
     carried, model = folder_files(model), graph_path(model)
     proto, folder = onnx_file.read_with_records(model), model.parent
-    outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto), *carried))
+    outputs.check_outputs(output, inputs=(adapter, *model_files(model, proto), *carried), kind=MODEL)
     found = read_adapter(adapter)
     specs, held = _specs_of(proto, model)
     found = _placed(adapter, found, specs, match)
@@ -170,10 +172,11 @@ def write_ort_adapter(source: nn.Module | str | Path, path: str | Path) -> Path:
     import onnxruntime
 
     from .. import outputs
+    from ..outputs.kinds import ORT_ADAPTER
 
     is_file = isinstance(source, (str, Path)) and Path(source).suffix != ".onnx" and not is_folder(source)
     read = (Path(source),) if is_file and isinstance(source, (str, Path)) else files_of(source)
-    outputs.check_outputs(path, inputs=read)
+    outputs.check_outputs(path, inputs=read, kind=ORT_ADAPTER)
     adapter = read_adapter(source) if is_file and isinstance(source, (str, Path)) else adapter_of(source)
     values = {}
     dtypes = {tensor_name(site, n): spec.dtype for site, spec in adapter.specs.items() for n in spec.tensor_shapes()}

@@ -10,6 +10,7 @@ from ..errors import AdapterError
 from ..onnx_file import read
 from ..onnx_model.tensors import set_tensors
 from ..outputs import check_outputs
+from ..outputs.kinds import MODEL
 from ..outputs.models import model_files, write_model
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def write_back(module: nn.Module, source_path: str | Path, output: str | Path) -
         OutputError: the output cannot be written.
     """
     model = read(source_path)
-    check_outputs(output, inputs=model_files(source_path, model))
+    check_outputs(output, inputs=model_files(source_path, model), kind=MODEL)
     names = patch(module, model)
     write_model(model, output, source_path)
     return names

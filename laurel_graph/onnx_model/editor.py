@@ -39,7 +39,7 @@ _EVALUATED = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
     """Returns a copy of a node that may be edited; a Constant, which may be large and is not, stays itself."""
-    if node.op_type == "Constant":
+    if node.op_type == "Constant" and not node.domain:
         return node
     copy = onnx.NodeProto()
     copy.CopyFrom(node)

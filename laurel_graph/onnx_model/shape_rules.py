@@ -19,6 +19,9 @@ Types = dict[str, tuple[Shape | None, str | None]]
 _LAUREL = "ai.laurel"
 """The domain of our own operators, which make values of the shape of their first input."""
 
+_DOMAINS = ("", "ai.onnx", "com.microsoft", "com.microsoft.nchwc", _LAUREL)
+"""The domains whose operators are known here; another one may have an operator of the same name that does otherwise."""
+
 _SWEEPS = 4
 """How often the nodes are looked at, there and back, while something new is learned."""
 
@@ -77,7 +80,8 @@ def complete(graph: onnx.GraphProto, types: Types, opset: int) -> set[str]:
         opset: version of the default domain.
     """
     rules = _Rules(types, opset)
-    nodes = [node for node in graph.node if not _is_settled(node, types)]
+    known = [node for node in graph.node if node.domain in _DOMAINS]
+    nodes = [node for node in known if not _is_settled(node, types)]
     for _ in range(_SWEEPS):
         before = rules.changes
         for node in nodes:
@@ -86,7 +90,7 @@ def complete(graph: onnx.GraphProto, types: Types, opset: int) -> set[str]:
             rules.backward(node)
         if rules.changes == before:
             break
-        nodes = list(graph.node)  # what was learned may tell more at any of them
+        nodes = known  # what was learned may tell more at any of them
     return rules.learned
 
 

@@ -17,6 +17,7 @@ from ..errors import ModelError
 from ..onnx_model.walk import default_opset, graphs_of
 from ..variants.registry import applied
 from ..variants.term import Operands
+from .calls import callers, cannot_be_seen
 from .nodes import ELEMENT_TYPES, NodeList
 from .schema import DOMAIN, VERSION, Operator, unknown_operator
 
@@ -228,8 +229,10 @@ def attach(model: ModelProto) -> None:
     one body. Nothing else changes.
 
     Raises:
-        ModelError: a node of the domain is none of its operators, or the model's opset is older than 7.
+        ModelError: a node of the domain is none of its operators, one stands in a function of the model's own, or the
+            model's opset is older than 7.
     """
+    _check_functions(model)
     _even_out(model)
     needed = _needed(model)
     for index, body in reversed(list(enumerate(model.functions))):
@@ -247,7 +250,12 @@ def attach(model: ModelProto) -> None:
 
 
 def detach(model: ModelProto) -> None:
-    """Takes the function bodies of ``ai.laurel`` out of *model*, and its opset import when no node uses the domain."""
+    """Takes the function bodies of ``ai.laurel`` out of *model*, and its opset import when no node uses the domain.
+
+    Raises:
+        ModelError: a function of the model's own needs them.
+    """
+    _check_functions(model)
     for index, body in reversed(list(enumerate(model.functions))):
         if body.domain == DOMAIN:
             del model.functions[index]
@@ -255,6 +263,11 @@ def detach(model: ModelProto) -> None:
         for index, entry in reversed(list(enumerate(model.opset_import))):
             if entry.domain == DOMAIN:
                 del model.opset_import[index]
+
+
+def _check_functions(model: ModelProto) -> None:
+    if inside := callers(model):
+        raise cannot_be_seen(inside[0], "its calls are not written out")
 
 
 def _is_used(model: ModelProto) -> bool:

@@ -50,11 +50,21 @@ def records_of(model: ModelProto) -> list[tuple[NodeProto, list[str]]]:
             node.ParseFromString(base64.b64decode(row["node"], validate=True))
         except (KeyError, TypeError, ValueError, DecodeError):
             raise damaged(METADATA_PLAIN, "a record of it holds no node") from None
-        ours = LaurelNode.of(node)
-        if ours is None or not ours.is_whole or not any(node.output):
+        if not _is_one_of_ours(node):
             raise damaged(METADATA_PLAIN, f"a record of it is no whole node of {DOMAIN}")
         found.append((node, made))
     return found
+
+
+def _is_one_of_ours(node: NodeProto) -> bool:
+    ours = LaurelNode.of(node)
+    return (
+        ours is not None
+        and ours.is_whole
+        and 1 <= len(node.output) <= len(ours.operator.outputs)
+        and all((*node.input, *node.output))
+        and all(item.name == "epsilon" and item.type == AttributeProto.FLOAT for item in node.attribute)
+    )
 
 
 def write_out(model: ModelProto) -> list[str]:

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..errors import OutputError
+from .kinds import check_replaced, kind_of
 from .locks import sync
 from .workspace import Workspace, workspace
 
@@ -23,22 +24,23 @@ _SUFFIX = 16
 """Letters of the longest ending that a temporary takes from the output."""
 
 
-def check_outputs(*outputs: Input, inputs: Iterable[Input] = ()) -> None:
+def check_outputs(*outputs: Input, inputs: Iterable[Input] = (), kind: str = "") -> None:
     """Checks that files can be written, and that none is a file that the command reads or writes otherwise.
 
     To be called before any work is done; what is written is checked again then.
 
-    An older regular file is replaced. A symbolic link is replaced by a file of its own, and what it leads to stays;
-    that keeps a model beside its weight files.
+    An older regular file of the same kind is replaced (:mod:`.kinds`). A symbolic link is replaced by a file of its
+    own, and what it leads to stays; that keeps a model beside its weight files.
 
     Args:
         outputs: the files that one command writes; ``None`` stands for none.
         inputs: all files that it reads: models and their weight files, adapters, data, configs.
+        kind: what the outputs will hold, one of :mod:`.kinds`; "" where they differ or where that is not known yet.
 
     Raises:
-        OutputError: an output is a directory, a device or a pipe, the same file as an input or as another output (also
-            through links, and by names that differ in case only), its folder does not exist, or nothing can be written
-            there.
+        OutputError: an output is there and of another kind, a directory, a device or a pipe, the same file as an input
+            or as another output (also through links, and by names that differ in case only), its folder does not exist,
+            or nothing can be written there.
     """
     wanted = [Path(output) for output in outputs if output is not None]
     read = [Path(path) for path in inputs if path is not None]
@@ -51,6 +53,7 @@ def check_outputs(*outputs: Input, inputs: Iterable[Input] = ()) -> None:
                         f"the output {output} is the input; the input is never overwritten: choose another name than "
                         f"that of {path}."
                     )
+            check_replaced(output, kind)
             for other in wanted[:i]:
                 if is_same_file(output, other) or _folded(output) == _folded(other):
                     raise OutputError(f"the outputs {other} and {output} are one file; choose another name for one.")
@@ -131,9 +134,10 @@ class Staged:
         """Makes the file visible under its name; an older one is gone then.
 
         Raises:
-            OutputError: it cannot be renamed.
+            OutputError: it cannot be renamed, or the older one is of another kind.
         """
         with self.telling():
+            check_replaced(self.output, kind_of(self.path))
             sync(self.path)
             self.space.publish(self.path, self.output, lambda path: any(is_same_file(path, i) for i in self._inputs))
 

@@ -33,6 +33,16 @@ _MICROSOFT = {
     "SkipGroupNorm": 4, "SkipLayerNormalization": 3, "SkipSimplifiedLayerNormalization": 3, "Trilu": 1, "Unique": 1,
 }  # fmt: skip
 """Operators of ONNX Runtime's own domain, which onnx has no schema for: their smallest number of inputs."""
+_MICROSOFT_ATTRIBUTES: dict[str, int] = {
+    **dict.fromkeys(("epsilon", "alpha", "beta", "scale", "softcap", "mask_filter_value"), AttributeProto.FLOAT),
+    **dict.fromkeys(("num_heads", "kv_num_heads", "unidirectional", "is_causal", "do_rotary"), AttributeProto.INT),
+    **dict.fromkeys(("transA", "transB", "transBatchA", "transBatchB", "axis", "group", "groups"), AttributeProto.INT),
+    **dict.fromkeys(("K", "N", "bits", "block_size", "accuracy_level", "local_window_size"), AttributeProto.INT),
+    **dict.fromkeys(("pads", "strides", "dilations", "kernel_shape", "qkv_hidden_sizes"), AttributeProto.INTS),
+    "activation_params": AttributeProto.FLOATS,
+    "auto_pad": AttributeProto.STRING,
+}
+"""Attributes of those operators to the kind that they have wherever they stand."""
 _FURTHER = {
     ("", "SimplifiedLayerNormalization"): 2,
     **{("com.microsoft", name): count for name, count in _MICROSOFT.items()},
@@ -80,7 +90,10 @@ def needs_of(domain: str, op_type: str, opset: int) -> Needs | None:
         return Needs((count, count), (1, len(ours.outputs)), tuple(range(count)), (0,))
     if (domain, op_type) in _FURTHER:
         least = _FURTHER[domain, op_type]
-        return Needs((least, _ANY), (1, _ANY), (0,))
+        kinds = dict(_MICROSOFT_ATTRIBUTES) if domain == "com.microsoft" else {}
+        if "Fused" in op_type:  # a number in GroupNorm
+            kinds["activation"] = AttributeProto.STRING
+        return Needs((least, _ANY), (1, _ANY), (0,), attributes=kinds)
     if domain == "" and opset > defs.onnx_opset_version():
         return None
     try:

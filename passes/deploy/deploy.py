@@ -277,13 +277,14 @@ def deploy_file(
                 costs=costs,
             )
         return replace(made, notes=(*made.notes, *new.notes))
-    from laurel_graph.passes.files import as_file, run_on_file
+    from laurel_graph import onnx_file
+    from laurel_graph.passes.files import as_file, check_not_itself, run_on_file
     from laurel_graph.passes.recipes import deploying
     from laurel_graph.passes.standard.comparing import Verify
 
     given = Path(data) if isinstance(data, (str, Path)) else None
     compare = Verify(given, tolerance, seed=seed)
-    facts = Facts(Samples(None if isinstance(data, (str, Path)) else data, sizes or {}))
+    facts = Facts(Samples(None if data is None or isinstance(data, (str, Path)) else list(data), sizes or {}))
 
     def run(trained: str | Path, to: str | Path) -> tuple[PassResult, tuple[str, ...]]:
         def attempt(rescale: str) -> PassResult:
@@ -298,6 +299,8 @@ def deploy_file(
         result, notes = run(path, output)
         return _with_notes(_report(result, portable, target), notes)
     with as_file(path) as trained:
+        if output is not None:
+            check_not_itself(output, onnx_file.read(trained))
         result, notes = run(trained, trained.with_name("deployed.onnx") if output is None else output)
     report = _with_notes(_report(result, portable, target), notes)
     if output is not None:

@@ -67,6 +67,8 @@ def _seen(editor: GraphEditor, match: NormMatch) -> str:
 
 
 def _match(editor: GraphEditor, value: str, node: onnx.NodeProto) -> NormMatch | None:
+    if node.domain:  # somebody else's operator of the same name
+        return None
     if node.op_type in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):
         return _operator(editor, value, node)
     if node.op_type == "ReduceMean" and _over_last(editor, node):
@@ -123,6 +125,8 @@ def _vector(editor: GraphEditor, node: onnx.NodeProto, data: str) -> str:
 
 
 def _squared(editor: GraphEditor, node: onnx.NodeProto, data: str) -> bool:
+    if node.domain:
+        return False
     if node.op_type == "Mul":
         return list(node.input) == [data, data]
     return node.op_type == "Pow" and node.input[0] == data and _number(editor, node, data) == 2.0
@@ -141,13 +145,15 @@ def _deviation(editor: GraphEditor, square: onnx.NodeProto) -> tuple[list[onnx.N
 
 def _spelled_layer_norm(editor: GraphEditor, value: str, mean: onnx.NodeProto) -> NormMatch | None:
     subs = [
-        n for n in editor.consumers(mean.output[0]) if n.op_type == "Sub" and list(n.input) == [value, mean.output[0]]
+        n
+        for n in editor.consumers(mean.output[0])
+        if n.op_type == "Sub" and not n.domain and list(n.input) == [value, mean.output[0]]
     ]
     if not subs or len(subs) != len(editor.consumers(mean.output[0])):
         return None
     nodes: list[onnx.NodeProto] = [mean, *subs]
     squares = [(s, n) for s in subs for n in editor.consumers(s.output[0]) if _squared(editor, n, s.output[0])]
-    divisions = [(s, n) for s in subs for n in editor.consumers(s.output[0]) if n.op_type == "Div"]
+    divisions = [(s, n) for s in subs for n in editor.consumers(s.output[0]) if n.op_type == "Div" and not n.domain]
     if len(squares) != 1 or len(divisions) != 1:
         return None
     readers = {id(n) for s in subs for n in editor.consumers(s.output[0])}

@@ -15,14 +15,15 @@ from laurel_graph.onnx_model.walk import graphs_of
 if TYPE_CHECKING:
     from laurel_graph.passes.base import PassResult
 
-_EDGE = "at another scale one of them fell on the other side of the edge between two integers."
+_EDGE = (
+    "folded further, the file was refused (one integer on the other side of an edge is enough for that). "
+    "It was: {reason}"
+)
 _NOTES = {
-    "all": (),
-    "unquantised": (
-        "values that are quantised as they come keep their scale, and what could not be folded past them stays: "
-        + _EDGE,
-    ),
-    "nothing": (f"nothing is folded, because this file quantises values as they come: {_EDGE}",),
+    "all": "",
+    "unquantised": "values that are quantised as they come keep their scale, and what could not be folded past them "
+    f"stays: {_EDGE}",
+    "nothing": f"nothing is folded, because this file quantises values as they come: {_EDGE}",
 }
 """What folding may rescale, from most to least, and what is said where that was needed."""
 
@@ -39,12 +40,16 @@ def less_and_less(attempt: Callable[[str], PassResult], trained: str | Path) -> 
     Raises:
         VerificationError: the first refusal, where the file quantises nothing as it comes; else the last.
     """
-    for rescale, notes in _NOTES.items():
+    reasons: tuple[str, ...] = ()
+    for rescale, note in _NOTES.items():
         try:
-            return attempt(rescale), notes
-        except VerificationError:
+            result = attempt(rescale)
+        except VerificationError as error:
             if rescale == "nothing" or not _quantises_as_it_comes(trained):
                 raise
+            reasons += (str(error).partition("\n")[0],)
+        else:
+            return result, (note.format(reason=reasons[-1]),) if reasons else ()
     raise AssertionError("the last attempt returns or raises")
 
 

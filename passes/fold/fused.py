@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from laurel_graph.onnx_model.editor import set_attribute
+from laurel_graph.onnx_model.hidden_adds import SKIP_NORM_EPSILON
 from laurel_graph.onnx_model.walk import attribute_of
 
 from .context import RIGID, Context, Rule
@@ -199,7 +200,7 @@ class SkipNorm(Rule):
         for i in (0, 1):
             context.multiply_input(node, i, context.scale(node.input[i]) / s_sum)
         if not same(s_sum, 1.0):
-            set_attribute(node, "epsilon", float(attribute_of(node, "epsilon", 1e-5) / float(s_sum) ** 2))
+            set_attribute(node, "epsilon", float(attribute_of(node, "epsilon", SKIP_NORM_EPSILON) / float(s_sum) ** 2))
             context.changed.append(node.output[0])
         behind, before = self._constants(node)
         for i in behind:

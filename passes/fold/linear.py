@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from laurel_graph.onnx_model.hidden_adds import MICROSOFT
 from laurel_graph.onnx_model.walk import attribute_of
 
 from .context import RIGID, Context, Rule
@@ -61,6 +62,7 @@ class Linear(Rule, ABC):
         return (
             maker is not None
             and maker.op_type == "DequantizeLinear"
+            and maker.domain in ("", MICROSOFT)
             and all(map(context.editor.is_constant, maker.input))
         )
 
@@ -120,10 +122,9 @@ class Linear(Rule, ABC):
         by = factor(())
         if same(by, 1.0):
             return
-        new = onnx.NodeProto()
-        new.CopyFrom(maker)
         scaled = editor.derived(maker.input[1], ("·", by.tobytes()), lambda v: v * by)
-        output = editor.add_node("DequantizeLinear", [maker.input[0], scaled, *maker.input[2:]], like=name)
+        inputs = [maker.input[0], scaled, *maker.input[2:]]
+        output = editor.add_node("DequantizeLinear", inputs, like=name, domain=maker.domain)
         editor.producer[output].attribute.extend(maker.attribute)
         editor.take_type(output, name)
         editor.set_input(node, index, output)

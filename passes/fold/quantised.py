@@ -67,4 +67,6 @@ class DynamicQuantize(Rule):
 def is_dynamic_step(name: str, editor: GraphEditor) -> bool:
     """Whether a value is the step of a value that is quantised as it comes."""
     maker = editor.producer.get(name)
-    return maker is not None and maker.op_type == "DynamicQuantizeLinear" and name == maker.output[1]
+    if maker is None or maker.domain:
+        return False
+    return maker.op_type == "DynamicQuantizeLinear" and name == maker.output[1]

@@ -18,6 +18,7 @@ from laurel_graph.adapters import adapter_of, files_of, read_adapter
 from laurel_graph.adapters import load_adapter as load_into
 from laurel_graph.adapters.file import to_bytes
 from laurel_graph.errors import AdapterError, ModelError, near
+from laurel_graph.outputs.kinds import ADAPTER
 from laurel_graph.passes.read_fx.prepare import example_inputs
 from laurel_graph.torch_residual.module import laurel_modules, trainable_parameters
 from laurel_graph.torch_residual.sharded import whole
@@ -43,13 +44,13 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
     Raises:
         AdapterError: the model has no LAuReL residuals, or a value is not finite.
         ModelError: the ONNX file cannot be read.
-        OutputError: *path* cannot be written.
+        OutputError: *path* cannot be written, or is a file that is no adapter.
     """
     path = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)
     if isinstance(model, nn.Module):
         refuse_merged(model, "there is no adapter of its base to save")
     read = files_of(model)
-    outputs.check_outputs(path, inputs=read)
+    outputs.check_outputs(path, inputs=read, kind=ADAPTER)
     adapter = adapter_of(model)
     found = _records(model) if isinstance(model, nn.Module) else []
     if found:

@@ -135,18 +135,22 @@ def _fused_conv(node: NodeProto, opset: int, dtype: str, fresh: Fresh) -> Join:
     if not addend:
         raise RewriteError(f"FusedConv {node.name or node.output[0]!r} has no fourth input, so it adds nothing.")
     attributes = attributes_of(node)
-    activation = attributes.pop("activation", b"").decode()
+    activation = attributes.pop("activation", b"").decode(errors="replace")
     values = list(attributes.pop("activation_params", []))
     branch, output = fresh("branch"), node.output[0]
     total = fresh("sum") if activation else output
     after = []
+    names = ("min", "max") if activation == "Clip" else _ACTIVATION_PARAMETERS.get(activation)
+    if activation and names is None:
+        raise RewriteError(f"FusedConv {node.name or output!r} has the unknown activation {activation!r}.")
+    if names and len(values) != len(names):
+        raise RewriteError(
+            f"FusedConv {node.name or output!r} has {len(values)} activation_params; {activation} takes {len(names)}."
+        )
     if activation == "Clip":
         after = _clip(total, output, values, opset, fresh)
-    elif activation:
-        names = _ACTIVATION_PARAMETERS.get(activation)
-        if names is None:
-            raise RewriteError(f"FusedConv {node.name or output!r} has the unknown activation {activation!r}.")
-        after = [_make(activation, [total], [output], **dict(zip(names, values, strict=True)))]
+    elif names is not None:  # one without parameters does not look at any
+        after = [_make(activation, [total], [output], **dict(zip(names, values, strict=False)))]
     conv = _make("Conv", list(node.input[:3]), [branch], **attributes)
     return Join((branch, addend), total, [conv], after, hidden=branch)
 

@@ -23,6 +23,7 @@ WEIGHT, BIAS, LOGITS = f"{PREFIX}.weight", f"{PREFIX}.bias", f"{PREFIX}.logits"
 
 _TAIL = {"Softmax", "LogSoftmax", "Sigmoid", "Add", "Identity", "Reshape", "Flatten", "Squeeze", "Cast"}
 _LINEAR = {"Gemm", "MatMul"}
+_ONNX = ("", "ai.onnx")
 _ELEMENT_TYPES = {"float16": "FLOAT16", "bfloat16": "BFLOAT16", "float64": "DOUBLE"}
 
 
@@ -94,9 +95,9 @@ def default_value(model: ModelProto) -> str:
     weights |= {name for name, node in made.items() if node.op_type == "Constant"}
     for output in model.graph.output:
         node = made.get(output.name)
-        while node is not None and node.op_type in _TAIL:
+        while node is not None and node.op_type in _TAIL and node.domain in _ONNX:
             node = next((made[name] for name in node.input if name in made and name not in weights), None)
-        if node is not None and node.op_type in _LINEAR and node.input[1] in weights:
+        if node is not None and node.op_type in _LINEAR and node.domain in _ONNX and node.input[1] in weights:
             return str(node.input[0])
     names = ", ".join(repr(output.name) for output in model.graph.output)
     raise ModelError(

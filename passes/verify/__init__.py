@@ -45,6 +45,7 @@ class OutputDifference:
             Runtime optimises it or not, over the same scale.
         exact_rel: ``max_rel`` with ONNX Runtime's optimisation and rounding to integers off in both models.
         exact_tolerance: what that is held against.
+        idle: on every sample it was empty, not finite or the same everywhere: being equal there says nothing.
     """
 
     output: str
@@ -57,6 +58,7 @@ class OutputDifference:
     noise: float = 0.0
     exact_rel: float = 0.0
     exact_tolerance: float = 0.0
+    idle: bool = False
 
     @property
     def vague(self) -> bool:
@@ -123,6 +125,12 @@ class VerifyReport:
             f"not compared: {printable(at)}: the first model does not run there ({_first_line(reason)})"
             for at, reason in self.refused
         ]
+        found += [
+            f"{printable(item.output)}: nothing is proven at this output: on every sample it is empty, not finite, or "
+            "the same everywhere"
+            for item in self.outputs
+            if item.idle
+        ]
         for item in (*self.sites, *self.outputs):
             if item.vague and isinstance(item, SiteDifference):
                 found.append(
@@ -180,6 +188,7 @@ def _difference(name: str, verdict: Verdict, exact: Verdict | None = None) -> Ou
         verdict.noise,
         exact.max_rel,
         exact.allowed,
+        verdict.idle and exact.idle,
     )
 
 

@@ -14,7 +14,7 @@ What may differ is the tolerance, or what the first model itself does where its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import algebra
 from .compare import Verdict
@@ -60,7 +60,7 @@ class Check:
 
     def on_data(self, samples: Sequence[Sample]) -> Findings:
         """Compares on samples that a person gave; see :func:`~laurel_graph.passes.verify.drawing.given`."""
-        return self._run(lambda run, outputs, sites: given(samples, run, outputs))
+        return self._run(lambda run, outputs, sites: given(samples, run, outputs, sites))
 
     def on_drawn(self, batches: Sequence[int], seed: int, sizes: Mapping[str, int] | None) -> Findings:
         """Compares on drawn samples; see :func:`~laurel_graph.passes.verify.drawing.drawn`."""
@@ -94,4 +94,4 @@ def _worse(a: Verdict, b: Verdict) -> Verdict:
     def excess(verdict: Verdict) -> float:
         return verdict.max_rel / verdict.allowed if verdict.allowed else float("inf") if verdict.max_rel else 0.0
 
-    return max(a, b, key=excess)
+    return replace(max(a, b, key=excess), idle=a.idle and b.idle)

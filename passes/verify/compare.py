@@ -28,6 +28,13 @@ _FILL = 1e3
 _SAMPLED = 1 << 16
 """How many elements of a large array say what is typical."""
 
+_SAYS_LITTLE = 0.1
+"""A share of integers that may differ from which on it says little, so that how far they are apart counts, too."""
+
+_UNLIKE = 0.5
+"""The largest share of booleans or texts that may differ: two models that know nothing of each other differ in as many
+booleans."""
+
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """One unit in the last place of numbers between 1 and 2, by element type."""
 
@@ -35,6 +42,53 @@ EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloa
 def is_float(array: Array) -> bool:
     """Whether *array* holds floating-point numbers, bfloat16 among them."""
     return array.dtype.name in EPSILON
+
+
+def is_alive(array: Array, finite: float = 1.0) -> bool:
+    """Whether an array of floats is evidence: finite (a share of it), not all zero, not the same number everywhere."""
+    if not is_float(array) or array.size == 0:
+        return array.size > 0
+    values = array.astype(np.float64)
+    ordinary = values[np.isfinite(values)]
+    if not ordinary.any() or ordinary.size < finite * values.size:
+        return False
+    return values.size == 1 or bool(np.ptp(ordinary) > 0)
+
+
+class Listed(np.ndarray[Any, np.dtype[Any]]):
+    """The numbers of a sequence or a map in a row.
+
+    Attributes:
+        parts: the shapes of the parts, or the keys.
+    """
+
+    parts: tuple[Any, ...] = ()
+
+    def __array_finalize__(self, of: Any) -> None:
+        self.parts = getattr(of, "parts", ())
+
+
+def as_array(value: Any) -> Array:
+    """Returns what an output holds as an array; of a sequence or a map all numbers in a row, which know their parts."""
+    if value is None:  # an optional that is empty
+        return _listed(np.zeros(0, np.float32), (None,))
+    if isinstance(value, dict):
+        return _listed(np.asarray([*value.values()], None if _texts(value) else np.float32), tuple(value))
+    if not isinstance(value, (list, tuple)):
+        return np.asarray(value)
+    items = [as_array(item) for item in value]
+    row = np.concatenate([item.ravel() for item in items]) if items else np.zeros(0, np.float32)
+    return _listed(row, tuple((item.shape, getattr(item, "parts", ())) for item in items))
+
+
+def _texts(value: dict[Any, Any]) -> bool:
+    return any(not isinstance(item, float) for item in value.values())
+
+
+def _listed(row: Array, parts: tuple[Any, ...]) -> Listed:
+    found = row.view(Listed)
+    found.parts = parts
+    return found
 
 
 @dataclass(frozen=True)
@@ -49,6 +103,7 @@ class Verdict:
         same_bits: every element has the same bits.
         shape: of the last sample.
         dtype: element type.
+        idle: on every sample it was empty, not finite or the same everywhere, so that being equal says nothing.
     """
 
     max_abs: float
@@ -58,6 +113,7 @@ class Verdict:
     same_bits: bool
     shape: tuple[int, ...]
     dtype: str
+    idle: bool = False
 
     @property
     def equal(self) -> bool:
@@ -124,6 +180,9 @@ class Comparison:
         self._typical: list[float] = []
         self.max_abs, self.mismatch, self.same_bits = 0.0, False, True
         self.counts = [0, 0, 0]
+        self._apart = self._noise_apart = 0.0
+        self._first: Any = None
+        self._alive = False
         self.shape: tuple[int, ...] = ()
         self.dtype = ""
 
@@ -138,15 +197,19 @@ class Comparison:
     def add(self, expected: Array, actual: Array) -> None:
         """Takes in one sample; shapes or types that differ are an infinite difference."""
         self.shape, self.dtype = tuple(expected.shape), expected.dtype.name
-        if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        parts = [getattr(array, "parts", ()) for array in (expected, actual)]
+        if expected.shape != actual.shape or expected.dtype != actual.dtype or parts[0] != parts[1]:
             self.mismatch, self.same_bits, self.max_abs = True, False, float("inf")
             return
         if expected.size == 0:
             return
         if not is_float(expected):
+            self._first = expected.flat[0] if self._first is None else self._first
+            self._alive = self._alive or expected.size == 1 or bool(np.any(expected != self._first))
             self.same_bits = self.same_bits and np.array_equal(expected, actual)
             self._add_exact(expected, actual)
             return
+        self._alive = self._alive or is_alive(expected, finite=0.0)
         sizes, gap = _sizes(expected), _gap(expected, actual)
         largest = float(gap.max())
         self.max_abs = max(self.max_abs, largest)
@@ -164,8 +227,9 @@ class Comparison:
         self.counts[0] += expected.size
         self.counts[1] += int(np.sum(expected != actual))
         if np.issubdtype(expected.dtype, np.number):
-            apart = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+            apart = _apart(expected, actual)
             self.max_abs = max(self.max_abs, float(apart.max()))
+            self._apart += float(apart.sum())
         elif not np.array_equal(expected, actual):
             self.max_abs = float("inf")
 
@@ -175,6 +239,8 @@ class Comparison:
             return
         if not is_float(expected):
             self.counts[2] += int(np.sum(expected != nudged))
+            if np.issubdtype(expected.dtype, np.number):
+                self._noise_apart += float(_apart(expected, nudged).sum())
             return
         sizes, gap = _sizes(expected), _gap(expected, nudged)
         gap[~np.isfinite(gap)] = 0
@@ -218,14 +284,23 @@ class Comparison:
         return tolerance if exact else max(tolerance, MARGIN * noise)
 
     def _exact_verdict(self, quantum: float) -> Verdict:
-        """Integers, booleans and text are equal, or as many differ as the model's own noise changes."""
+        """Integers, booleans and text are equal, or as many differ as the model's own noise changes.
+
+        Where noise changes many integers, they may be no further apart, all in all, than it moves them.
+        """
         total, wrong, noisy = self.counts
         if not wrong or self.max_abs <= quantum:
             return self._result(0.0 if not wrong else quantum, quantum, noisy / max(total, 1))
-        return self._result(wrong / total, MARGIN * noisy / total, noisy / total)
+        allowed = MARGIN * noisy / total
+        if not np.issubdtype(np.dtype(self.dtype), np.number):
+            allowed = min(allowed, _UNLIKE)
+        elif allowed > _SAYS_LITTLE and self._apart > MARGIN * self._noise_apart:
+            allowed = 0.0
+        return self._result(wrong / total, allowed, noisy / total)
 
     def _result(self, found: float, allowed: float, noise: float) -> Verdict:
-        return Verdict(self.max_abs, found, allowed, noise, self.same_bits, self.shape, self.dtype)
+        idle = not self._alive and not self.mismatch
+        return Verdict(self.max_abs, found, allowed, noise, self.same_bits, self.shape, self.dtype, idle)
 
 
 def _excess(found: tuple[float, float, float]) -> float:
@@ -236,6 +311,11 @@ def _excess(found: tuple[float, float, float]) -> float:
 def feature_axes(ndim: int) -> tuple[int, ...]:
     """The axes that may hold channels when nothing else is known: the last one, and axis 1 of three or more."""
     return (1, -1) if ndim > 2 else (-1,)
+
+
+def _apart(a: Array, b: Array) -> Array:
+    """Absolute differences of integers."""
+    return np.asarray(np.abs(a.astype(np.float64) - b.astype(np.float64)))
 
 
 def _wide(array: Array) -> Array:

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from laurel_graph.errors import ModelError, VerificationError
 from laurel_graph.samples import STYLES, Sampler, Situation
 
-from .compare import is_float
+from .compare import is_alive, is_float
 
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -64,18 +64,9 @@ class Exercise:
         return [name for name in names if not any(is_alive(r[name], finite) for r in self.results if name in r)]
 
 
-def is_alive(array: Array, finite: float = 1.0) -> bool:
-    """Whether an array of floats is evidence: finite (a share of it), not all zero, not the same number everywhere."""
-    if not is_float(array) or array.size == 0:
-        return array.size > 0
-    values = array.astype(np.float64)
-    ordinary = values[np.isfinite(values)]
-    if not ordinary.any() or ordinary.size < finite * values.size:
-        return False
-    return values.size == 1 or bool(np.ptp(ordinary) > 0)
-
-
-def given(samples: Sequence[Mapping[str, Array]], run: Run, outputs: Sequence[str]) -> Exercise:
+def given(
+    samples: Sequence[Mapping[str, Array]], run: Run, outputs: Sequence[str], sites: Sequence[str] = ()
+) -> Exercise:
     """Runs the reference on samples that a person gave.
 
     Raises:
@@ -89,6 +80,11 @@ def given(samples: Sequence[Mapping[str, Array]], run: Run, outputs: Sequence[st
         if outputs and all(exercise.results[-1][name].size == 0 for name in outputs if name in exercise.results[-1]):
             shapes = {name: np.shape(array) for name, array in sample.items()}
             raise ModelError(f"nothing can be compared: the data holds no rows ({shapes}); expected at least one.")
+    if all(len(exercise.idle(names, finite=0.0)) == len(names) for names in (outputs, sites)):
+        raise VerificationError(
+            "the data does not exercise the model: on every sample all of its outputs are not finite, or the same "
+            "everywhere, so that nothing can be compared. Give other data, or none to have samples drawn."
+        )
     return exercise
 
 

@@ -18,7 +18,7 @@ from laurel_graph.onnx_model.walk import RANDOM, graphs_of
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.schema import DOMAIN, Operator
 
-from .compare import EPSILON
+from .compare import EPSILON, as_array
 
 Array = NDArray[Any]
 Sample = Mapping[str, Array]
@@ -188,12 +188,4 @@ class Runner:
         names = [name for name in self.outputs if outputs is None or name in outputs]
         given = {name: array for name, array in feeds.items() if name in self.accepted}
         results = runtime.run(self.session, given, names, self.path)
-        return {name: _as_array(value) for name, value in zip(names, results, strict=True)}
-
-
-def _as_array(value: Any) -> Array:
-    if value is None:  # an optional that is empty
-        return np.zeros(0, np.float32)
-    if isinstance(value, (list, tuple)):
-        return np.concatenate([np.ravel(item) for item in value]) if value else np.zeros(0, np.float32)
-    return np.asarray(value)
+        return {name: as_array(value) for name, value in zip(names, results, strict=True)}

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from laurel_graph.errors import VerificationError
 
-from .compare import Comparison, is_float
-from .drawing import Exercise, is_alive
+from .compare import Comparison, is_alive, is_float
+from .drawing import Exercise
 from .pair import Pair, Subject, Watched
 from .probe import COMPUTED, Runner, bring_out, cut, made_in
 

@@ -58,7 +58,7 @@ def site_values(first: ModelProto, second: ModelProto, renamed: Mapping[str, str
 def _transposed_back(name: str, model: ModelProto, known: Collection[str]) -> str:
     """Returns the known value that *name* becomes in another layout (kernels on bytes want channels last), or ""."""
     for node in model.graph.node:
-        if node.op_type == "Transpose" and node.input[0] == name and node.output[0] in known:
+        if node.op_type == "Transpose" and not node.domain and node.input[0] == name and node.output[0] in known:
             return str(node.output[0])
     return ""
 

@@ -124,8 +124,8 @@ commands = [
 ]
 write_report(model, "warm.html")
 resource.setrlimit(resource.RLIMIT_FSIZE, (120, 120))
-for command in commands:
-    for output in ("out/new", "out/old"):
+for number, command in enumerate(commands):
+    for output in ("out/new", f"out/old{number}"):
         try:
             command(output)
         except OutputError as error:
@@ -138,15 +138,20 @@ for command in commands:
 def test_every_command_says_so_and_leaves_nothing_when_no_more_can_be_written(tmp_path):
     made = trained_folder(tmp_path)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_bytes(b"old")
+    kinds = (
+        [made["plain"].read_bytes()] * 3,
+        [made["adapter"].read_bytes(), b"\0\0\0\0TORT", made["plain"].read_bytes()],
+    )
+    old = {f"old{i}": content for i, content in enumerate([*kinds[0], *kinds[1], b"old", b"PK\x03\x04"])}
+    for name, content in old.items():
+        (tmp_path / "out" / name).write_bytes(content)
     command = [sys.executable, "-c", LIMITED, str(made["model"]), str(made["adapter"])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 16
     assert all("cannot be written: " in line for line in lines), lines
-    assert contents(tmp_path / "out").keys() == {"old"}
-    assert (tmp_path / "out" / "old").read_bytes() == b"old"
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in contents(tmp_path / "out")} == old
 
 
 def test_staged_file_lies_beside_the_output_with_its_suffix_until_it_is_published(tmp_path):

@@ -164,10 +164,17 @@ def with_rows(model, edit):
     prop.value = json.dumps(found)
 
 
-def swap_inputs(found):
+def change_node(found, edit):
     node = NodeProto.FromString(base64.b64decode(found[0]["node"]))
-    node.input[0], node.input[1] = node.input[1], node.input[0]
+    edit(node)
     found[0]["node"] = base64.b64encode(node.SerializeToString()).decode()
+
+
+def swap_inputs(found):
+    def edit(node):
+        node.input[0], node.input[1] = node.input[1], node.input[0]
+
+    change_node(found, edit)
 
 
 def other_operator(found):
@@ -181,6 +188,11 @@ RECORDS = {
     "another operator": other_operator,
     "of ai.onnx": lambda found: found[0].update(
         node=base64.b64encode(helper.make_node("Add", ["x", "h1"], ["y1"]).SerializeToString()).decode()
+    ),
+    "two outputs": lambda found: change_node(found, lambda node: node.output.append("other")),
+    "no output": lambda found: change_node(found, lambda node: node.output.__setitem__(0, "")),
+    "an attribute": lambda found: change_node(
+        found, lambda node: node.attribute.append(helper.make_attribute("body", helper.make_graph([], "g", [], [])))
     ),
     "no base64": lambda found: found[0].update(node="%%"),
     "no names": lambda found: found[0].update(made=[]),

@@ -57,6 +57,7 @@ def transform(
     from laurel_graph.model_folder import writes_folder
     from laurel_graph.outputs import check_outputs
     from laurel_graph.outputs.folder import check_folder
+    from laurel_graph.outputs.kinds import MODEL
     from laurel_graph.passes.options import parse_override
     from laurel_graph.passes.pipeline import transform as rewrite
     from laurel_graph.tools.inputs import source_files
@@ -65,7 +66,7 @@ def transform(
     if writes_folder(model, output):
         check_folder(output, inputs=(config, model))
     else:
-        check_outputs(output, inputs=(config, *source_files(model)))
+        check_outputs(output, inputs=(config, *source_files(model)), kind=MODEL)
     flags: dict[str, Any] = {
         "variant": variant,
         "rank": rank,

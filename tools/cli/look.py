@@ -41,9 +41,10 @@ def inspect(
     if graph is not None:
         from laurel_graph.outputs import check_outputs
         from laurel_graph.outputs.graphs import check_format, write_graph
+        from laurel_graph.outputs.kinds import TEXT
 
         check_format(graph)
-        check_outputs(graph, inputs=source_files(model))
+        check_outputs(graph, inputs=source_files(model), kind=TEXT)
     with progress(f"inspecting {model}"):
         target, args, kwargs, shapes = load_model(model)
         found = run(target, args, kwargs, shapes)

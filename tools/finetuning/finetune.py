@@ -27,6 +27,7 @@ from laurel_graph.opset.parameters import weights_of
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, staged
 from laurel_graph.outputs.folder import check_folder
+from laurel_graph.outputs.kinds import ADAPTER, MODEL, ORT_ADAPTER
 from laurel_graph.outputs.models import stage_model
 from laurel_graph.passes.rewrite.head import PREFIX as HEAD
 from laurel_graph.passes.rewrite.head import producers, with_output
@@ -100,6 +101,10 @@ class FinetuneReport:
         return {**asdict(self), "share": self.share}
 
 
+def _is_ort(adapter: Path | None) -> bool:
+    return adapter is not None and adapter.suffix == ".onnx_adapter"
+
+
 def finetune(options: FinetuneOptions) -> FinetuneReport:
     """Trains the LAuReL tensors of an ONNX file and writes the tuned file.
 
@@ -122,6 +127,8 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
         check_outputs(options.adapter, options.checkpoint, inputs=read)
     else:
         check_outputs(options.tuned, options.adapter, options.checkpoint, inputs=read)
+        check_outputs(options.tuned, kind=MODEL)
+    check_outputs(options.adapter, kind=ORT_ADAPTER if _is_ort(options.adapter) else ADAPTER)
     specs = read_specs(model)
     if not (specs or options.train or options.head):
         raise ConfigError(
@@ -315,7 +322,7 @@ class _Run:
                 raise VerificationError(f"{options.tuned} does not hold what was written to it.")
             onnx_task.make_session(aside.path, aside.path.parent)
             if options.adapter is not None:
-                save = write_ort_adapter if options.adapter.suffix == ".onnx_adapter" else save_adapter
+                save = write_ort_adapter if _is_ort(options.adapter) else save_adapter
                 save(aside.path, options.adapter)
             aside.publish()
 

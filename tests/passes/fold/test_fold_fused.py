@@ -277,6 +277,14 @@ def test_fold_scales_the_step_when_a_norm_holds_the_sum():
     assert_folds_away(join("f = MatMul(x0, W[8,8])", tail))
 
 
+@pytest.mark.parametrize("kind, inputs", [("SkipLayerNormalization", "g[8], o[8], b[8]"), ("SkipSimplified", "g[8]")])
+def test_fold_takes_the_operator_s_own_epsilon_when_a_norm_that_holds_the_sum_states_none(kind, inputs):
+    kind = kind if kind.endswith("Normalization") else f"{kind}LayerNormalization"
+    tail = f"f2 = MatMul(x, W2[8,8])\ny = com.microsoft.{kind}(x, f2, {inputs})"
+    small = {"alpha": np.asarray(1e-3), "beta": np.asarray(2e-3), "b": np.zeros(8)}
+    assert_folds_away(join("f = MatMul(x0, W[8,8])", tail), weights=small)
+
+
 def test_fold_takes_alpha_when_a_branch_ends_in_a_norm():
     for norm, opset in [
         ("InstanceNormalization(h, g[4], o[4])", 17),
@@ -379,6 +387,7 @@ def test_deploy_folds_less_when_a_value_that_is_quantised_as_it_comes_was_rounde
     monkeypatch.setattr(Verify, "run", strict)
     report = deploy_file(tmp_path / "m.onnx", tmp_path / "d.onnx")
     assert len(calls) == fails + 1 and note in report.notes[-1]
+    assert report.notes[-1].endswith("It was: an integer has moved")
     assert "kept" in (report.fold.sites[0].alpha, report.fold.sites[0].beta)
 
 

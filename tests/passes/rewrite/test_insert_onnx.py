@@ -299,7 +299,7 @@ def test_insert_takes_skip_norms_apart_when_the_add_is_hidden_in_them(op, inputs
 @pytest.mark.parametrize("opset", [9, 11, 17])
 @pytest.mark.parametrize(
     ("activation", "parameters"),
-    [("", []), ("Relu", []), ("Clip", [0.0, 6.0]), ("LeakyRelu", [0.1]), ("HardSigmoid", [0.2, 0.4]), ("Tanh", [])],
+    [("", []), ("Relu", []), ("Clip", [0.0, 6.0]), ("LeakyRelu", [0.1]), ("HardSigmoid", [0.2, 0.4]), ("Tanh", [1.0])],
 )
 @pytest.mark.parametrize("skip", ["x", "y"])
 def test_insert_takes_fused_convolutions_apart_when_they_add(activation, parameters, opset, skip):
@@ -317,6 +317,21 @@ def test_insert_takes_fused_convolutions_apart_when_they_add(activation, paramet
     assert_close(run_onnx(new, feeds)[0], run_onnx(model, feeds)[0])
     remove(new)
     assert new.SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("activation", "parameters"),
+    [("Clip", []), ("Clip", [0.0]), ("LeakyRelu", []), ("LeakyRelu", [0.1, 0.2]), ("HardSigmoid", [0.2])],
+)
+def test_insert_refuses_a_fused_convolution_when_its_activation_lacks_parameters(activation, parameters):
+    text = """(float[n, 8, 6, 5] x) => (float[n, 8, 6, 5] y)
+        { y = com.microsoft.FusedConv <pads = [1, 1, 1, 1]> (x, w, b, x) }"""
+    model = onnx_text(text, {"w": (8, 8, 3, 3), "b": (8,)})
+    model.graph.node[0].attribute.append(helper.make_attribute("activation", activation))
+    if parameters:
+        model.graph.node[0].attribute.append(helper.make_attribute("activation_params", parameters))
+    with pytest.raises(RewriteError, match=rf"has {len(parameters)} activation_params; {activation} takes"):
+        insert(model, [plan("x", "y", "y", axis=1, ndim=4)], CONFIG)
 
 
 def test_insert_takes_gemm_apart_when_its_third_input_is_the_skip():
