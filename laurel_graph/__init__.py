@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
     __version__: str
 
+UNKNOWN_VERSION = "0+unknown"
+"""``__version__`` of a tree that is not installed, as PEP 440 writes a version that nobody knows."""
+
 _HOMES = {
     "LaurelConfig": "config",
     "SiteOverride": "config",
@@ -112,9 +115,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("laurel-graph")
+        try:
+            return version("laurel-graph")
+        except PackageNotFoundError:  # a tree that is not installed
+            return UNKNOWN_VERSION
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home, _, inner = _HOMES[name].partition(":")

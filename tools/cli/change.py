@@ -56,13 +56,14 @@ def transform(
     from laurel_graph.outputs.tree import check_folder
     from laurel_graph.passes.options import parse_override
     from laurel_graph.passes.pipeline import transform as rewrite
-    from laurel_graph.tools.inputs import source_files
+    from laurel_graph.tools.inputs import check_model_output, source_files
     from laurel_graph.variants.combine import read_settings
 
     if writes_folder(model, output):
         check_folder(output, inputs=(config, model))
     else:
         check_outputs(output, inputs=(config, *source_files(model)))
+        check_model_output(output, model)
     flags: dict[str, Any] = {
         "variant": variant,
         "rank": rank,
@@ -114,7 +115,7 @@ def transform(
 
 def apply(
     model: OnnxModel,
-    adapter: Path,
+    adapter: Annotated[Path, typer.Argument(help="What finetune --adapter or lg.save_adapter wrote.")],
     output: Output,
     check_base: Annotated[
         bool, typer.Option(help="Refuse an adapter of another base, or where that cannot be told.")
@@ -126,7 +127,9 @@ def apply(
 ) -> None:
     """Put the saved ADAPTER (.safetensors) into the transformed MODEL."""
     from laurel_graph.adapters import apply_adapter
+    from laurel_graph.tools.inputs import check_model_output
 
+    check_model_output(output, model, adapter)
     with progress(f"applying {adapter}"):
         apply_adapter(model, adapter, output, check_base=check_base, match=match)
     print_wrote(json, {"model": model, "adapter": adapter, "output": output})
@@ -135,7 +138,9 @@ def apply(
 def remove(model: OnnxModel, output: Output, json: Json = False) -> None:
     """Write the original graph of a transformed MODEL back, bit for bit."""
     from laurel_graph.passes.pipeline import remove as run
+    from laurel_graph.tools.inputs import check_model_output
 
+    check_model_output(output, model)
     with progress(f"removing LAuReL from {model}"):
         run(model, output)
     print_wrote(json, {"model": model, "output": output})
@@ -161,7 +166,9 @@ def deploy(
     """Fold, fuse and choose per site the cheapest exact form; verified before it is written."""
     from laurel_graph.passes.deploy.deploy import deploy_file
     from laurel_graph.tools.benchmarks.deployed import measure_deployed
+    from laurel_graph.tools.inputs import check_model_output
 
+    check_model_output(output, model, data)
     quiet_runtime()
     with progress(f"deploying {model}"):
         report = deploy_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -81,7 +82,11 @@ _ORDER = ("Arguments", "Data and aim", "Text", "What trains", "Training", "Files
 
 
 class Command(TyperCommand):
-    """A command whose help shows its options by panel, and its examples as they are."""
+    """A command whose help names its arguments in capitals, its options by panel, and its examples as they are."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Returns what the line "Usage:" lists: ``MODEL`` whatever typer writes around the name of an argument."""
+        return [_as_argument(piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes arguments and options, each group under its own heading."""
@@ -89,7 +94,11 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                heading = "Options"
+                if parameter.param_type_name == "argument":
+                    heading, record = "Arguments", (_as_argument(record[0].partition(" ")[0]), record[1])
+                else:
+                    record = (record[0].replace("<list[", "<").replace("]>", ">"), record[1])
                 groups[getattr(parameter, "rich_help_panel", None) or heading].append(record)
         for heading in sorted(groups, key=_ORDER.index):
             with formatter.section(heading):
@@ -101,3 +110,9 @@ class Command(TyperCommand):
         if examples:
             formatter.write_paragraph()
             formatter.write("Examples:\n" + "".join(f"  {line}\n" for line in examples))
+
+
+def _as_argument(piece: str) -> str:
+    """Returns the name of an argument in capitals, in brackets where it may be left out; options as they are."""
+    name = re.fullmatch(r"(\[?)\{?([a-z_]+|[A-Z_]+)(?:\.\.\.)?\}?(\]?)(\.\.\.)?", piece)
+    return piece if name is None else f"{name[1]}{name[2].upper()}{name[3]}{name[4] or ''}"

@@ -181,9 +181,11 @@ def report(
     json: Json = False,
 ) -> None:
     """Draw the streams, and show parameters and learned α, β, γ by depth, on one HTML page."""
+    from laurel_graph.tools.inputs import check_ending
     from laurel_graph.tools.report import default_page, write_report
 
     page = output or default_page(model)
+    check_ending(page, (".html", ".htm"), "browsers", model)
     with progress(f"reporting on {model}"):
         write_report(model, page)
     print_wrote(json, {"model": model, "output": page})

@@ -14,7 +14,7 @@ from .arguments import Json, Size, parse_sizes
 
 def bench(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="ONNX files or folders, with the same inputs.")
+        list[Path], typer.Argument(help="ONNX files or folders, with the same inputs.")
     ],
     against: Annotated[Path | None, typer.Option(help="The file that ratios are taken to.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of every session.")] = 2,

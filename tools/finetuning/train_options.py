@@ -25,10 +25,10 @@ class TrainOptions:
         weight_decay: of tensors that are no LAuReL parameters (a head); those have none.
         clip: largest norm of the gradient, 0 for no limit.
         seed: of the order of the samples and of every random number.
-        patience: epochs without a better validation metric before it stops; ``None`` runs them all.
+        patience: epochs without a better validation metric before it stops; by default it runs them all.
         dropout: whether dropout layers are active; everything else stays in evaluation mode.
         precision: ``no`` or ``bf16`` (autocast).
-        checkpoint: file of the run's state, or ``None``.
+        checkpoint: file of the run's state; by default none.
         checkpoint_every: steps between two checkpoints; the end of an epoch always writes one.
         resume: continue from the checkpoint if it is there.
         quiet: no progress on stderr.
