@@ -13,6 +13,7 @@ Public names are loaded when first used: importing this package imports neither 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,7 @@ def __getattr__(name: str) -> Any:
         except PackageNotFoundError:  # a tree that is not installed
             return UNKNOWN_VERSION
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     home, _, inner = _HOMES[name].partition(":")
     value = getattr(import_module(f".{home}", __name__), inner or name)
     globals()[name] = value

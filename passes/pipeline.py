@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Detection, SitePlan
-from laurel_graph.errors import ModelError, OutputError
+from laurel_graph.errors import ModelError, OutputError, check_order
 from laurel_graph.model_folder import folder_files, graph_path, rewritten, writes_folder
 
 from .base import TORCH, Facts, PassResult, Pipeline
@@ -150,6 +150,7 @@ def transform(
         ConfigError: a rank does not fit a site, or *config* is something else.
         OutputError: *output* cannot be written, or is the input.
     """
+    check_order("transform(model, config, ...)", model, config, ("model", "config"))
     config = LaurelConfig.of(config)
     if writes_folder(model, output):
         with rewritten(cast("str | Path", model), cast("str | Path", output)) as new:
@@ -262,6 +263,10 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
         OutputError: *output* cannot be written, or is the input.
     """
     if not _is_onnx(model):
+        from torch import fx, nn
+
+        if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
+            raise ModelError(f"a live {type(model).__name__} gives LAuReL back by lg.detach(model), not by remove.")
         return removing().run(cast("fx.GraphModule", model)).graph
     if writes_folder(model, output):
         with rewritten(cast("str | Path", model), cast("str | Path", output)) as new:

@@ -27,6 +27,7 @@ from laurel_graph.passes.fold.fold import FoldReport
 
 from .choose import FusedSite
 from .costs import CostModel
+from .untrained import NOTE, is_untrained
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -286,7 +287,8 @@ def deploy_file(
         for options, notes in _TRIES:
             pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, fold=options)
             try:
-                return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,)), notes
+                result = run_on_file(pipeline, trained, to, facts=facts, inputs=(given,))
+                return result, (*notes, *_told_untrained(Path(trained)))
             except VerificationError:
                 if options.get("nothing") or not quantises_as_it_comes(trained):
                     raise
@@ -307,6 +309,12 @@ def deploy_file(
     from laurel_graph.passes.graphsurgeon import is_graph, to_graph
 
     return replace(report, model=to_graph(result.graph) if is_graph(path) else result.graph)
+
+
+def _told_untrained(trained: Path) -> tuple[str, ...]:
+    from laurel_graph import onnx_file
+
+    return (NOTE,) if is_untrained(onnx_file.read(trained), trained.parent) else ()
 
 
 def _with_notes(report: DeployReport, notes: Sequence[str]) -> DeployReport:

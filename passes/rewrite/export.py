@@ -17,7 +17,7 @@ from laurel_graph import onnx_file
 from laurel_graph.adapters import files_of
 from laurel_graph.adapters.trained import own_spec
 from laurel_graph.config import LaurelConfig, SiteSpec
-from laurel_graph.errors import ModelError
+from laurel_graph.errors import ModelError, check_order
 from laurel_graph.fingerprint.digest import module_digests
 from laurel_graph.importer import META
 from laurel_graph.onnx_model.tensors import make_tensor
@@ -33,6 +33,7 @@ from laurel_graph.passes.read_fx.axes import check_open, open_program
 from laurel_graph.passes.read_fx.capture import check_paths, module_paths
 from laurel_graph.passes.read_fx.guards import refuses_one
 from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
+from laurel_graph.passes.read_fx.stopped import without_logged_tracebacks
 from laurel_graph.torch_residual.module import CONFIG, laurel_modules
 from laurel_graph.torch_residual.torch_ops import ONE, OUTER, SITE, exporting
 
@@ -78,11 +79,19 @@ def export_onnx(
             *dynamic_shapes* names; says why.
         RewriteError: a join has more axes than the operator set knows.
     """
+    check_order("export_onnx(module, args, path)", args, path, ("inputs", "path"))
     check_paths(module_paths(module), type(module).__name__)
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     kwargs = dict(kwargs or {})
     with staged(path, files_of(module)) as aside:
-        with set_mode(module), plain_forward(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
+        with (
+            set_mode(module),
+            plain_forward(module),
+            exporting(module),
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            without_logged_tracebacks(),
+        ):
             warnings.simplefilter("ignore")
             program, notes = _export(module, args, kwargs, dynamic_shapes, opset)
             held = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}

@@ -116,6 +116,27 @@ class VerifyReport:
         return next((item for item in (*self.sites, *self.outputs) if not item.equal), None)
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """How many residual connections are equal, and of how many that were compared; each counts once."""
+        verdicts: dict[str, bool] = {}
+        for item in self.sites:
+            if item.site:
+                verdicts[item.site] = verdicts.get(item.site, True) and item.equal
+        return sum(verdicts.values()), len(verdicts)
+
+    @property
+    def summary(self) -> str:
+        """One line: how the residual connections compare; "" where the models show none."""
+        equal, sites = self.counts
+        if not sites:
+            return ""
+        worst = max(self.sites, key=lambda item: item.max_rel)
+        others = sum(not item.site for item in self.sites)
+        more = f", {others} more values at another scale compared" if others else ""
+        where = worst.site or worst.output
+        return f"{equal} of {sites} sites equal{more}, at most {worst.max_rel:.3g} of the scale apart (at {where})"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences: what was not compared, and where a comparison is weak."""
         found = [

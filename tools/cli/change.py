@@ -171,7 +171,7 @@ def deploy(
     check_model_output(output, model, data)
     quiet_runtime()
     with progress(f"deploying {model}"):
-        report = deploy_file(
+        done = deploy_file(
             model,
             output,
             portable=portable,
@@ -180,7 +180,8 @@ def deploy(
             tolerance=tolerance,
             seed=seed,
             sizes=parse_sizes(size),
-        ).to_dict()
+        )
+    report = done.to_dict()
     if measure:
         with progress(f"measuring {output}"):
             measured = measure_deployed(model, output, data=data, sizes=parse_sizes(size), seed=seed)
@@ -193,13 +194,19 @@ def deploy(
         (s["site"], s["form"], s["deployed"], s["alpha"], s["beta"], f"{s['max_rel']:.3g}" if "max_rel" in s else "")
         for s in report["sites"]
     ]
-    print_table(f"{len(rows)} sites deployed", ("site", "form", "operator", "α went", "β went", "max rel"), rows)
+    print_table(
+        f"{len({s['site'] for s in report['sites']})} sites deployed",
+        ("site", "form", "operator", "α went", "β went", "max rel"),
+        rows,
+    )
     keys = ("max_abs", "max_rel", "allowed", "noise")
     print_table(
         "deployed against trained",
         ("output", *(key.replace("_", " ") for key in keys)),
         [(o["output"], *(f"{o[key]:.3g}" for key in keys)) for o in report["outputs"]],
     )
+    if done.verification is not None and done.verification.summary:
+        say(done.verification.summary)
     if measure:
         print_table(
             "deployed beside the trained and the original file",

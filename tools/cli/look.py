@@ -222,11 +222,8 @@ def _remark(residual: Any) -> str:
 
 def _say_sites(report: VerifyReport) -> None:
     """Says how the sites compare, and which one differs first."""
-    if report.sites:
-        worst = max(report.sites, key=lambda item: item.max_rel)
-        equal = sum(item.equal for item in report.sites)
-        where = worst.site or worst.output
-        say(f"{equal} of {len(report.sites)} sites equal, at most {worst.max_rel:.3g} of the scale apart (at {where})")
+    if report.summary:
+        say(report.summary)
     first = report.first_difference
     if first is not None:
         site = getattr(first, "site", "")

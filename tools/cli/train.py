@@ -106,7 +106,8 @@ def _say_finetuned(report: FinetuneReport) -> None:
     training = report.training
     trained = report.new_parameters + report.head_parameters + report.further_parameters
     say(f"trained {trained:,} parameters ({100 * report.share:.3g} % of the model) on {report.value}")
-    say(f"{training.steps} steps, {training.epochs} epochs, {training.samples_per_second:.4g} samples a second")
+    kept = f", epoch {training.best_epoch} kept" if training.before and training.best_epoch else ""
+    say(f"{training.steps} steps, {training.epochs} epochs{kept}, {training.samples_per_second:.4g} samples a second")
     if training.before and training.after:
         rows = [
             (when, value, error) for when, (value, error) in (("before", training.before), ("after", training.after))

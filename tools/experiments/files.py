@@ -40,9 +40,7 @@ def distribution_file(distribution: str, name: str) -> Path:
     for file in files:
         if file.name == name:
             return Path(str(file.locate()))
-    raise DependencyError(
-        f"this experiment needs {name} of {distribution}: {install_line(distribution)}."
-    )
+    raise DependencyError(f"this experiment needs {name} of {distribution}: {install_line(distribution)}.")
 
 
 def nsfw_model() -> Path:

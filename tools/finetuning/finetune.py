@@ -161,6 +161,8 @@ class _Run:
             for suffix in ("", ".2") if self.pairs else ("",):
                 for line in fit_to_inputs(data, self.inputs, suffix):
                     warnings.warn(line, stacklevel=2)  # before the training, not behind it
+        if (line := options.odd_rate()) is not None:
+            warnings.warn(line, stacklevel=2)
         self.fixed_batch = onnx_task.fixed_batch(self.inputs)
         output = options.output
         if output is None and options.loss == "causal_lm":
@@ -336,6 +338,8 @@ class _Run:
         ours = {tensor_name(site, name) for site, spec in self.specs.items() for name in spec.tensor_shapes()}
         base = sum(size for name, size in weights_of(tuned) if name not in values and name not in ours)
         notes = [*self.notes, *training.notes]
+        if training.best_epoch == 0:
+            notes.append("no epoch was better on the validation data than the start: the tuned file is the start.")
         if head and self.options.adapter is not None:
             notes.append("the adapter holds the LAuReL tensors; the head is in the tuned file alone.")
         parts = len(tuned.graph.node) + len(tuned.graph.initializer) - len(values)
