@@ -43,6 +43,8 @@ OPEN_NOTE = (
 )
 FIXED_NOTE = "traced with torch.export for the sizes of the example inputs; give dynamic_shapes= to leave axes open."
 
+ONE_NOTE = "an open axis takes every size but 1."
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -156,7 +158,7 @@ def capture(
     if dynamic_shapes is None:
         notes.append(FIXED_NOTE if opened is None else OPEN_NOTE)
     if refuses_one(program):
-        notes.append(f"an open axis takes every size but 1. {advice_for(model)}")
+        notes.append(f"{ONE_NOTE} {advice_for(model)}")
     return _captured(module, name, notes)
 
 

@@ -69,21 +69,33 @@ def refused_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     return None
 
 
-class _Traceback(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.exc_info
-
-
 @contextmanager
 def without_logged_tracebacks() -> Iterator[None]:
     """Keeps tracebacks that torch logs of errors out of the log: what is raised is told in a sentence."""
-    held = logging.Logger.manager.loggerDict.items()
-    loggers = [each for name, each in held if isinstance(each, logging.Logger) and f"{name}.".startswith("torch.")]
-    quiet = _Traceback()
+    held = logging.Logger.manager.loggerDict
+    loggers = [logging.getLogger(name) for name in held if f"{name}.".startswith("torch.")]
     for each in loggers:
-        each.addFilter(quiet)
+        each.addFilter(_has_no_traceback)
     try:
         yield
     finally:
         for each in loggers:
-            each.removeFilter(quiet)
+            each.removeFilter(_has_no_traceback)
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info
+
+
+@contextmanager
+def errors_alone(*names: str) -> Iterator[None]:
+    """Keeps what the loggers *names* say below an error out of the log, and those below them that set no level."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)

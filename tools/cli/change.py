@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,10 +93,14 @@ def transform(
                 target, chosen, output=output, adapter_inputs=adapter_inputs, run=run, keep_fused=keep_fused
             )
         else:
-            from laurel_graph.passes.rewrite.export import export_onnx
+            from laurel_graph.passes.rewrite.export import export_onnx, notes_of_file
 
             result = rewrite(target, chosen, args, kwargs=kwargs, dynamic_shapes=shapes, adapter_inputs=adapter_inputs)
-            export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes)
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always", UserWarning)
+                export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes)
+            of_file = tuple(str(each.message) for each in warned)
+            result = replace(result, report=replace(result.report, notes=notes_of_file(result.report.notes, of_file)))
     report = result.report
     if json:
         print_json({"model": model, "output": output, **report.to_dict()})
@@ -194,11 +199,8 @@ def deploy(
         (s["site"], s["form"], s["deployed"], s["alpha"], s["beta"], f"{s['max_rel']:.3g}" if "max_rel" in s else "")
         for s in report["sites"]
     ]
-    print_table(
-        f"{len({s['site'] for s in report['sites']})} sites deployed",
-        ("site", "form", "operator", "α went", "β went", "max rel"),
-        rows,
-    )
+    count = len({s["site"] for s in report["sites"]})  # a join of several branches has several operators
+    print_table(f"{count} sites deployed", ("site", "form", "operator", "α went", "β went", "max rel"), rows)
     keys = ("max_abs", "max_rel", "allowed", "noise")
     print_table(
         "deployed against trained",
