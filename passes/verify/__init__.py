@@ -230,7 +230,8 @@ def read_samples(path: str | Path) -> list[dict[str, NDArray[Any]]]:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such data file; expected an .npz with one array per model input.") from None
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not an .npz file of arrays named after the model's inputs ({error}).") from error
+        why = "it holds Python objects, or is no archive of arrays" if "pickle" in str(error) else str(error)
+        raise ModelError(f"{path}: not an .npz file of arrays named after the model's inputs ({why}).") from error
 
 
 def verify(

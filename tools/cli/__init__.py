@@ -81,6 +81,9 @@ def main() -> None:
     """Runs a command and exits: one line on stderr for whatever goes wrong, a traceback only with ``--debug``."""
     debug = "--debug" in sys.argv[1:] or bool(os.environ.get("LAUREL_DEBUG"))
     ready_streams()
+    if not debug:
+        for kind in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):  # of torch, for its developers
+            warnings.simplefilter("ignore", kind)
     warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
     code: Any
     try:

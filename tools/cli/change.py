@@ -82,7 +82,10 @@ def transform(
     if config is not None:
         typed = {"override": "overrides"}
         given = {typed.get(name, name) for name in context.params if _is_typed(context, name)} if context else set()
-        read = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
+        try:
+            read = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
+        except ConfigError as error:
+            raise type(error)(f"--config {config}: {error}") from error
         chosen = replace(read, **{name: value for name, value in flags.items() if name in given})
     else:
         chosen = LaurelConfig(**flags)
@@ -238,4 +241,5 @@ def _read_text(path: Path, expected: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): expected {expected}.") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"it cannot be read ({why}): expected {expected}.") from error

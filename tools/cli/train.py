@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,7 +111,8 @@ def _say_finetuned(report: FinetuneReport) -> None:
     say(f"{training.steps} steps, {training.epochs} epochs{kept}, {training.samples_per_second:.4g} samples a second")
     if training.before and training.after:
         rows = [
-            (when, value, error) for when, (value, error) in (("before", training.before), ("after", training.after))
+            (when, value, error if math.isfinite(error) else None)
+            for when, (value, error) in (("before", training.before), ("after", training.after))
         ]
         print_table("validation", ("", training.metric, "standard error"), rows)
     say(f"{report.unchanged} tensors and nodes of the base kept their bits")

@@ -163,7 +163,7 @@ class _Run:
                     warnings.warn(line, stacklevel=2)  # before the training, not behind it
         if (line := options.odd_rate()) is not None:
             warnings.warn(line, stacklevel=2)
-        self.fixed_batch = onnx_task.fixed_batch(self.inputs)
+        self.fixed_batch = onnx_task.fixed_batch(self.inputs) or self._batch_inside()
         output = options.output
         if output is None and options.loss == "causal_lm":
             output = causal.logits_of(self.model)
@@ -176,6 +176,21 @@ class _Run:
         if unused := [name for name in self.data.names if name not in used and not is_reference(options.loss)]:
             self.notes.append(f"{self.data.source}: not used: {', '.join(unused)}.")
         self.task = self._task(tuple(names), target)
+
+    def _batch_inside(self) -> int | None:
+        """Returns the one batch size that the file takes where its inputs leave it open and constants inside do not."""
+
+        def run(size: int) -> list[Array]:
+            batch = self.data.batch([i % len(self.data) for i in range(size)])
+            feeds = {spec.name: batch[spec.name] for spec in self.inputs}
+            return onnx_task.run(self.model, [info.name for info in self.model.graph.output], feeds, self.base_dir)
+
+        size = onnx_task.batch_inside(self.model, run)
+        if size is not None:
+            self.notes.append(
+                f"constants inside the file hold a batch of {size}: the data is cut into pieces of that size."
+            )
+        return size
 
     def _read_both(self) -> tuple[Data, Data | None]:
         options = self.options
@@ -212,8 +227,15 @@ class _Run:
             if len(others) != 1:
                 if is_reference(options.loss) and not others:
                     return ""
-                listing = ", ".join(others) or f"no usable array that is not an input{self.data.unusable()}"
-                raise DataError(f"{self.data.source}: name the target's array with --target; it holds {listing}.")
+                if not others:
+                    raise DataError(
+                        f"{self.data.source}: expected the target beside the inputs, as in numpy.savez(FILE, "
+                        f"{', '.join(f'{name}=...' for name in sorted(names))}, label=...); it holds no usable array "
+                        f"that is not an input{self.data.unusable()}."
+                    )
+                raise DataError(
+                    f"{self.data.source}: name the target's array with --target; it holds {', '.join(others)}."
+                )
             target = others[0]
         for data in filter(None, (self.data, self.validation)):
             data.require(target, "target")
