@@ -51,9 +51,9 @@ def bench(
         return
     names = [Path(row.model).name for row in rows]
     base = f", ratios to {names[0]}" if len(rows) > 1 else ""
-    times = ("median ms", "quartiles") + (("ratio", "its quartiles") if base else ())
+    times = ("ms", "quartiles") + (("ratio", "its quartiles") if base else ())
     print_table(
-        f"latency: batch {batch}, {threads} threads, {runs} paired runs{base}",
+        f"median latency: batch {batch}, {threads} threads, {runs} paired runs{base}",
         ("model", *times),
         [
             (name, row.median_ms, _pair(row.quartiles_ms), row.ratio, _pair(row.ratio_quartiles))[: 1 + len(times)]
