@@ -22,6 +22,7 @@ from laurel_graph.tools import console
 from laurel_graph.tools.console import note, pipe_closed, ready_streams, say
 
 from .change import apply, deploy, remove, transform
+from .guide import data_template, guide
 from .help import SUMMARIES, Command
 from .look import doctor, inspect, report, verify
 from .measure import bench
@@ -70,11 +71,12 @@ def _root(
 
 
 COMMANDS = (
-    inspect, transform, finetune, sweep, apply, remove, verify, deploy, run, passes, bench, report, doctor
+    guide, inspect, data_template, transform, finetune, sweep, apply, remove, verify, deploy, run, passes, bench,
+    report, doctor,
 )  # fmt: skip
 
 for command in COMMANDS:
-    app.command(cls=Command, short_help=SUMMARIES[command.__name__])(command)
+    app.command(cls=Command, short_help=SUMMARIES[command.__name__.replace("_", "-")])(command)
 
 
 def main() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from typer.core import TyperCommand
 
 SUMMARIES = {
+    "guide": "Say what comes next: commands with your file's names in them.",
     "inspect": "List every add: a residual connection, or why it is none.",
+    "data-template": "Write an example of the data that a model trains on.",
     "transform": "Put LAuReL in the place of the residual connections.",
     "finetune": "Train the LAuReL tensors, all else frozen.",
     "sweep": "Train several variants, ranks and seeds; print a table.",
@@ -26,10 +28,15 @@ SUMMARIES = {
 """One line each in ``laurel --help``: at most 63 characters, what is left of 80."""
 
 EXAMPLES = {
+    "guide": ("laurel guide model.onnx", "laurel guide folder"),
     "inspect": (
         "laurel inspect model.onnx",
         "laurel inspect model.onnx --only residual --json",
         "laurel inspect model.onnx --why /layer1/Add",
+    ),
+    "data-template": (
+        "laurel data-template model.onnx -o data.npz",
+        "laurel data-template model.onnx -o data.npz --loss mse --samples 100",
     ),
     "transform": (
         "laurel transform model.onnx -o model.laurel.onnx",
