@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from laurel_graph.passes.pipeline import inspect, remove, transform
     from laurel_graph.passes.rewrite.export import export_onnx
     from laurel_graph.passes.verify import verify
+    from laurel_graph.tools.functions import bench, doctor, finetune, report, sweep
 
     from .adapters import apply_adapter
     from .config import LaurelConfig, SiteOverride, SiteSpec
@@ -76,6 +77,11 @@ _HOMES = {
     "remove": "passes.pipeline",
     "transform": "passes.pipeline",
     "verify": "passes.verify",
+    "bench": "tools.functions",
+    "doctor": "tools.functions",
+    "finetune": "tools.functions",
+    "report": "tools.functions",
+    "sweep": "tools.functions",
 }
 """Public name to the module that holds it, and after a colon its name there when that differs."""
 
@@ -91,11 +97,14 @@ __all__ = [
     "__version__",
     "apply_adapter",
     "attach",
+    "bench",
     "deploy",
     "detach",
     "disabled",
+    "doctor",
     "explain",
     "export_onnx",
+    "finetune",
     "import_onnx",
     "inspect",
     "library_path",
@@ -104,10 +113,12 @@ __all__ = [
     "parameter_groups",
     "print_trainable_parameters",
     "remove",
+    "report",
     "save_adapter",
     "session",
     "session_options",
     "set_adapter",
+    "sweep",
     "trainable_parameters",
     "transform",
     "verify",

@@ -282,7 +282,7 @@ def _target(
         raise ModelError(f"{aim.value!r} has {len(value)} rows for {samples} samples: write the data by hand.")
     if loss == "cross_entropy":
         shape = value.shape[:1] if value.ndim == 2 else value.shape[:-1]
-        return rng.integers(0, max(2, value.shape[-1]), shape, np.int64) % value.shape[-1]
+        return np.asarray(rng.integers(0, value.shape[-1], shape, np.int64))
     return value.astype(np.float32)
 
 

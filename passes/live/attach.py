@@ -40,7 +40,7 @@ from .record import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttachReport(TransformReport):
     """What :func:`attach` did.
 

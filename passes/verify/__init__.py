@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from laurel_graph.errors import ModelError
 from laurel_graph.foreign_names import printable
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
+from laurel_graph.showing import Cell, Shown
 
 from .check import Check, Findings
 from .compare import MARGIN, Verdict
@@ -79,8 +80,8 @@ class SiteDifference(OutputDifference):
     site: str = ""
 
 
-@dataclass(frozen=True)
-class VerifyReport:
+@dataclass(frozen=True, repr=False)
+class VerifyReport(Shown):
     """What :func:`verify` found; true when the models are equal.
 
     Attributes:
@@ -101,6 +102,35 @@ class VerifyReport:
     style: str = ""
     situations: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+
+    columns_shown: ClassVar[tuple[str, ...]] = ("value", "max abs", "max rel", "allowed", "noise", "equal")
+
+    def shown(self) -> list[str]:
+        """Returns the verdict, the outputs and the sites in a line each, and the notes."""
+        worst = max(self.outputs, key=lambda item: item.max_rel, default=None)
+        verdict = "equal" if self.equal else "NOT equal"
+        first = self.first_difference
+        return [
+            f"{self.models[0]} and {self.models[1]} are {verdict} on {self.samples} samples",
+            f"{len(self.outputs)} outputs, at most {worst.max_rel:.3g} of the scale apart" if worst else "",
+            self.summary,
+            f"differs first at {getattr(first, 'site', '') or first.output}" if first is not None else "",
+            *self.notes,
+        ]
+
+    def rows_shown(self) -> Sequence[Sequence[Cell]]:
+        """Returns one row per output and per site."""
+        return [
+            (
+                getattr(item, "site", "") or item.output,
+                item.max_abs,
+                item.max_rel,
+                item.tolerance,
+                item.noise,
+                "yes" if item.equal else "no",
+            )
+            for item in (*self.outputs, *self.sites)
+        ]
 
     @property
     def equal(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from .agreement import compare
 from .data import Data, fit_to_inputs, split
 from .data_files import read_data
 from .options import FinetuneOptions
+from .training.report import FinetuneReport
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -53,51 +54,6 @@ TEACHER = "teacher"
 """Name of the array that holds the teacher's outputs."""
 CHECKED_SAMPLES = 8
 """Samples on which the tuned file is held against the module."""
-
-
-@dataclass(frozen=True)
-class FinetuneReport:
-    """What ``laurel finetune`` did.
-
-    Attributes:
-        model: the file that was read.
-        tuned: the file that was written.
-        adapter: the adapter that was written, or ``None``.
-        value: the value of the graph that was trained on.
-        new_parameters: elements of the LAuReL tensors.
-        head_parameters: elements of a new head.
-        further_parameters: elements of the initializers that ``train`` named.
-        base_parameters: elements of all other weights, in Constant nodes and as packed integers too.
-        training: how training went.
-        difference: largest difference of the tuned file on ONNX Runtime from the torch module, over the scale.
-        unchanged: number of initializers and nodes of the base that were checked to have kept their bits.
-        seconds: wall time in all.
-        notes: sentences for the user.
-    """
-
-    model: str
-    tuned: str
-    adapter: str | None
-    value: str
-    new_parameters: int
-    head_parameters: int
-    further_parameters: int
-    base_parameters: int
-    training: TrainResult
-    difference: float
-    unchanged: int
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-    @property
-    def share(self) -> float:
-        """Trained elements over those of the original model."""
-        trained = self.new_parameters + self.head_parameters + self.further_parameters
-        return trained / max(self.base_parameters + self.further_parameters, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form of ``laurel finetune --json``."""
-        return {**asdict(self), "share": self.share}
 
 
 def finetune(options: FinetuneOptions) -> FinetuneReport:
@@ -161,8 +117,8 @@ class _Run:
             for suffix in ("", ".2") if self.pairs else ("",):
                 for line in fit_to_inputs(data, self.inputs, suffix):
                     warnings.warn(line, stacklevel=2)  # before the training, not behind it
-        if (line := options.odd_rate()) is not None:
-            warnings.warn(line, stacklevel=2)
+        if (odd := options.odd_rate()) is not None:
+            warnings.warn(odd, stacklevel=2)
         self.fixed_batch = onnx_task.fixed_batch(self.inputs) or self._batch_inside()
         output = options.output
         if output is None and options.loss == "causal_lm":
