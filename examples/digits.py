@@ -35,7 +35,7 @@ def package_file(package: str, path: str) -> Path:
     """Returns a file of an installed package that is not imported."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise SystemExit(f"this demo needs {package}: pip install laurel-graph[demo]")
+        raise SystemExit(f"this demo needs {package}: `make demo` installs it")
     return Path(spec.origin).parent / path
 
 

@@ -13,6 +13,7 @@ Public names are loaded when first used: importing this package imports neither 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from laurel_graph.passes.pipeline import inspect, remove, transform
     from laurel_graph.passes.rewrite.export import export_onnx
     from laurel_graph.passes.verify import verify
+    from laurel_graph.tools.functions import bench, doctor, finetune, report, sweep
 
     from .adapters import apply_adapter
     from .config import LaurelConfig, SiteOverride, SiteSpec
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from .torch_residual.module import LaurelResidual, parameter_groups, trainable_parameters
 
     __version__: str
+
+UNKNOWN_VERSION = "0+unknown"
+"""``__version__`` of a tree that is not installed, as PEP 440 writes a version that nobody knows."""
 
 _HOMES = {
     "LaurelConfig": "config",
@@ -75,6 +80,11 @@ _HOMES = {
     "remove": "passes.pipeline",
     "transform": "passes.pipeline",
     "verify": "passes.verify",
+    "bench": "tools.functions",
+    "doctor": "tools.functions",
+    "finetune": "tools.functions",
+    "report": "tools.functions",
+    "sweep": "tools.functions",
 }
 """Public name to the module that holds it, and after a colon its name there when that differs."""
 
@@ -90,11 +100,14 @@ __all__ = [
     "__version__",
     "apply_adapter",
     "attach",
+    "bench",
     "deploy",
     "detach",
     "disabled",
+    "doctor",
     "explain",
     "export_onnx",
+    "finetune",
     "import_onnx",
     "inline",
     "inspect",
@@ -105,10 +118,12 @@ __all__ = [
     "parameter_groups",
     "print_trainable_parameters",
     "remove",
+    "report",
     "save_adapter",
     "session",
     "session_options",
     "set_adapter",
+    "sweep",
     "trainable_parameters",
     "transform",
     "verify",
@@ -117,11 +132,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("laurel-graph")
+        try:
+            return version("laurel-graph")
+        except PackageNotFoundError:  # a tree that is not installed
+            return UNKNOWN_VERSION
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     home, _, inner = _HOMES[name].partition(":")
     value = getattr(import_module(f".{home}", __name__), inner or name)
     globals()[name] = value

@@ -128,7 +128,11 @@ class LaurelConfig:
             return cls() if value is None else cls(variant=value)
         known = [each.name for each in fields(cls)]
         if not isinstance(value, Mapping):
-            raise _fail("config", type(value).__name__, "a LaurelConfig, a variant such as 'rw+lr', or a mapping")
+            late = (
+                "; example inputs come after it" if hasattr(value, "shape") or isinstance(value, (tuple, list)) else ""
+            )
+            expected = f"a LaurelConfig, a variant such as 'rw+lr', or a mapping{late}"
+            raise _fail("config", type(value).__name__, expected)
         for name in value:
             if name not in known:
                 raise _fail("LaurelConfig field", name, f"one of {', '.join(known)}")

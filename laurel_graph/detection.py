@@ -6,11 +6,14 @@ goes by its *key*, the name of its first non-empty output, because node names ma
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .config import SiteSpec
 from .errors import ModelError
+from .showing import Cell, Shown, counted
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -128,8 +131,8 @@ class Evidence:
     branches: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Detection:
+@dataclass(frozen=True, repr=False)
+class Detection(Shown):
     """The verdict on every add of one model.
 
     Attributes:
@@ -150,6 +153,26 @@ class Detection:
     view: GraphView | None = field(default=None, repr=False, compare=False)
     evidence: tuple[Evidence, ...] = field(default=(), repr=False, compare=False)
     describes_graph: ClassVar[bool] = True
+
+    columns_shown: ClassVar[tuple[str, ...]] = ("site", "kind", "width", "stream", "index", "source")
+
+    def shown(self) -> list[str]:
+        """Returns how many adds are residual connections, and why the others are none."""
+        kinds = Counter(residual.kind for residual in self.residuals)
+        counts = Counter(rejected.reason for rejected in self.rejected).most_common()
+        others = ", ".join(f"{count} {reason}" for reason, count in counts)
+        streams = len({residual.stream for residual in self.residuals})
+        return [
+            f"{self.model}: {len(self.residuals)} residual connections in {streams} streams, {self.nodes} nodes",
+            ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
+            counted([residual.site for residual in self.residuals]),
+            f"other joins: {others}" if others else "",
+            *self.notes,
+        ]
+
+    def rows_shown(self) -> Sequence[Sequence[Cell]]:
+        """Returns one row per residual connection."""
+        return [(r.site, r.kind, r.width, r.stream, r.index, r.source) for r in self.residuals]
 
     def to_networkx(self) -> nx.DiGraph[int]:
         """Returns the graph with the verdicts in it, for questions of one's own.

@@ -6,9 +6,10 @@ do next. The command line prints the message alone, without a traceback, and exi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from itertools import islice
+from os import PathLike
 
 from .foreign_names import LONGEST, printable
 
@@ -99,3 +100,43 @@ def near(name: str, known: Iterable[str], limit: int = 5) -> str:
     known = [printable(each, LONGEST) for each in islice(dict.fromkeys(known), MOST_COMPARED)]
     matches = get_close_matches(printable(name, LONGEST), known, n=limit, cutoff=0.4) or known[:limit]
     return f" Near names: {', '.join(matches)}." if matches else ""
+
+
+def check_order(call: str, first: object, second: object, kinds: tuple[str, str]) -> None:
+    """Raises ConfigError where two arguments of *call* came in the other's place.
+
+    Args:
+        call: as it is meant, for the message.
+        first: what came first.
+        second: what came second.
+        kinds: what each is meant to be: ``model`` (a path, a module, a graph), ``module``, ``path``, ``inputs``,
+            ``adapter``, ``config``.
+    """
+    is_first, is_second = (_KINDS[kind] for kind in kinds)
+    if is_first(second) and is_second(first) and not (is_first(first) and is_second(second)):
+        shown = [repr(str(each)) if _is_path(each) else type(each).__name__ for each in (first, second)]
+        found = f"{shown[0]} first and {shown[1]} second"
+        raise ConfigError(f"expected {call}, found {found}: the two are in each other's place.")
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, (str, PathLike))
+
+
+def _ends(value: object, *endings: str) -> bool:
+    return isinstance(value, (str, PathLike)) and str(value).lower().endswith(endings)
+
+
+def _is_module(value: object) -> bool:
+    return callable(getattr(type(value), "named_modules", None))
+
+
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "module": _is_module,
+    "model": lambda value: _is_module(value) or _ends(value, ".onnx") or hasattr(value, "graph"),
+    "path": _is_path,
+    "inputs": lambda value: not _is_path(value),
+    "adapter": lambda value: _ends(value, ".safetensors", ".onnx_adapter"),
+    "config": lambda value: type(value).__name__ == "LaurelConfig" or (_is_path(value) and not _ends(value, ".onnx")),
+}
+"""What an argument looks like, told without importing torch or onnx."""

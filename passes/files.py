@@ -46,7 +46,8 @@ def as_file(model: Any) -> Iterator[Path]:
         return
     if not isinstance(model, ModelProto) and not is_graph(model):
         raise ModelError(
-            f"expected the path of an ONNX file, a ModelProto or a gs.Graph, found a {type(model).__name__}."
+            f"expected the path of an ONNX file, a ModelProto or a gs.Graph, found a {type(model).__name__}; "
+            "lg.export_onnx(module, inputs, path) writes a torch module as one."
         )
     folder = origin_folder(model)
     if is_graph(model):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 from laurel_graph.config import LaurelConfig
-from laurel_graph.detection import Detection, SitePlan
-from laurel_graph.errors import ModelError, OutputError
+from laurel_graph.detection import Detection
+from laurel_graph.errors import ModelError, OutputError, check_order
 from laurel_graph.model_folder import folder_files, graph_path, rewritten, writes_folder
 
 from .base import TORCH, Facts, PassResult, Pipeline
 from .facts import Source
 from .graphsurgeon import is_graph, origin_folder
 from .recipes import placing, removing, transforming
+from .results import TransformReport, TransformResult
 from .select import Selection
 
 if TYPE_CHECKING:
@@ -29,54 +30,6 @@ if TYPE_CHECKING:
     from laurel_graph.passes.read_fx.capture import Captured
 
     Model: TypeAlias = str | Path | onnx.ModelProto | gs.Graph | nn.Module | ExportedProgram
-
-
-@dataclass(frozen=True)
-class TransformReport:
-    """What a transformation did.
-
-    Attributes:
-        detection: every join with its verdict.
-        plans: what was put in, one plan per rewritten site.
-        skipped: ``(site, reason)`` of the residual connections left alone.
-        base_parameters: number of parameters of the model before.
-        notes: sentences for the user: those of the detection, and what is to be known about a folder that was written.
-    """
-
-    detection: Detection
-    plans: tuple[SitePlan, ...]
-    skipped: tuple[tuple[str, str], ...]
-    base_parameters: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def parameters(self) -> int:
-        """Number of new, trainable parameters."""
-        return sum(plan.spec.parameter_count() for plan in self.plans)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form of ``laurel transform --json``."""
-        return {
-            "sites": [{**plan.spec.to_dict(), "parameters": plan.spec.parameter_count()} for plan in self.plans],
-            "skipped": [{"site": site, "reason": reason} for site, reason in self.skipped],
-            "parameters": self.parameters,
-            "base_parameters": self.base_parameters,
-            "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True)
-class TransformResult:
-    """A transformed model and what was done to it.
-
-    Attributes:
-        model: a ``torch.fx.GraphModule``, the path of the ONNX file or folder written, or, where no output was named,
-            a ``ModelProto``, or a ``gs.Graph`` if that was given.
-        report: what was done.
-    """
-
-    model: Any
-    report: TransformReport
 
 
 def inspect(
@@ -153,6 +106,7 @@ def transform(
         ConfigError: a rank does not fit a site, or *config* is something else.
         OutputError: *output* cannot be written, or is the input.
     """
+    check_order("transform(model, config, ...)", model, config, ("model", "config"))
     config = LaurelConfig.of(config)
     if writes_folder(model, output):
         with rewritten(cast("str | Path", model), cast("str | Path", output), portable=portable) as new:
@@ -277,6 +231,10 @@ def remove(model: str | Path | onnx.ModelProto | gs.Graph | fx.GraphModule, outp
         OutputError: *output* cannot be written, or is the input.
     """
     if not _is_onnx(model):
+        from torch import fx, nn
+
+        if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
+            raise ModelError(f"a live {type(model).__name__} gives LAuReL back by lg.detach(model), not by remove.")
         return removing().run(cast("fx.GraphModule", model)).graph
     if writes_folder(model, output):
         with rewritten(cast("str | Path", model), cast("str | Path", output)) as new:

@@ -118,3 +118,24 @@ def image_net(opset=13, layers=3, width=8):
     weights |= {f"b{i}": (width,) for i in range(1, layers + 1)}
     text = f"(float[n, {width}, 6, 5] x) => (float[n, {width}, 6, 5] {last}) {{ {' '.join(nodes)} }}"
     return onnx_text(text, weights, opset)
+
+
+def mlp(blocks=3, width=16, batch="n"):
+    """A stack of residual MLP blocks x + relu(x W1) W2."""
+    rng = np.random.default_rng(0)
+    nodes, tensors, x = [], [], "x"
+    for i in range(blocks):
+        for j in (1, 2):
+            array = rng.standard_normal((width, width)).astype(np.float32) / 4
+            tensors.append(numpy_helper.from_array(array, f"w{i}{j}"))
+        nodes += [
+            helper.make_node("MatMul", [x, f"w{i}1"], [f"h{i}"], name=f"/block.{i}/up/MatMul"),
+            helper.make_node("Relu", [f"h{i}"], [f"r{i}"], name=f"/block.{i}/Relu"),
+            helper.make_node("MatMul", [f"r{i}", f"w{i}2"], [f"f{i}"], name=f"/block.{i}/down/MatMul"),
+            helper.make_node("Add", [x, f"f{i}"], [f"y{i}"], name=f"/block.{i}/Add"),
+        ]
+        x = f"y{i}"
+    nodes.append(helper.make_node("Identity", [x], ["y"]))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, width]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "mlp", values[:1], values[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

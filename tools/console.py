@@ -156,23 +156,28 @@ def pipe_closed() -> NoReturn:
 class _Loudness:
     """How much goes to stderr."""
 
-    quiet = False
-    verbose = False
+    level = "info"
 
 
-def set_loudness(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Chooses what goes to stderr beside errors: no progress and notes, or ONNX Runtime's own warnings too."""
-    _Loudness.quiet, _Loudness.verbose = quiet, verbose
+LEVELS = ("error", "warning", "info", "debug")
+"""What goes to stderr: errors alone; notes and warnings too; progress too; ONNX Runtime's own warnings and
+tracebacks, too.
+"""
+
+
+def set_level(level: str) -> None:
+    """Chooses what goes to stderr, one of :data:`LEVELS`."""
+    _Loudness.level = level
 
 
 def is_quiet() -> bool:
-    """Whether progress and notes are wanted on stderr."""
-    return _Loudness.quiet
+    """Whether no progress is wanted on stderr."""
+    return _Loudness.level in ("error", "warning")
 
 
 def note(text: str) -> None:
-    """Prints one line (or more) on stderr, unless that was to stay quiet."""
-    if not _Loudness.quiet:
+    """Prints one line (or more) on stderr, unless only errors are wanted there."""
+    if _Loudness.level != "error":
         complain(text)
 
 
@@ -189,8 +194,9 @@ def _lines(text: str) -> str:
 @contextmanager
 def progress(text: str) -> Iterator[None]:
     """Shows *text* on stderr while the block runs; a plain line where stderr is no terminal."""
-    if _Loudness.quiet or not sys.stderr.isatty():
-        note(f"{text} ...")
+    if is_quiet() or not sys.stderr.isatty():
+        if not is_quiet():
+            note(f"{text} ...")
         yield
         return
     from rich.console import Console
@@ -202,7 +208,7 @@ def progress(text: str) -> Iterator[None]:
 
 def quiet_runtime() -> None:
     """Keeps ONNX Runtime's warnings about the models themselves off stderr; its errors become ours."""
-    if not _Loudness.verbose:
+    if _Loudness.level != "debug":
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(4)

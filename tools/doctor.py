@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import laurel_graph
+from laurel_graph.tools.dependencies import install_line, package_of, requirements
 
 if TYPE_CHECKING:
     from laurel_graph.model_folder import Layout
@@ -18,7 +21,7 @@ EXTRAS = ("finetune", "report")
 def examine() -> dict[str, dict[str, Any]]:
     """Returns what ``laurel doctor`` prints: section to name to value."""
     return {
-        "versions": {"laurel-graph": version("laurel-graph"), "python": platform.python_version()}
+        "versions": {"laurel-graph": _own_version(), "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
         "machine": {
             "platform": platform.platform(),
@@ -89,6 +92,14 @@ def _is_installed(library: Path) -> bool:
     return own is not None and filecmp.cmp(own, library, shallow=False)
 
 
+def _own_version() -> str:
+    version = laurel_graph.__version__
+    if version != laurel_graph.UNKNOWN_VERSION:
+        return version
+    folder = Path(laurel_graph.__file__).parents[1]
+    return f"not installed: it runs from {folder}; `pip install .` there installs it"
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -98,13 +109,8 @@ def _version(package: str) -> str:
 
 def _extra(extra: str) -> str:
     """Returns "installed", or what is missing and how to install it."""
-    marker = f'extra == "{extra}"'
-    needed = [line.split(";")[0].strip() for line in requires("laurel-graph") or () if marker in line.replace("'", '"')]
-    names = [line.split("[")[0].split(">")[0].split("=")[0].split("<")[0].strip() for line in needed]
-    missing = [name for name in names if _version(name) == "missing"]
-    if not missing:
-        return "installed"
-    return f"missing {', '.join(missing)}; pip install 'laurel-graph[{extra}]'"
+    missing = [name for line in requirements().get(extra, ()) if _version(name := package_of(line)) == "missing"]
+    return f"missing {', '.join(missing)}; {install_line(*missing)}" if missing else "installed"
 
 
 def _kernels() -> dict[str, Any]:

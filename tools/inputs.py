@@ -12,6 +12,7 @@ from .callables import current_folder, is_reference
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from laurel_graph.outputs.files import Input
     from laurel_graph.tools.finetuning.options import FinetuneOptions
 
 
@@ -54,4 +55,50 @@ def finetune_files(options: FinetuneOptions, model: ModelProto) -> tuple[Path, .
         *(() if options.teacher is None else model_files(graph_path(options.teacher))),
         *(file for source in (options.data, options.validation) if source for file in data_files(source)),
         *(file for text in functions for file in source_files(text)),
+    )
+
+
+def check_model_output(output: str | Path, model: str | Path, *read: Input, advice: str = "") -> None:
+    """Checks that the file to write of a *model* is called ``.onnx``; what a folder becomes has any name.
+
+    Args:
+        output: what is to be written.
+        model: what is read, as the command line has it.
+        read: further files that are read.
+        advice: what else may have been meant.
+
+    Raises:
+        OutputError: see :func:`check_ending`.
+    """
+    from laurel_graph.model_folder import writes_folder
+
+    if not writes_folder(model, output):
+        check_ending(output, (".onnx",), "viewers and runtimes", model, *read, advice=advice)
+
+
+def check_ending(
+    output: str | Path, endings: tuple[str, ...], readers: str, model: str | Path, *read: Input, advice: str = ""
+) -> None:
+    """Checks that a file to write has one of the *endings* by which its *readers* go.
+
+    That it is none of the files that are read comes first, as for :func:`laurel_graph.outputs.check_outputs`.
+
+    Raises:
+        OutputError: it has another ending, or cannot be written.
+    """
+    from laurel_graph.errors import LaurelError, OutputError
+    from laurel_graph.model_folder import graph_path
+    from laurel_graph.outputs import check_outputs
+    from laurel_graph.outputs.models import model_files
+
+    path = Path(output)
+    if path.suffix.lower() in endings:
+        return
+    files = list(source_files(str(model)))
+    with contextlib.suppress(LaurelError):  # what cannot be read is told where it is read
+        files += model_files(graph_path(model))
+    check_outputs(path, inputs=(*files, *read))
+    better = path.with_suffix(endings[0]) if path.name else f"out{endings[0]}"
+    raise OutputError(
+        f"--output {path}: expected a name that ends in {endings[0]}, by which {readers} go, such as {better}.{advice}"
     )

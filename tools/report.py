@@ -12,7 +12,7 @@ import numpy as np
 from laurel_graph import onnx_file
 from laurel_graph.config import SiteSpec
 from laurel_graph.detection import Detection, Residual
-from laurel_graph.errors import DependencyError, OutputError
+from laurel_graph.errors import OutputError
 from laurel_graph.foreign_names import printable
 from laurel_graph.model_folder import folder_files, graph_path
 from laurel_graph.onnx_model import tensors as onnx_tensors
@@ -22,6 +22,7 @@ from laurel_graph.outputs import check_outputs, write
 from laurel_graph.outputs.kinds import TEXT
 from laurel_graph.outputs.models import model_files
 from laurel_graph.passes.pipeline import inspect
+from laurel_graph.tools.dependencies import missing
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>LAuReL report: {{ model }}</title><style>
@@ -103,7 +104,7 @@ def write_report(model: str | Path, output: str | Path) -> Path:
         import matplotlib  # noqa: F401
         from markupsafe import Markup
     except ImportError as error:
-        raise DependencyError(f"{error.name} is missing; pip install 'laurel-graph[report]'.") from error
+        raise missing("the page", str(error.name)) from error
     path = graph_path(model)
     proto = onnx_file.read_with_records(path)
     read = (*model_files(path, proto), *folder_files(model))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import numpy as np
 
 from ..config import SiteSpec
-from ..errors import AdapterError, ModelError
+from ..errors import AdapterError, ModelError, check_order
 from ..fingerprint import Fingerprint, compare
 from ..formula import unresolve
 from ..model_folder import folder_files, graph_path, is_folder, rewritten, writes_folder
@@ -58,6 +58,7 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
         ModelError: the ONNX file cannot be read.
         OutputError: *path* cannot be written, or is a file that is no adapter.
     """
+    check_order("save_adapter(model, path)", model, path, ("module", "path"))
     from .. import outputs
     from ..outputs.kinds import ADAPTER
 
@@ -80,6 +81,7 @@ def load_adapter(module: nn.Module, path: str | Path, *, check_base: bool = True
         AdapterError: not an adapter; tensors missing, extra, of another shape or not finite; sites of another variant;
             another base.
     """
+    check_order("load_adapter(model, path)", module, path, ("module", "path"))
     import torch
 
     from ..torch_residual.module import laurel_modules
@@ -128,6 +130,7 @@ def apply_adapter(
         ModelError: the model cannot be read.
         OutputError: the output cannot be written, or is the input.
     """
+    check_order("the transformed model, then its adapter", model, adapter, ("model", "adapter"))
     from .. import onnx_file, outputs
     from ..onnx_model.tensors import array_of, set_tensors
     from ..outputs.kinds import MODEL

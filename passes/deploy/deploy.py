@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,103 +27,18 @@ from laurel_graph.passes.fold.fold import FoldReport
 
 from .choose import FusedSite
 from .costs import CostModel
+from .report import DeployReport
 from .retries import less_and_less
+from .untrained import NOTE, is_untrained
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-    from laurel_graph.passes.verify import OutputDifference, VerifyReport
+    from laurel_graph.passes.verify import VerifyReport
     from laurel_graph.passes.verify.pair import Subject
 
 
 TARGETS = ("cpu",)
-
-
-@dataclass(frozen=True)
-class DeployReport:
-    """What deployment did.
-
-    Attributes:
-        fold: what became of α and β.
-        forms: which form each site that keeps a low-rank or PA part has.
-        portable: whether only ``ai.onnx`` operators were allowed.
-        target: what the file was made for.
-        nodes: how many nodes of each type the main graph has.
-        verification: how the file compares with the trained one; ``None`` before it was verified.
-        model: the deployed model where none was written: a ``ModelProto``, or a ``gs.Graph`` if that was given.
-        notes: sentences: what was not compared or says little, what is to be known about a folder that was written.
-    """
-
-    fold: FoldReport
-    forms: tuple[FusedSite, ...]
-    portable: bool
-    target: str
-    nodes: Mapping[str, int] = field(default_factory=dict)
-    verification: VerifyReport | None = None
-    model: Any = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def differences(self) -> dict[str, tuple[float, float]]:
-        """Output to (max abs, max rel) difference to the trained model; empty before verification."""
-        return {item.output: (item.max_abs, item.max_rel) for item in self._outputs}
-
-    @property
-    def allowed(self) -> dict[str, float]:
-        """Output to the largest max rel that was accepted."""
-        return {item.output: item.tolerance for item in self._outputs}
-
-    @property
-    def samples(self) -> int:
-        """On how many samples the file was compared."""
-        return self.verification.samples if self.verification is not None else 0
-
-    @property
-    def _outputs(self) -> tuple[OutputDifference, ...]:
-        return self.verification.outputs if self.verification is not None else ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form: one object per site, then what holds for the whole file."""
-        forms = {form.node: form for form in self.forms}
-        compared = {item.site: item for item in self.verification.sites} if self.verification is not None else {}
-        sites = []
-        for site in self.fold.sites:
-            form = forms.get(self.fold.renamed.get(site.node, site.node))
-            entry: dict[str, Any] = asdict(site)
-            del entry["result"]
-            if form and form.reason:
-                entry["reason"] = "; ".join(filter(None, (site.reason, form.reason)))
-            sites.append(
-                {
-                    **entry,
-                    "form": form.form if form else "add",
-                    "deployed": form.operator if form else "Add",
-                    "costs_us": {k: round(v, 2) for k, v in form.costs.items()} if form else {},
-                    **({"max_rel": compared[site.site].max_rel} if site.site in compared else {}),
-                }
-            )
-        outputs = [
-            {
-                "output": o.output,
-                "max_abs": o.max_abs,
-                "max_rel": o.max_rel,
-                "allowed": o.tolerance,
-                "noise": o.noise,
-                "exact_rel": o.exact_rel,
-            }
-            for o in self._outputs
-        ]
-        return {
-            "target": self.target,
-            "portable": self.portable,
-            "sites": sites,
-            "rescaled": list(self.fold.rescaled),
-            "multiplied": list(self.fold.multiplied),
-            "nodes": dict(self.nodes),
-            "samples": self.samples,
-            "outputs": outputs,
-            "notes": list(self.notes),
-        }
 
 
 def deploy(
@@ -291,7 +206,8 @@ def deploy_file(
             pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, rescale=rescale)
             return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,))
 
-        return less_and_less(attempt, trained)
+        result, notes = less_and_less(attempt, trained)
+        return result, (*notes, *_told_untrained(Path(trained)))
 
     if isinstance(path, (str, Path)):
         if output is None:
@@ -310,6 +226,12 @@ def deploy_file(
     from laurel_graph.passes.graphsurgeon import is_graph, to_graph
 
     return replace(report, model=to_graph(result.graph) if is_graph(path) else result.graph)
+
+
+def _told_untrained(trained: Path) -> tuple[str, ...]:
+    from laurel_graph import onnx_file
+
+    return (NOTE,) if is_untrained(onnx_file.read(trained), trained.parent) else ()
 
 
 def _with_notes(report: DeployReport, notes: Sequence[str]) -> DeployReport:

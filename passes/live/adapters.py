@@ -17,7 +17,7 @@ from laurel_graph.adapters import Adapter as File
 from laurel_graph.adapters import adapter_of, files_of, read_adapter
 from laurel_graph.adapters import load_adapter as load_into
 from laurel_graph.adapters.file import to_bytes
-from laurel_graph.errors import AdapterError, ModelError, near
+from laurel_graph.errors import AdapterError, ModelError, check_order, near
 from laurel_graph.outputs.kinds import ADAPTER
 from laurel_graph.passes.read_fx.prepare import example_inputs
 from laurel_graph.torch_residual.module import laurel_modules, trainable_parameters
@@ -46,6 +46,7 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
         ModelError: the ONNX file cannot be read.
         OutputError: *path* cannot be written, or is a file that is no adapter.
     """
+    check_order("save_adapter(model, path)", model, path, ("module", "path"))
     path = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)
     if isinstance(model, nn.Module):
         refuse_merged(model, "there is no adapter of its base to save")
@@ -89,6 +90,7 @@ def load_adapter(
             or that the model does not have; another base.
         ModelError: a fresh base cannot be looked at, or *model* is no module.
     """
+    check_order("load_adapter(model, path)", model, path, ("module", "path"))
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, found {type(model).__name__}; apply_adapter changes ONNX files.")
     path = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_map_only
 
 from laurel_graph.config import LaurelConfig, SiteSpec
-from laurel_graph.errors import ModelError, RewriteError, SelectorError, near
+from laurel_graph.errors import ModelError, RewriteError, SelectorError, check_order, near
 from laurel_graph.passes.detect.rule import detect
 from laurel_graph.passes.pipeline import TransformReport
 from laurel_graph.passes.read_fx.prepare import example_inputs
@@ -40,7 +40,7 @@ from .record import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttachReport(TransformReport):
     """What :func:`attach` did.
 
@@ -103,6 +103,7 @@ def attach(
         ConfigError: a rank does not fit a site, or *config* is something else.
         RewriteError: LAuReL is there already, or the model would not compute what it did.
     """
+    check_order("attach(model, config, ...)", model, config, ("module", "config"))
     config = LaurelConfig.of(config)
     _refuse_other(model)
     saved = _saved(model, modules_to_save)

@@ -19,11 +19,11 @@ from laurel_graph.passes.read_fx.capture import (
     add_shapes,
     check_paths,
     module_paths,
-    stopped_at,
     symbolic_graph,
     unlifted,
 )
 from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode, unchanged
+from laurel_graph.passes.read_fx.stopped import stopped_at, without_logged_tracebacks
 from laurel_graph.passes.read_fx.view import fx_view
 
 from .bytecode import ADDS, running
@@ -182,7 +182,7 @@ def look(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     name = type(model).__name__
     recorder = _Recorder(model)
     check_paths(module_paths(model), name)
-    with set_mode(model), unchanged(model), plain_forward(model), torch.no_grad():
+    with set_mode(model), unchanged(model), plain_forward(model), torch.no_grad(), without_logged_tracebacks():
         if not args and not kwargs:
             return _symbolic(model, recorder)
         try:

@@ -6,12 +6,9 @@ so ``train()`` and ``eval()``; otherwise through ``torch.export`` (non-strict).
 
 from __future__ import annotations
 
-import inspect
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +22,7 @@ from .axes import check_program, open_program, program_as_asked
 from .guards import SizeGuards, advice_for, refuses_one
 from .prepare import plain_forward, unchanged
 from .roles import operator_name
+from .stopped import refused_inputs, stopped_at, without_logged_tracebacks
 from .view import fx_view
 
 if TYPE_CHECKING:
@@ -44,6 +42,8 @@ OPEN_NOTE = (
     "give dynamic_shapes= to leave other axes open."
 )
 FIXED_NOTE = "traced with torch.export for the sizes of the example inputs; give dynamic_shapes= to leave axes open."
+
+ONE_NOTE = "an open axis takes every size but 1."
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def capture(
     stopped = "its layers being whole"
     if symbolic:
         try:
-            with unchanged(model), plain_forward(model):
+            with unchanged(model), plain_forward(model), without_logged_tracebacks():
                 traced = symbolic_graph(model)
                 notes = add_shapes(traced, args, kwargs, strict=True)
             return _captured(traced, name, notes, symbolic=True)
@@ -139,11 +139,16 @@ def capture(
         )
     check_paths(module_paths(model), name)
     try:
-        with torch.no_grad(), unchanged(model), plain_forward(model):
+        with torch.no_grad(), unchanged(model), plain_forward(model), without_logged_tracebacks():
             opened = open_program(model, args, kwargs) if dynamic_shapes is None else None
             program = opened or program_as_asked(model, args, kwargs, dynamic_shapes)
         module = unlifted(program, advice_for(model))
     except Exception as error:  # likewise
+        if (refused := refused_inputs(model, args, kwargs)) is not None:
+            raise ModelError(
+                f"{name} does not run on the example inputs: it stopped at {refused}. Give inputs that it takes (args, "
+                "kwargs=)."
+            ) from error
         raise ModelError(
             f"{name} could not be traced. torch.fx.symbolic_trace stopped at {stopped}; torch.export stopped at "
             f"{stopped_at(error, model)}. Mend that line (no control flow on values, no items of tensors), attach to "
@@ -153,7 +158,7 @@ def capture(
     if dynamic_shapes is None:
         notes.append(FIXED_NOTE if opened is None else OPEN_NOTE)
     if refuses_one(program):
-        notes.append(f"an open axis takes every size but 1. {advice_for(model)}")
+        notes.append(f"{ONE_NOTE} {advice_for(model)}")
     return _captured(module, name, notes)
 
 
@@ -299,15 +304,3 @@ def _in_placeholder_order(module: fx.GraphModule, args: Sequence[Any], kwargs: M
     if remaining or left:
         raise ModelError(f"the traced graph does not take {len(remaining)} positional inputs and {sorted(left)}.")
     return values
-
-
-def stopped_at(error: BaseException, model: nn.Module) -> str:
-    """Returns ``file.py:line (code): message`` of the innermost frame outside torch, else of the model's forward."""
-    inside = str(Path(torch.__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((inside, __file__))]
-    message = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    if not frames:
-        code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
-        place = f"{code.co_filename}:{code.co_firstlineno} (forward): " if code is not None else ""
-        return f"{place}{type(error).__name__}: {message}"
-    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line}): {message}"

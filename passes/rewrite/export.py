@@ -17,7 +17,7 @@ from laurel_graph import onnx_file
 from laurel_graph.adapters import files_of
 from laurel_graph.adapters.trained import own_spec
 from laurel_graph.config import LaurelConfig, SiteSpec
-from laurel_graph.errors import ModelError
+from laurel_graph.errors import ModelError, check_order
 from laurel_graph.fingerprint.digest import module_digests
 from laurel_graph.importer import META
 from laurel_graph.onnx_model.tensors import make_tensor
@@ -31,15 +31,19 @@ from laurel_graph.opset.undo import write_records
 from laurel_graph.outputs import staged
 from laurel_graph.outputs.models import place_weights, stage_model
 from laurel_graph.passes.read_fx.axes import check_open, open_program
-from laurel_graph.passes.read_fx.capture import check_paths, module_paths
+from laurel_graph.passes.read_fx.capture import FIXED_NOTE, FROZEN_NOTE, ONE_NOTE, check_paths, module_paths
 from laurel_graph.passes.read_fx.guards import refuses_one
 from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode
+from laurel_graph.passes.read_fx.stopped import errors_alone, without_logged_tracebacks
 from laurel_graph.torch_residual.module import CONFIG, laurel_modules
 from laurel_graph.torch_residual.torch_ops import ONE, OUTER, SITE, exporting
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
+
+_CHATTY = ("torch.onnx", "onnxscript", "onnx_ir")
+"""Loggers that warn of what concerns no user of ours: packages that are not needed, weights that were kept."""
 
 IN_MEMORY = 2**30
 """Bytes of weights up to which the file is made in memory; above, the weights go into a file beside it."""
@@ -81,11 +85,20 @@ def export_onnx(
             *dynamic_shapes* names; says why.
         RewriteError: a join has more axes than the operator set knows.
     """
+    check_order("export_onnx(module, args, path)", args, path, ("inputs", "path"))
     check_paths(module_paths(module), type(module).__name__)
     args = tuple(args) if isinstance(args, (tuple, list)) else (args,)
     kwargs = dict(kwargs or {})
     with staged(path, files_of(module)) as aside:
-        with set_mode(module), plain_forward(module), exporting(module), warnings.catch_warnings(), torch.no_grad():
+        with (
+            set_mode(module),
+            plain_forward(module),
+            exporting(module),
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            without_logged_tracebacks(),
+            errors_alone(*_CHATTY),
+        ):
             warnings.simplefilter("ignore")
             program, notes = _export(module, args, kwargs, dynamic_shapes, opset)
             held = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
@@ -118,6 +131,21 @@ def export_onnx(
     return Path(path)
 
 
+def notes_of_file(traced: Sequence[str], warned: Sequence[str]) -> tuple[str, ...]:
+    """Returns the notes on tracing a module and the warnings of writing it, without what the second say again.
+
+    Args:
+        traced: notes of the transformation.
+        warned: what :func:`export_onnx` warned of.
+    """
+    again = {FROZEN_NOTE}  # what train() does concerns no file
+    if any(text.startswith(_FIXED) for text in warned):
+        again.add(FIXED_NOTE)
+    at_one = any(_AT_ONE in text for text in warned)
+    kept = [text for text in traced if text not in again and not (at_one and text.startswith(ONE_NOTE))]
+    return tuple(dict.fromkeys((*kept, *warned)))
+
+
 def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any, opset: int | None
 ) -> tuple[Any, list[str]]:
@@ -136,8 +164,10 @@ def _export(
         return torch.onnx.export(module, args, kwargs=kwargs, dynamic_shapes=dynamic_shapes or None, **options), []
 
 
+_AT_ONE = "does something else where the size of an open axis is 1"
+_FIXED = "the file takes the sizes of the example inputs alone"
 _OTHERWISE_AT_ONE = (
-    "{} does something else where the size of an open axis is 1: the file holds for every other size. For that one "
+    f"{{}} {_AT_ONE}: the file holds for every other size. For that one "
     "write a second file, with example inputs of size 1 and dynamic_shapes={{}}."
 )
 
@@ -173,7 +203,7 @@ def _name_batch(graph: onnx.GraphProto) -> None:
     if first and not names:
         sizes = ", ".join(f"{value.name!r} {value.type.tensor_type.shape.dim[0].dim_value}" for value in first)
         warnings.warn(
-            f"the file takes the sizes of the example inputs alone (first axis: {sizes}): the module does not work for "
+            f"{_FIXED} (first axis: {sizes}): the module does not work for "
             "others, or was captured for these. Give dynamic_shapes= to lg.transform and export_onnx to say which axes "
             "are open, or dynamic_shapes={} to be content.",
             stacklevel=3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from laurel_graph.foreign_names import printable
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.plain import with_nodes_put_back
 from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
+from laurel_graph.showing import Cell, Shown
 
 from .check import Check, Findings
 from .compare import MARGIN, Verdict
@@ -82,8 +83,8 @@ class SiteDifference(OutputDifference):
     site: str = ""
 
 
-@dataclass(frozen=True)
-class VerifyReport:
+@dataclass(frozen=True, repr=False)
+class VerifyReport(Shown):
     """What :func:`verify` found; true when the models are equal.
 
     Attributes:
@@ -105,6 +106,35 @@ class VerifyReport:
     situations: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
 
+    columns_shown: ClassVar[tuple[str, ...]] = ("value", "max abs", "max rel", "allowed", "noise", "equal")
+
+    def shown(self) -> list[str]:
+        """Returns the verdict, the outputs and the sites in a line each, and the notes."""
+        worst = max(self.outputs, key=lambda item: item.max_rel, default=None)
+        verdict = "equal" if self.equal else "NOT equal"
+        first = self.first_difference
+        return [
+            f"{self.models[0]} and {self.models[1]} are {verdict} on {self.samples} samples",
+            f"{len(self.outputs)} outputs, at most {worst.max_rel:.3g} of the scale apart" if worst else "",
+            self.summary,
+            f"differs first at {getattr(first, 'site', '') or first.output}" if first is not None else "",
+            *self.notes,
+        ]
+
+    def rows_shown(self) -> Sequence[Sequence[Cell]]:
+        """Returns one row per output and per site."""
+        return [
+            (
+                getattr(item, "site", "") or item.output,
+                item.max_abs,
+                item.max_rel,
+                item.tolerance,
+                item.noise,
+                "yes" if item.equal else "no",
+            )
+            for item in (*self.outputs, *self.sites)
+        ]
+
     @property
     def equal(self) -> bool:
         """Whether every output and every site is within its tolerance."""
@@ -117,6 +147,27 @@ class VerifyReport:
     def first_difference(self) -> OutputDifference | None:
         """The first site, in graph order, that is not equal; else the first such output."""
         return next((item for item in (*self.sites, *self.outputs) if not item.equal), None)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many residual connections are equal, and of how many that were compared; each counts once."""
+        verdicts: dict[str, bool] = {}
+        for item in self.sites:
+            if item.site:
+                verdicts[item.site] = verdicts.get(item.site, True) and item.equal
+        return sum(verdicts.values()), len(verdicts)
+
+    @property
+    def summary(self) -> str:
+        """One line: how the residual connections compare; "" where the models show none."""
+        equal, sites = self.counts
+        if not sites:
+            return ""
+        worst = max(self.sites, key=lambda item: item.max_rel)
+        others = sum(not item.site for item in self.sites)
+        more = f", {others} more values at another scale compared" if others else ""
+        where = worst.site or worst.output
+        return f"{equal} of {sites} sites equal{more}, at most {worst.max_rel:.3g} of the scale apart (at {where})"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -219,7 +270,8 @@ def read_samples(path: str | Path) -> list[dict[str, NDArray[Any]]]:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such data file; expected an .npz with one array per model input.") from None
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not an .npz file of arrays named after the model's inputs ({error}).") from error
+        why = "it holds Python objects, or is no archive of arrays" if "pickle" in str(error) else str(error)
+        raise ModelError(f"{path}: not an .npz file of arrays named after the model's inputs ({why}).") from error
 
 
 def verify(

@@ -181,7 +181,9 @@ class Runner:
             ModelError: an input is missing, or the model does not run on the sample.
         """
         if missing := sorted(set(self.inputs) - set(feeds)):
-            raise ModelError(f"{self.path}: the sample lacks the input {missing[0]!r}; it has {sorted(feeds)}.")
+            raise ModelError(
+                f"{self.path}: the sample lacks the input {missing[0]!r}; it has {', '.join(sorted(feeds))}."
+            )
         if self._draws and self._used:  # a session goes on in its row of random numbers; a new one starts it again
             self.session = self._open()
         self._used = True

@@ -108,8 +108,8 @@ def bench(
     """Measures *models*, and *against* with them.
 
     Args:
-        models: ONNX files or model folders with the same inputs.
-        against: the file that ratios are taken to; it comes first in the answer.
+        models: ONNX files or model folders with the same inputs; where names differ they are matched by place.
+        against: the file that ratios are taken to, by default the first of several; it comes first in the answer.
         threads: threads of every session.
         runs: counted runs of each model, after warm-up.
         batch: batch size of drawn inputs.
@@ -120,16 +120,25 @@ def bench(
         fresh: fresh processes per model for load time and memory; 0 leaves both out.
 
     Raises:
-        ModelError: a file cannot be read, the first one does not run on the inputs, or *runs* or *threads* is below 1.
+        ModelError: a file cannot be read, one does not run on the inputs, or *runs*, *threads* or *batch* is below 1.
     """
     if runs < 1 or threads < 1 or batch < 1:
         raise ModelError(f"threads, runs and batch must be at least 1, found {threads}, {runs} and {batch}.")
-    given = ([against] if against is not None else []) + list(models)
+    models = list(models)
+    if against is None and len(models) > 1:
+        against, *models = models
+    elif against is not None and len(models) > 1:
+        models = [model for model in models if Path(model) != Path(against)]
+    given = ([against] if against is not None else []) + models
     paths = [graph_path(model) for model in given]
     for path in paths:
         if not Path(path).is_file():
             raise ModelError(f"no such file: {path}; expected an ONNX model.")
-    feeds = _feeds(paths[0], data, batch, seed, sizes)
+    first, *others = (Runner(path, None, True) for path in paths)
+    feeds = _feeds(first, data, batch, seed, sizes)
+    for other in others:
+        feeds |= _by_place(other, first, feeds)
+        other.run(feeds)  # says which one does not take them
     times = latencies(paths, feeds, threads=threads, runs=runs, cpu_time=cpu_time)
     probes = fresh_processes(paths, feeds, threads, fresh)
     rows = []
@@ -175,15 +184,30 @@ def findings(rows: Sequence[BenchRow], names: Mapping[str, str] | None = None) -
 
 
 def _feeds(
-    path: Path, data: str | Path | None, batch: int, seed: int, sizes: Mapping[str, int] | None
+    runner: Runner, data: str | Path | None, batch: int, seed: int, sizes: Mapping[str, int] | None
 ) -> dict[str, NDArray[Any]]:
-    """Returns inputs on which the model of *path* was seen to run."""
-    runner = Runner(path, None, True)
+    """Returns inputs on which a model was seen to run."""
     if data is None:
-        return dict(runnable(onnx_file.read(path), runner.run, batch=batch, seed=seed, sizes=sizes))
+        return dict(runnable(onnx_file.read(runner.path), runner.run, batch=batch, seed=seed, sizes=sizes))
     feeds = dict(read_samples(data)[0])
     runner.run(feeds)
     return feeds
+
+
+def _by_place(other: Runner, first: Runner, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Returns the inputs of *other* under its own names, where they are called otherwise than those of *first*.
+
+    Raises:
+        ModelError: it takes another number of inputs.
+    """
+    if set(other.inputs) <= set(feeds):
+        return {}
+    if len(other.inputs) != len(first.inputs):
+        raise ModelError(
+            f"{other.path} takes the inputs {', '.join(other.inputs)}, but {first.path} takes "
+            f"{', '.join(first.inputs)}: expected models with the same inputs, by name or else by place."
+        )
+    return {name: feeds[known] for name, known in zip(other.inputs, first.inputs, strict=True) if name not in feeds}
 
 
 def latencies(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,13 +61,14 @@ def transform(
     from laurel_graph.outputs.kinds import MODEL
     from laurel_graph.passes.options import parse_override
     from laurel_graph.passes.pipeline import transform as rewrite
-    from laurel_graph.tools.inputs import source_files
+    from laurel_graph.tools.inputs import check_model_output, source_files
     from laurel_graph.variants.combine import read_settings
 
     if writes_folder(model, output):
         check_folder(output, inputs=(config, model))
     else:
         check_outputs(output, inputs=(config, *source_files(model)), kind=MODEL)
+        check_model_output(output, model)
     flags: dict[str, Any] = {
         "variant": variant,
         "rank": rank,
@@ -84,7 +86,10 @@ def transform(
     if config is not None:
         typed = {"override": "overrides"}
         given = {typed.get(name, name) for name in context.params if _is_typed(context, name)} if context else set()
-        read = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
+        try:
+            read = LaurelConfig.from_json(_read_text(config, "a LaurelConfig as JSON"))
+        except ConfigError as error:
+            raise type(error)(f"--config {config}: {error}") from error
         chosen = replace(read, **{name: value for name, value in flags.items() if name in given})
     else:
         chosen = LaurelConfig(**flags)
@@ -101,10 +106,14 @@ def transform(
                 portable=portable,
             )
         else:
-            from laurel_graph.passes.rewrite.export import export_onnx
+            from laurel_graph.passes.rewrite.export import export_onnx, notes_of_file
 
             result = rewrite(target, chosen, args, kwargs=kwargs, dynamic_shapes=shapes, adapter_inputs=adapter_inputs)
-            export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes, portable=portable)
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always", UserWarning)
+                export_onnx(result.model, args, output, kwargs=kwargs, dynamic_shapes=shapes, portable=portable)
+            of_file = tuple(str(each.message) for each in warned)
+            result = replace(result, report=replace(result.report, notes=notes_of_file(result.report.notes, of_file)))
     report = result.report
     if json:
         print_json({"model": model, "output": output, **report.to_dict()})
@@ -124,7 +133,7 @@ def transform(
 
 def apply(
     model: OnnxModel,
-    adapter: Path,
+    adapter: Annotated[Path, typer.Argument(help="What finetune --adapter or lg.save_adapter wrote.")],
     output: Output,
     check_base: Annotated[
         bool, typer.Option(help="Refuse an adapter of another base, or where that cannot be told.")
@@ -136,7 +145,9 @@ def apply(
 ) -> None:
     """Put the saved ADAPTER (.safetensors) into the transformed MODEL."""
     from laurel_graph.adapters import apply_adapter
+    from laurel_graph.tools.inputs import check_model_output
 
+    check_model_output(output, model, adapter)
     with progress(f"applying {adapter}"):
         apply_adapter(model, adapter, output, check_base=check_base, match=match)
     print_wrote(json, {"model": model, "adapter": adapter, "output": output})
@@ -145,7 +156,9 @@ def apply(
 def remove(model: OnnxModel, output: Output, json: Json = False) -> None:
     """Write the original graph of a transformed MODEL back, bit for bit."""
     from laurel_graph.passes.pipeline import remove as run
+    from laurel_graph.tools.inputs import check_model_output
 
+    check_model_output(output, model)
     with progress(f"removing LAuReL from {model}"):
         run(model, output)
     print_wrote(json, {"model": model, "output": output})
@@ -189,10 +202,12 @@ def deploy(
     """Fold, fuse and choose per site the cheapest exact form; verified before it is written."""
     from laurel_graph.passes.deploy.deploy import deploy_file
     from laurel_graph.tools.benchmarks.deployed import measure_deployed
+    from laurel_graph.tools.inputs import check_model_output
 
+    check_model_output(output, model, data)
     quiet_runtime()
     with progress(f"deploying {model}"):
-        report = deploy_file(
+        done = deploy_file(
             model,
             output,
             portable=portable,
@@ -201,7 +216,8 @@ def deploy(
             tolerance=tolerance,
             seed=seed,
             sizes=parse_sizes(size),
-        ).to_dict()
+        )
+    report = done.to_dict()
     if measure:
         with progress(f"measuring {output}"):
             measured = measure_deployed(model, output, data=data, sizes=parse_sizes(size), seed=seed)
@@ -214,13 +230,16 @@ def deploy(
         (s["site"], s["form"], s["deployed"], s["alpha"], s["beta"], f"{s['max_rel']:.3g}" if "max_rel" in s else "")
         for s in report["sites"]
     ]
-    print_table(f"{len(rows)} sites deployed", ("site", "form", "operator", "α went", "β went", "max rel"), rows)
+    count = len({s["site"] for s in report["sites"]})  # a join of several branches has several operators
+    print_table(f"{count} sites deployed", ("site", "form", "operator", "α went", "β went", "max rel"), rows)
     keys = ("max_abs", "max_rel", "allowed", "noise")
     print_table(
         "deployed against trained",
         ("output", *(key.replace("_", " ") for key in keys)),
         [(o["output"], *(f"{o[key]:.3g}" for key in keys)) for o in report["outputs"]],
     )
+    if done.verification is not None and done.verification.summary:
+        say(done.verification.summary)
     if measure:
         print_table(
             "deployed beside the trained and the original file",
@@ -250,4 +269,5 @@ def _read_text(path: Path, expected: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): expected {expected}.") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"it cannot be read ({why}): expected {expected}.") from error

@@ -23,6 +23,7 @@ def with_flags(
     spellings: Mapping[str, tuple[str, ...]] | None = None,
     panels: Mapping[str, tuple[str, ...]] | None = None,
     without: tuple[str, ...] = (),
+    said: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Gives a function ``run(options, **own)`` the fields of a dataclass as its command-line parameters.
 
@@ -32,6 +33,7 @@ def with_flags(
         spellings: field to its flags, where they are not ``--field-name``.
         panels: heading to the fields that the help shows under it; the others are under "Options".
         without: fields that are no flags of this command.
+        said: field to its help, where this command says something else of it than the docstring.
     """
     panel_of = {name: heading for heading, names in (panels or {}).items() for name in names}
     hints, texts = get_type_hints(options), attribute_help(options)
@@ -50,7 +52,7 @@ def with_flags(
                 continue
             kind, default = _parameter(field, hints[field.name])
             flags = (spellings or {}).get(field.name, (f"--{field.name.replace('_', '-')}",))
-            text = texts.get(field.name, "")
+            text = (said or {}).get(field.name, texts.get(field.name, ""))
             if text.partition(" ")[0].isalpha() and not text.startswith(_VALUES):
                 text = text[0].upper() + text[1:]
             panel = panel_of.get(field.name)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any
 
 from typer.core import TyperCommand
 
 SUMMARIES = {
+    "guide": "Say what comes next: commands with your file's names in them.",
     "inspect": "List every add: a residual connection, or why it is none.",
+    "data-template": "Write an example of the data that a model trains on.",
     "transform": "Put LAuReL in the place of the residual connections.",
     "finetune": "Train the LAuReL tensors, all else frozen.",
     "sweep": "Train several variants, ranks and seeds; print a table.",
@@ -27,10 +30,15 @@ SUMMARIES = {
 """One line each in ``laurel --help``: at most 63 characters, what is left of 80."""
 
 EXAMPLES = {
+    "guide": ("laurel guide model.onnx", "laurel guide folder"),
     "inspect": (
         "laurel inspect model.onnx",
         "laurel inspect model.onnx --only residual --json",
         "laurel inspect model.onnx --why /layer1/Add",
+    ),
+    "data-template": (
+        "laurel data-template model.onnx -o data.npz",
+        "laurel data-template model.onnx -o data.npz --loss mse --samples 100",
     ),
     "transform": (
         "laurel transform model.onnx -o model.laurel.onnx",
@@ -85,7 +93,11 @@ _ORDER = ("Arguments", "Data and aim", "Text", "What trains", "Training", "Files
 
 
 class Command(TyperCommand):
-    """A command whose help shows its options by panel, and its examples as they are."""
+    """A command whose help names its arguments in capitals, its options by panel, and its examples as they are."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Returns what the line "Usage:" lists: ``MODEL`` whatever typer writes around the name of an argument."""
+        return [_as_argument(piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes arguments and options, each group under its own heading."""
@@ -93,7 +105,11 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                heading = "Options"
+                if parameter.param_type_name == "argument":
+                    heading, record = "Arguments", (_as_argument(record[0].partition(" ")[0]), record[1])
+                else:
+                    record = (record[0].replace("<list[", "<").replace("]>", ">"), record[1])
                 groups[getattr(parameter, "rich_help_panel", None) or heading].append(record)
         for heading in sorted(groups, key=_ORDER.index):
             with formatter.section(heading):
@@ -105,3 +121,9 @@ class Command(TyperCommand):
         if examples:
             formatter.write_paragraph()
             formatter.write("Examples:\n" + "".join(f"  {line}\n" for line in examples))
+
+
+def _as_argument(piece: str) -> str:
+    """Returns the name of an argument in capitals, in brackets where it may be left out; options as they are."""
+    name = re.fullmatch(r"(\[?)\{?([a-z_]+|[A-Z_]+)(?:\.\.\.)?\}?(\]?)(\.\.\.)?", piece)
+    return piece if name is None else f"{name[1]}{name[2].upper()}{name[3]}{name[4] or ''}"

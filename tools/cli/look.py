@@ -182,9 +182,11 @@ def report(
     json: Json = False,
 ) -> None:
     """Draw the streams, and show parameters and learned α, β, γ by depth, on one HTML page."""
+    from laurel_graph.tools.inputs import check_ending
     from laurel_graph.tools.report import default_page, write_report
 
     page = output or default_page(model)
+    check_ending(page, (".html", ".htm"), "browsers", model)
     with progress(f"reporting on {model}"):
         write_report(model, page)
     print_wrote(json, {"model": model, "output": page})
@@ -221,11 +223,8 @@ def _remark(residual: Any) -> str:
 
 def _say_sites(report: VerifyReport) -> None:
     """Says how the sites compare, and which one differs first."""
-    if report.sites:
-        worst = max(report.sites, key=lambda item: item.max_rel)
-        equal = sum(item.equal for item in report.sites)
-        where = worst.site or worst.output
-        say(f"{equal} of {len(report.sites)} sites equal, at most {worst.max_rel:.3g} of the scale apart (at {where})")
+    if report.summary:
+        say(report.summary)
     first = report.first_difference
     if first is not None:
         site = getattr(first, "site", "")

@@ -13,10 +13,10 @@ from .arguments import Json, Size, parse_sizes
 
 
 def bench(
-    models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="ONNX files or folders, with the same inputs.")
-    ],
-    against: Annotated[Path | None, typer.Option(help="The file that ratios are taken to.")] = None,
+    models: Annotated[list[Path], typer.Argument(help="ONNX files or folders, with the same inputs.")],
+    against: Annotated[
+        Path | None, typer.Option(help="The file that ratios are taken to; by default the first of several.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of every session.")] = 2,
     runs: Annotated[int, typer.Option(help="Counted runs of each model.")] = 40,
     batch: Annotated[int, typer.Option(help="Batch size of drawn inputs.")] = 1,
@@ -49,23 +49,26 @@ def bench(
     if json:
         print_json({"rows": [row.to_dict() for row in rows], "notes": said})
         return
-    columns = ("model", "median ms", "quartiles", "ratio", "quartiles", "load ms", "ratio", "peak MB", "ratio")
+    names = [Path(row.model).name for row in rows]
+    base = f", ratios to {names[0]}" if len(rows) > 1 else ""
+    times = ("ms", "quartiles") + (("ratio", "its quartiles") if base else ())
     print_table(
-        f"batch {batch}, {threads} threads, {runs} paired runs",
-        columns,
+        f"median latency: batch {batch}, {threads} threads, {runs} paired runs{base}",
+        ("model", *times),
         [
-            (
-                Path(row.model).name,
-                row.median_ms,
-                _pair(row.quartiles_ms),
-                row.ratio,
-                _pair(row.ratio_quartiles),
-                row.load_ms,
-                row.load_ratio,
-                row.peak_mb,
-                row.memory_ratio,
-            )
-            for row in rows
+            (name, row.median_ms, _pair(row.quartiles_ms), row.ratio, _pair(row.ratio_quartiles))[: 1 + len(times)]
+            for name, row in zip(names, rows, strict=True)
+        ],
+    )
+    sizes = ("load ms", "load ratio", "peak MB", "peak ratio") if base else ("load ms", "peak MB")
+    print_table(
+        "load time and memory, in processes of their own",
+        ("model", *sizes),
+        [
+            (name, row.load_ms, row.load_ratio, row.peak_mb, row.memory_ratio)
+            if base
+            else (name, row.load_ms, row.peak_mb)
+            for name, row in zip(names, rows, strict=True)
         ],
     )
     for line in said:
@@ -73,4 +76,4 @@ def bench(
 
 
 def _pair(values: tuple[float, float] | None) -> str:
-    return "" if values is None else " – ".join(f"{value:.4g}" for value in values)
+    return "" if values is None else " – ".join(f"{value:.3g}" for value in values)

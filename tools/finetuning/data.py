@@ -109,7 +109,7 @@ class Data:
         for name, value in content.items():
             array = self._user(partial(np.asarray, value), f"reading {name!r}")
             if not _is_numeric(array.dtype):
-                self._unusable[name] = f"element type {array.dtype} is not numeric"
+                self._unusable[name] = f"element type {array.dtype} is not numeric{_advice(array)}"
             elif array.ndim == 0:
                 self._unusable[name] = "a single value; the first axis must count the samples"
             else:
@@ -206,6 +206,17 @@ class Data:
             digest.update(f"{name}{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _advice(array: Array) -> str:
+    """Returns what to do with words: number them."""
+    if array.dtype.kind not in "US" or not array.size:
+        return ""
+    words = [str(word) for word in np.unique(array)[:3]]
+    return (
+        f"; numbers are needed for words such as {', '.join(map(repr, words))}: names, label = numpy.unique(words, "
+        "return_inverse=True) gives them"
+    )
 
 
 def _is_numeric(dtype: np.dtype[Any]) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laurel_graph.errors import DataError, DependencyError
+from laurel_graph.errors import DataError
 from laurel_graph.tools.callables import call, is_reference
+from laurel_graph.tools.dependencies import missing
 
 from .data import Data
 
@@ -79,7 +80,7 @@ def _read_parquet(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise DependencyError(f"{path}: reading .parquet needs pyarrow: pip install laurel-graph[finetune].") from error
+        raise missing(f"{path}: reading .parquet", "pyarrow") from error
     try:
         table = pq.read_table(path)
     except Exception as error:  # Arrow, the file system and the codecs each raise their own

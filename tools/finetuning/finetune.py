@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ from .agreement import compare
 from .data import Data, fit_to_inputs, split
 from .data_files import read_data
 from .options import FinetuneOptions
+from .training.report import FinetuneReport
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -54,51 +55,6 @@ TEACHER = "teacher"
 """Name of the array that holds the teacher's outputs."""
 CHECKED_SAMPLES = 8
 """Samples on which the tuned file is held against the module."""
-
-
-@dataclass(frozen=True)
-class FinetuneReport:
-    """What ``laurel finetune`` did.
-
-    Attributes:
-        model: the file that was read.
-        tuned: the file that was written.
-        adapter: the adapter that was written, or ``None``.
-        value: the value of the graph that was trained on.
-        new_parameters: elements of the LAuReL tensors.
-        head_parameters: elements of a new head.
-        further_parameters: elements of the initializers that ``train`` named.
-        base_parameters: elements of all other weights, in Constant nodes and as packed integers too.
-        training: how training went.
-        difference: largest difference of the tuned file on ONNX Runtime from the torch module, over the scale.
-        unchanged: number of initializers and nodes of the base that were checked to have kept their bits.
-        seconds: wall time in all.
-        notes: sentences for the user.
-    """
-
-    model: str
-    tuned: str
-    adapter: str | None
-    value: str
-    new_parameters: int
-    head_parameters: int
-    further_parameters: int
-    base_parameters: int
-    training: TrainResult
-    difference: float
-    unchanged: int
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-    @property
-    def share(self) -> float:
-        """Trained elements over those of the original model."""
-        trained = self.new_parameters + self.head_parameters + self.further_parameters
-        return trained / max(self.base_parameters + self.further_parameters, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form of ``laurel finetune --json``."""
-        return {**asdict(self), "share": self.share}
 
 
 def _is_ort(adapter: Path | None) -> bool:
@@ -168,7 +124,9 @@ class _Run:
             for suffix in ("", ".2") if self.pairs else ("",):
                 for line in fit_to_inputs(data, self.inputs, suffix):
                     warnings.warn(line, stacklevel=2)  # before the training, not behind it
-        self.fixed_batch = onnx_task.fixed_batch(self.inputs)
+        if (odd := options.odd_rate()) is not None:
+            warnings.warn(odd, stacklevel=2)
+        self.fixed_batch = onnx_task.fixed_batch(self.inputs) or self._batch_inside()
         output = options.output
         if output is None and options.loss == "causal_lm":
             output = causal.logits_of(self.model)
@@ -181,6 +139,21 @@ class _Run:
         if unused := [name for name in self.data.names if name not in used and not is_reference(options.loss)]:
             self.notes.append(f"{self.data.source}: not used: {', '.join(unused)}.")
         self.task = self._task(tuple(names), target)
+
+    def _batch_inside(self) -> int | None:
+        """Returns the one batch size that the file takes where its inputs leave it open and constants inside do not."""
+
+        def run(size: int) -> list[Array]:
+            batch = self.data.batch([i % len(self.data) for i in range(size)])
+            feeds = {spec.name: batch[spec.name] for spec in self.inputs}
+            return onnx_task.run(self.model, [info.name for info in self.model.graph.output], feeds, self.base_dir)
+
+        size = onnx_task.batch_inside(self.model, run)
+        if size is not None:
+            self.notes.append(
+                f"constants inside the file hold a batch of {size}: the data is cut into pieces of that size."
+            )
+        return size
 
     def _read_both(self) -> tuple[Data, Data | None]:
         options = self.options
@@ -217,8 +190,15 @@ class _Run:
             if len(others) != 1:
                 if is_reference(options.loss) and not others:
                     return ""
-                listing = ", ".join(others) or f"no usable array that is not an input{self.data.unusable()}"
-                raise DataError(f"{self.data.source}: name the target's array with --target; it holds {listing}.")
+                if not others:
+                    raise DataError(
+                        f"{self.data.source}: expected the target beside the inputs, as in numpy.savez(FILE, "
+                        f"{', '.join(f'{name}=...' for name in sorted(names))}, label=...); it holds no usable array "
+                        f"that is not an input{self.data.unusable()}."
+                    )
+                raise DataError(
+                    f"{self.data.source}: name the target's array with --target; it holds {', '.join(others)}."
+                )
             target = others[0]
         for data in filter(None, (self.data, self.validation)):
             data.require(target, "target")
@@ -343,6 +323,8 @@ class _Run:
         ours = {tensor_name(site, name) for site, spec in self.specs.items() for name in spec.tensor_shapes()}
         base = sum(size for name, size in weights_of(tuned) if name not in values and name not in ours)
         notes = [*self.notes, *training.notes]
+        if training.best_epoch == 0:
+            notes.append("no epoch was better on the validation data than the start: the tuned file is the start.")
         if head and self.options.adapter is not None:
             notes.append("the adapter holds the LAuReL tensors; the head is in the tuned file alone.")
         parts = len(tuned.graph.node) + len(tuned.graph.initializer) - len(values)

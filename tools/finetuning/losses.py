@@ -62,7 +62,8 @@ def _classes(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= classes):
         raise DataError(
             f"the target has class numbers from {int(counted.min())} to {int(counted.max())}, but the output has "
-            f"{classes} classes (0 to {classes - 1})."
+            f"{classes} classes (0 to {classes - 1}): number the classes from 0, or give the model another head "
+            "(--head, how many classes)."
         )
     return logits.reshape(-1, classes), target.reshape(-1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from onnx import ModelProto, TensorProto
 
 from laurel_graph import runtime
 from laurel_graph.errors import DataError, ModelError
-from laurel_graph.onnx_model.tensors import inlined
+from laurel_graph.onnx_model.tensors import inlined, tensor_array
 from laurel_graph.onnx_model.walk import copy_of, tensors_of
 from laurel_graph.passes.rewrite.head import AddHead, default_value, producers, with_output
 
 from .data import InputSpec
 
 LAST_AXIS_SOFTMAX = -1
+LARGEST_INSIDE = 64
+"""A constant first axis above this is no batch size, but heads times a batch, tokens or the like."""
 LOGIT_LAYERS = {"cross_entropy": "Softmax", "bce": "Sigmoid"}
 """Losses that take logits, and the layer that turns logits into what a graph often ends with."""
 
@@ -63,6 +65,40 @@ def fixed_batch(inputs: Sequence[InputSpec]) -> int | None:
     if len(sizes) > 1:
         raise DataError(f"the model's inputs have different fixed first axes: {sorted(sizes)}.")
     return sizes.pop() if sizes else None
+
+
+def batch_inside(model: ModelProto, run: Callable[[int], list[NDArray[Any]]]) -> int | None:
+    """Returns the one batch size that constants inside *model* hold, though its inputs are open; ``None`` if none do.
+
+    Args:
+        model: the model, with open first axes of its inputs.
+        run: gives the outputs on so many samples, or raises ModelError.
+    """
+
+    def fits(size: int) -> bool:
+        try:
+            return all(array.ndim > 0 and len(array) == size for array in map(np.asarray, run(size)))
+        except ModelError:
+            return False
+
+    sizes = _sizes_inside(model)
+    if not sizes or fits(max(sizes) + 1):
+        return None
+    return next((size for size in sizes if fits(size)), None)
+
+
+def _sizes_inside(model: ModelProto) -> list[int]:
+    """Returns the sizes that first axes of outputs, and of what a constant reshapes, are fixed at."""
+    graph = model.graph
+    shapes = [info.type.tensor_type.shape.dim for info in graph.output]
+    found = {dims[0].dim_value for dims in shapes if dims and dims[0].HasField("dim_value")}
+    constants = {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    constants |= {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT64}
+    for node in graph.node:
+        if node.op_type in ("Reshape", "Expand") and len(node.input) > 1 and node.input[1] in constants:
+            value = tensor_array(model, node.input[1])
+            found |= {int(size) for size in value[:1]}
+    return sorted(size for size in found if 0 < size <= LARGEST_INSIDE)
 
 
 @dataclass(frozen=True)
@@ -145,7 +181,7 @@ def make_session(model: ModelProto | Path, base_dir: Path) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors become ours
     runtime.register_added(options)
     source = str(model) if isinstance(model, Path) else loaded(model, base_dir).SerializeToString()
     try:

@@ -25,8 +25,8 @@ class FinetuneOptions(TrainOptions):
             ``completion``, or with ``messages``.
         tuned: the ``.onnx`` file or folder to write; by default beside ``model``, ending in ``.tuned.onnx`` or
             ``.tuned``.
-        adapter: the file to write with the LAuReL tensors alone, or ``None``: ``.safetensors``, or ONNX Runtime's own
-            format, ``.onnx_adapter``.
+        adapter: the file to write with the LAuReL tensors alone, ``.safetensors`` or ONNX Runtime's own format,
+            ``.onnx_adapter``; by default none.
         validation: data for the metric in one of the same forms, or a share of the training data such as ``0.2``.
         loss: ``cross_entropy``, ``causal_lm`` (the next token of a language model), ``mse``, ``l1``, ``bce``,
             ``cosine``, ``distill`` or ``package.module:function``.

@@ -8,10 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from laurel_graph import onnx_file
 from laurel_graph.config import LaurelConfig
@@ -19,6 +19,7 @@ from laurel_graph.errors import ConfigError, LaurelError, TrainingError
 from laurel_graph.model_folder import graph_path
 from laurel_graph.opset.schema import read_specs
 from laurel_graph.outputs import workspace
+from laurel_graph.showing import Cell, Shown
 from laurel_graph.tools.callables import load_plugin
 from laurel_graph.variants.combine import canonical_variant
 from laurel_graph.variants.registry import plugins, terms_of
@@ -62,8 +63,8 @@ class SweepRow:
     values: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class SweepReport:
+@dataclass(frozen=True, repr=False)
+class SweepReport(Shown):
     """What :func:`sweep` found.
 
     Attributes:
@@ -75,6 +76,19 @@ class SweepReport:
     model: str
     seeds: tuple[int, ...]
     rows: tuple[SweepRow, ...]
+
+    columns_shown: ClassVar[tuple[str, ...]] = ("variant", "rank", "parameters", "before", "mean", "± std", "seconds")
+
+    def shown(self) -> list[str]:
+        """Returns one line per variant and rank."""
+        return [f"{self.model}: {len(self.rows)} ways to train, seeds {', '.join(map(str, self.seeds))}"] + [
+            f"{row.variant}{f', rank {row.rank}' if row.rank else ''}: {row.metric} {row.mean:.4f} ± {row.std:.4f}"
+            for row in self.rows
+        ]
+
+    def rows_shown(self) -> Sequence[Sequence[Cell]]:
+        """Returns one row per variant and rank."""
+        return [(r.variant, r.rank, r.parameters, r.before, r.mean, r.std, r.seconds) for r in self.rows]
 
     columns = ("variant", "rank", "parameters", "share", "before", "mean", "± std", "seconds", "memory")
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laurel_graph.errors import DataError, DependencyError
+from laurel_graph.errors import DataError
 from laurel_graph.tools.callables import is_reference
+from laurel_graph.tools.dependencies import missing
 
 from .losses import IGNORED
 
@@ -142,7 +143,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise DependencyError("reading text needs tokenizers: pip install 'laurel-graph[finetune]'.") from error
+        raise missing("reading text", "tokenizers") from error
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{folder} has no tokenizer.json; name the folder that has it with --tokenizer.")
@@ -225,7 +226,7 @@ def _parquet_columns(path: Path) -> list[str]:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise DependencyError(f"{path}: reading .parquet needs pyarrow: pip install laurel-graph[finetune].") from error
+        raise missing(f"{path}: reading .parquet", "pyarrow") from error
     try:
         return list(pq.read_schema(path).names)
     except Exception as error:  # Arrow and the file system each raise their own
@@ -239,7 +240,7 @@ class ChatTemplate:
         try:
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError as error:
-            raise DependencyError("messages need jinja2: pip install 'laurel-graph[finetune]'.") from error
+            raise missing("a chat template", "jinja2") from error
         config = _config(folder)
         source = config.get("chat_template")
         if isinstance(source, list):

@@ -10,6 +10,8 @@ from laurel_graph.errors import ConfigError
 
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("no", "bf16")
+USUAL_RATES = (1e-6, 0.1)
+"""Learning rates of AdamW outside of which a note says so."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,10 @@ class TrainOptions:
         weight_decay: of tensors that are no LAuReL parameters (a head); those have none.
         clip: largest norm of the gradient, 0 for no limit.
         seed: of the order of the samples and of every random number.
-        patience: epochs without a better validation metric before it stops; ``None`` runs them all.
+        patience: epochs without a better validation metric before it stops; by default it runs them all.
         dropout: whether dropout layers are active; everything else stays in evaluation mode.
         precision: ``no`` or ``bf16`` (autocast).
-        checkpoint: file of the run's state, or ``None``.
+        checkpoint: file of the run's state; by default none.
         checkpoint_every: steps between two checkpoints; the end of an epoch always writes one.
         resume: continue from the checkpoint if it is there.
         quiet: no progress on stderr.
@@ -75,6 +77,14 @@ class TrainOptions:
         """Returns the options that decide about the result, as text: what a checkpoint must agree with."""
         free = ("checkpoint", "checkpoint_every", "resume", "quiet")
         return {f.name: repr(getattr(self, f.name)) for f in fields(TrainOptions) if f.name not in free}
+
+    def odd_rate(self) -> str | None:
+        """Returns a sentence where the learning rate is far from what AdamW trains such tensors with."""
+        low, high = USUAL_RATES
+        if low <= self.lr <= high:
+            return None
+        effect = "training may diverge" if self.lr > high else "hardly anything may be learned"
+        return f"--lr {self.lr:g} is far from the usual {low:g} to {high:g}: {effect}."
 
     def rate(self, step: int, steps: int) -> float:
         """Returns the learning rate of *step* (from 0) out of *steps*."""

@@ -105,7 +105,7 @@ def _names(preamble: str, expressions: str) -> dict[str, Any]:
                 with suppress(AttributeError):
                     names[word] = getattr(module, word)
     except ImportError as error:
-        raise DependencyError(f"{error}. The architectures need it; install laurel-graph[test].") from error
+        raise DependencyError(f"{error}. The architectures need what the tests do: `make test` installs it.") from error
     return names
 
 

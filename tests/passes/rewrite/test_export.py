@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -9,13 +11,15 @@ from tolerance import assert_close
 from torch import nn
 from torch_models import leaves, randomise, rewritten
 
+import laurel_graph as lg
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import ModelError, OutputError
 from laurel_graph.fingerprint.digest import file_digests, module_digests
 from laurel_graph.onnx_model.weight_file import weight_locations
 from laurel_graph.opset.schema import laurel_nodes, read_metadata, read_specs, tensor_name
+from laurel_graph.passes.read_fx import capture
 from laurel_graph.passes.rewrite import export as export_pass
-from laurel_graph.passes.rewrite.export import export_onnx
+from laurel_graph.passes.rewrite.export import export_onnx, notes_of_file
 from laurel_graph.torch_residual.module import laurel_modules
 
 
@@ -161,3 +165,41 @@ def test_nothing_is_left_when_the_module_cannot_be_exported(tmp_path):
     with pytest.raises(ModelError):
         export_onnx(module, (inputs[0][0, 0, 0], 3, 4), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_notes_of_a_file_say_nothing_twice_and_nothing_that_concerns_no_file(tmp_path):
+    class Fixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = torch.nn.Linear(8, 8)
+
+        def forward(self, x):
+            if x.shape[1] == 8:  # torch.export has to look
+                x = x.reshape(2, 8)
+            return x + torch.relu(self.a(x))
+
+    inputs = torch.ones(2, 8)
+    result = lg.transform(Fixed(), "rw", inputs)
+    assert capture.FIXED_NOTE in result.report.notes and capture.FROZEN_NOTE in result.report.notes
+    with pytest.warns(UserWarning, match="sizes of the example inputs alone") as warned:
+        export_onnx(result.model, inputs, tmp_path / "m.onnx")
+    notes = notes_of_file(result.report.notes, [str(each.message) for each in warned])
+    assert sum("sizes of the example inputs" in note for note in notes) == 1
+    assert len(set(notes)) == len(notes) and capture.FROZEN_NOTE not in notes
+
+
+def test_export_leaves_nothing_of_the_exporter_on_stderr(tmp_path):
+    script = (
+        "import torch, laurel_graph as lg\n"
+        "class Block(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a = torch.nn.Linear(8, 8)\n"
+        "    def forward(self, x):\n"
+        "        return x + self.a(x)\n"
+        "made = lg.transform(Block(), 'rw', torch.ones(2, 8))\n"
+        f"lg.export_onnx(made.model, torch.ones(2, 8), {str(tmp_path / 'm.onnx')!r})\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, "-W", "ignore", tmp_path / "script.py"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -161,3 +161,32 @@ def test_an_explicit_tolerance_is_meant_as_it_is(tmp_path):
     with pytest.raises(VerificationError, match="allowed 1e-12"):
         lg.deploy(source, tmp_path / "served.onnx", tolerance=1e-12)
     assert lg.deploy(source, tmp_path / "served.onnx", tolerance=1.0).allowed == {"y": 1.0}
+
+
+def test_a_site_counts_once_in_verify_and_in_deploy_when_its_join_has_several_branches(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 8] x) => (float[N, 8] y) {
+        f = MatMul (x, W0)  g = MatMul (x, W1)  t = Add (x, f)  s = Add (t, g)  r = Relu (s)
+        h = MatMul (r, W2)  y = Add (r, h) }"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name in ("W0", "W1", "W2"):
+        model.graph.initializer.append(numpy_helper.from_array(rng.normal(size=(8, 8)).astype(np.float32), name))
+    onnx.save(model, tmp_path / "base.onnx")
+    report = lg.transform(tmp_path / "base.onnx", "rw", output=tmp_path / "trained.onnx").report
+    draw_tensors(tmp_path / "trained.onnx")
+    deployed = lg.deploy(tmp_path / "trained.onnx", tmp_path / "served.onnx")
+    found = lg.verify(tmp_path / "trained.onnx", tmp_path / "served.onnx")
+    sites = {plan.spec.site for plan in report.plans}
+    assert len(deployed.to_dict()["sites"]) > len(sites)  # one operator a branch
+    assert found.counts == deployed.verification.counts == (len(sites), len(sites))
+    assert found.summary.startswith(f"{len(sites)} of {len(sites)} sites equal")
+
+
+def test_the_page_on_verification_names_the_tolerances_that_hold():
+    from pathlib import Path
+
+    from laurel_graph.passes.verify.tolerances import DEPLOYED, VERIFIED
+
+    text = (Path(__file__).parents[3] / "docs" / "verification.md").read_text()
+    assert DEPLOYED["float32"] == DEPLOYED["float64"] and VERIFIED["float32"] == VERIFIED["float64"]
+    said = f"for `deploy` {DEPLOYED['float32']:.0e}, for `verify` {VERIFIED['float32']:.0e}".replace("e-05", "e-5")
+    assert said in text

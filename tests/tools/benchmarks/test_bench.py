@@ -89,3 +89,47 @@ def test_every_form_is_measured_where_it_is_possible(place):
     costs = bench_forms.measure(place, runs=1)
     assert {"operator", "chained"} <= set(costs)
     assert ("widened" in costs) == (place.rank > 0)
+
+
+def renamed(net, path, *, extra=False):
+    """The same network with other names of its inputs, or with one input more."""
+    model = onnx.load(net)
+    old = model.graph.input[0].name
+    model.graph.input[0].name = "pixels"
+    for node in model.graph.node:
+        node.input[:] = ["pixels" if name == old else name for name in node.input]
+    if extra:
+        model.graph.input.add().CopyFrom(onnx.helper.make_tensor_value_info("mask", 1, ["N", 3]))
+    onnx.save(model, path)
+    return path
+
+
+def test_bench_takes_ratios_to_the_first_of_several_when_nothing_else_is_named(net, tmp_path):
+    other = renamed(net, tmp_path / "other.onnx")
+    first, second = bench([net, other], runs=2, fresh=0)
+    assert (first.model, first.ratio, second.model) == (str(net), 1.0, str(other))
+    assert second.ratio is not None
+    assert [row.model for row in bench([other, net], net, runs=2, fresh=0)] == [str(net), str(other)]  # once each
+
+
+def test_bench_says_which_inputs_do_not_match_when_models_take_other_ones(net, tmp_path):
+    other = renamed(net, tmp_path / "other.onnx", extra=True)
+    with pytest.raises(ModelError, match=r"other.onnx takes the inputs pixels, mask, but .*net.onnx takes x0"):
+        bench([net, other], runs=2, fresh=0)
+
+
+def test_bench_fits_80_columns_and_names_no_column_twice(net, tmp_path, monkeypatch):
+    from laurel_graph.tools.cli import app
+
+    monkeypatch.setenv("COLUMNS", "80")
+    other = renamed(net, tmp_path / "a_served_model_of_mine.onnx")
+    result = CliRunner().invoke(app, ["bench", str(net), str(other), "--runs", "2"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line for line in lines if "┃" in line and line.startswith("model")]
+    assert len(heads) == 2
+    for head in heads:
+        names = [name.strip() for name in head.split("┃")]
+        assert len(set(names)) == len(names)
+    assert sum("a_served_model_of_mine.onnx" in line for line in lines) >= 2  # in one piece

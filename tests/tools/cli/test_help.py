@@ -1,17 +1,23 @@
 """What ``--help`` shows, and the flags that every command knows."""
 
+import importlib.metadata
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+import warnings
+from importlib.metadata import PackageNotFoundError
 
 import onnx
 import pytest
 import typer.main
 from models import token_net
 
-from laurel_graph.tools.cli import HOMES, app
+import laurel_graph as lg
+from laurel_graph.tools import dependencies, doctor
+from laurel_graph.tools.cli import HOMES, app, main
 from laurel_graph.tools.cli.help import EXAMPLES, SUMMARIES
 
 GROUP = typer.main.get_command(app)
@@ -110,3 +116,49 @@ def test_completion_knows_commands_and_their_flags_when_it_is_asked(typed, offer
     command = [sys.executable, "-m", "laurel_graph.tools.entry"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | words)
     assert offered in done.stdout.split()
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_help_speaks_the_words_of_a_command_line(name, monkeypatch):
+    text = help_of(name, monkeypatch)
+    assert not re.search(r"\bNone\b|[{}]|<list", text)
+    arguments = [p.name.upper() for p in GROUP.commands[name].params if p.param_type_name == "argument"]
+    usage = " ".join(text.split("\n\n")[0].split())
+    assert all(argument in usage for argument in arguments)
+
+
+def test_sweep_speaks_of_the_original_where_finetune_wants_a_transformed_file(monkeypatch):
+    assert "The original .onnx file" in help_of("sweep", monkeypatch)
+    assert "A transformed .onnx file" in help_of("finetune", monkeypatch)
+
+
+def test_log_level_decides_what_is_on_stderr(model, tmp_path):
+    out = tmp_path / "d.onnx"
+    assert laurel("transform", model, "-o", tmp_path / "t.onnx")[0] == 0
+    said = {
+        level: laurel("deploy", tmp_path / "t.onnx", "-o", out, f"--log-level={level}")[2]
+        for level in ("error", "warning", "info")
+    }
+    assert said["error"] == ""
+    assert "deploying" not in said["warning"] and "note: every site is still at its start" in said["warning"]
+    assert "deploying" in said["info"] and said["warning"] in said["info"]
+
+
+def test_a_tree_that_is_not_installed_says_so(monkeypatch, capsys):
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    monkeypatch.setattr(importlib.metadata, "requires", absent)
+    monkeypatch.setattr(doctor, "version", absent)
+    monkeypatch.setattr(dependencies, "requires", absent)
+    monkeypatch.delitem(vars(lg), "__version__", raising=False)
+    assert lg.__version__ == lg.UNKNOWN_VERSION
+    versions = doctor.examine()["versions"]
+    assert "not installed" in versions["laurel-graph"] and "pip install ." in versions["laurel-graph"]
+    monkeypatch.setattr(sys, "argv", ["laurel", "--version"])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as left:
+        main()
+    out, err = capsys.readouterr()
+    assert not left.value.code and out == f"{lg.UNKNOWN_VERSION}\n" and "pip install ." in err

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from laurel_graph.errors import DependencyError
+from laurel_graph.tools.dependencies import missing
 from laurel_graph.tools.finetuning.data import Data
 from laurel_graph.tools.finetuning.task import Task
 
@@ -48,7 +48,7 @@ class Processes:
         try:
             from accelerate import Accelerator
         except ImportError as error:
-            raise DependencyError("fine-tuning needs accelerate: pip install laurel-graph[finetune].") from error
+            raise missing("fine-tuning", "accelerate") from error
         self.accelerator = Accelerator(mixed_precision=precision)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
