@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import fx
 
-from laurel_graph import runtime
 from laurel_graph.errors import VerificationError
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.passes.rewrite.head import with_output
 from laurel_graph.passes.verify.compare import MARGIN
-from laurel_graph.passes.verify.probe import nudged, open_vectors
 from laurel_graph.passes.verify.quantisers import rounds_activations, unrounded
 from laurel_graph.passes.verify.tolerances import VERIFIED
 
@@ -22,12 +21,11 @@ from . import onnx_task
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-    from torch import fx
 
     from .task import Task
 
 _DRAWS, _ULPS = 3, 2.0
-"""How often, and by how many units in the last place, the numbers of a graph are moved to see its own noise."""
+"""How often, and by how many units in the last place, the values in a module are moved to see its own noise."""
 
 
 def compare(
@@ -54,10 +52,8 @@ def compare(
 
     Raises:
         VerificationError: they differ by more than ten times what counts as equal, and by more than eight times what
-            the last bits of the graph's own numbers move.
+            last bits of its values move the module.
     """
-    import torch
-
     probe = copy_of(tuned)
     with_output(probe, value)
     notes = []
@@ -70,42 +66,51 @@ def compare(
             "it was held against the module without."
         )
     device = next(module.parameters()).device
-    with torch.no_grad():
-        result = module(*(torch.from_numpy(feeds[name]).to(device) for name in task.inputs))
-    actual = task.pick(result).float().cpu().numpy()
+    given = [torch.from_numpy(feeds[name]).to(device) for name in task.inputs]
 
     def kept(array: NDArray[Any]) -> NDArray[Any]:
         return array[mask > 0] if mask is not None and mask.shape == array.shape[:2] else array
 
-    actual, expected = kept(actual), kept(expected)
+    def picked(result: Any) -> NDArray[Any]:
+        return kept(task.pick(result).float().cpu().numpy())
+
+    with torch.no_grad():
+        actual, expected = picked(module(*given)), kept(expected)
     difference = _apart(actual, expected)
     tolerance = VERIFIED.get(expected.dtype.name, VERIFIED["float16"])
     if difference <= tolerance:
         return difference, notes
-    plain = unrounded(probe) if rounds_activations(probe) else probe
-    noise = max(_apart(kept(moved), expected) for moved in _moved(plain, value, feeds, base_dir))
+    with torch.no_grad():
+        noise = max(_apart(picked(_Nudged(module, seed).run(*given)), actual) for seed in range(_DRAWS))
     allowed = max(10 * tolerance, MARGIN * noise)
     if not difference <= allowed:
         raise VerificationError(
             f"the tuned graph on ONNX Runtime differs from the module by {difference:.3g} of the scale of {value!r}, "
-            f"allowed {allowed:.3g} (last bits of its own numbers move it by {noise:.2g}); nothing was written, and "
+            f"allowed {allowed:.3g} (last bits of its values move the module by {noise:.2g}); nothing was written, and "
             "the checkpoint was kept."
         )
     notes.append(
         f"ONNX Runtime and the module differ by {difference:.2g} of the scale of {value!r}, where {tolerance:.0e} is "
-        f"usual; last bits of the graph's own numbers move it by {noise:.2g}."
+        f"usual; last bits of its values move the module by {noise:.2g}."
     )
     return difference, notes
 
 
-def _moved(model: ModelProto, value: str, feeds: dict[str, NDArray[Any]], base_dir: Path) -> Iterator[NDArray[Any]]:
-    """What *model* computes where its inputs, norms and parameters of sites are moved by their last bits."""
-    opened = copy_of(model)
-    vectors = open_vectors(opened, base_dir)
-    session = onnx_task.make_session(opened, base_dir)
-    rng = np.random.default_rng(0)
-    for _ in range(_DRAWS):
-        yield runtime.run(session, nudged({**vectors, **feeds}, _ULPS, rng), [value], "the tuned graph")[0]
+class _Nudged(fx.Interpreter):
+    """Runs a module with every value in it moved by its last bits, as another order of its sums moves them."""
+
+    def __init__(self, module: fx.GraphModule, seed: int) -> None:
+        super().__init__(module)
+        self._random = torch.Generator().manual_seed(seed)
+
+    def run_node(self, n: fx.Node) -> Any:
+        return fx.node.map_aggregate(super().run_node(n), self._moved)
+
+    def _moved(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        by = torch.rand(value.shape, generator=self._random).to(value.device, value.dtype)
+        return value + value * ((2 * by - 1) * (_ULPS * torch.finfo(value.dtype).eps))
 
 
 def _apart(found: NDArray[Any], wanted: NDArray[Any]) -> float:
