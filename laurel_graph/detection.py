@@ -45,6 +45,7 @@ class Residual:
         shared: name of the module or weights that several sites have in common, or "".
         blocked: why it cannot be rewritten although it was found, or "".
         rank: the rank of an existing LAuReL block (``kind == "laurel"``), else 0.
+        former: another name that it is known by: of an add inside a norm, the one after that norm; or "".
     """
 
     site: str
@@ -65,6 +66,7 @@ class Residual:
     shared: str = ""
     blocked: str = ""
     rank: int = 0
+    former: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form of ``laurel inspect --json``; ``branch`` is the first branch."""
@@ -84,7 +86,7 @@ class Residual:
         }
         if len(self.branches) > 1:
             data["branches"] = list(self.branches)
-        for name in ("source", "shared", "blocked", "rank"):
+        for name in ("source", "shared", "blocked", "rank", "former"):
             if value := getattr(self, name):
                 data[name] = value
         return data

@@ -99,6 +99,7 @@ class Vertex:
         data: depends on the values of a graph input (set by :meth:`GraphView.add`).
         live: a graph output depends on it (set by :meth:`GraphView.finish`).
         folded: stands inside a norm that was written out (set by :meth:`GraphView.finish`).
+        fused: an add inside an operator that does more, whose *name* and *scope* are those of what it does besides.
         scale: of MUL: elements of the constant it multiplies with, 0 if it has none, -1 if unknown.
     """
 
@@ -127,6 +128,7 @@ class Vertex:
     data: bool = False
     live: bool = False
     folded: bool = False
+    fused: bool = False
     scale: int = 0
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _LIBRARY = ("" if sys.platform == "win32" else "lib") + "laurel_ops" + _SUFFIX
 _OPERATOR = re.compile(rb"Laurel(?:_(?:RW|LR|PAL?[1-9]|Bias|[123]d|Relu|LayerNorm|RMSNorm|Quantized))+")
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""The session option that says where the external weights of a model in memory lie."""
 _registering = threading.Lock()
 
 
@@ -204,7 +205,7 @@ def session(
     source: str | bytes = str(path)
     if model is not None:
         source = model.SerializeToString()
-        options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent.resolve()))
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent.resolve()))
     try:
         return onnxruntime.InferenceSession(source, options, providers=list(providers or ["CPUExecutionProvider"]))
     except Exception as error:  # ONNX Runtime's errors share no base class

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
-from laurel_graph.config import MAX_PREVIOUS, LaurelConfig
+from laurel_graph.config import MAX_PREVIOUS, LaurelConfig, SiteOverride
 from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import NoResidualError, SelectorError, near
 
@@ -60,6 +60,7 @@ def select(
     found = [residual for residual in detection.residuals if residual.kind != "laurel"]
     if not found:
         raise NoResidualError(_nothing_found(detection))
+    config = _in_names_of_today(config, detection.residuals)
     sites = [residual.site for residual in detection.residuals]
     for what, globs in (("sites", config.sites), ("overrides", config.overrides)):
         for glob in globs:
@@ -90,6 +91,26 @@ def select(
             f"{reasons}."
         )
     return Selection(tuple(plans), tuple(skipped), _without_pa(detection, config, plans))
+
+
+def _in_names_of_today(config: LaurelConfig, residuals: Iterable[Residual]) -> LaurelConfig:
+    """Returns *config* with globs that match no site, but a former name of one, replaced by the sites they mean."""
+    residuals = tuple(residuals)
+
+    def sites_of(glob: str) -> tuple[str, ...]:
+        if any(_matches(residual.site, (glob,)) for residual in residuals):
+            return (glob,)
+        return tuple(r.site for r in residuals if r.former and _matches(r.former, (glob,))) or (glob,)
+
+    sites = tuple(site for glob in config.sites for site in sites_of(glob))
+    overrides: dict[str, SiteOverride] = {}
+    for glob, override in config.overrides.items():
+        for site in sites_of(glob):
+            overrides.pop(site, None)  # the last one wins
+            overrides[site] = override
+    if sites == tuple(config.sites) and list(overrides) == list(config.overrides):
+        return config
+    return replace(config, sites=sites, overrides=overrides)
 
 
 def _matches(site: str, globs: Iterable[str]) -> bool:

@@ -15,9 +15,11 @@ VOCABULARY, WIDTH, HEADS, KV_HEADS, SIZE, LAYERS, LENGTH = 64, 64, 4, 2, 16, 2, 
 class DecoderGraph:
     """Builds a Llama-like decoder as the GenAI builder lays it out."""
 
-    def __init__(self, *, int4: bool = False, window: int = -1, softcap: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, *, int4: bool = False, accuracy: int = 0, window: int = -1, softcap: float = 0.0, seed: int = 0
+    ) -> None:
         self.random, self.nodes, self.weights = np.random.default_rng(seed), [], []
-        self.int4, self.window, self.softcap = int4, window, softcap
+        self.int4, self.accuracy, self.window, self.softcap = int4, accuracy, window, softcap
 
     def weight(self, name: str, array: np.ndarray) -> str:
         self.weights.append(numpy_helper.from_array(array, name))
@@ -38,7 +40,7 @@ class DecoderGraph:
         packed = (steps[..., ::2] | (steps[..., 1::2] << 4)).astype(np.uint8)
         inputs = [x, self.weight(f"{name}.q", packed), self.weight(f"{name}.s", scale.reshape(-1).astype(np.float32))]
         return self.add("MatMulNBits", inputs, [f"{name}/out"], "com.microsoft",
-                        K=rows, N=columns, bits=4, block_size=block, accuracy_level=0)  # fmt: skip
+                        K=rows, N=columns, bits=4, block_size=block, accuracy_level=self.accuracy)  # fmt: skip
 
     def build(self) -> onnx.ModelProto:
         """Returns the model."""

@@ -72,7 +72,7 @@ def test_names_that_agree_in_part_are_not_guessed_at():
 
 @pytest.fixture
 def models(tmp_path):
-    """A transformed folder, and an adapter of it whose sites are called as in torch."""
+    """A transformed folder, and an adapter of it whose sites are called after the norms that follow them."""
     base = write_folder(tmp_path / "base")
     lg.transform(base, output=tmp_path / "t")
     module = lg.import_onnx(tmp_path / "t")
@@ -81,21 +81,23 @@ def models(tmp_path):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     lg.save_adapter(module, tmp_path / "own.safetensors")
     own = read_adapter(tmp_path / "own.safetensors")
-    names = [f"model.layers.{i // 2}.res{i % 2 + 1}" for i in range(len(own.specs))]
+    names = [residual.former for residual in lg.inspect(base).residuals]
     renamed = moved(
         own, {n: SiteSpec.from_dict({**s.to_dict(), "site": n}) for n, s in zip(names, own.specs.values())}, "place"
     )
-    (tmp_path / "torch.safetensors").write_bytes(to_bytes(renamed))
+    (tmp_path / "former.safetensors").write_bytes(to_bytes(renamed))
     return tmp_path
 
 
-def test_adapter_with_names_of_torch_fits_the_folder(models):
+def test_adapter_with_former_names_fits_the_folder(models):
     lg.apply_adapter(models / "t", models / "own.safetensors", models / "a")
-    with pytest.warns(UserWarning, match=r"matched by place, model.layers.0.res1 is model.layers.0.post_attention"):
-        lg.apply_adapter(models / "t", models / "torch.safetensors", models / "b")
+    with pytest.warns(
+        UserWarning, match=r"matched by place, model.layers.0.post_attention_layernorm.res1 is model.layers.0.res1"
+    ):
+        lg.apply_adapter(models / "t", models / "former.safetensors", models / "b")
     assert (models / "a" / "model.onnx").read_bytes() == (models / "b" / "model.onnx").read_bytes()
     with pytest.raises(AdapterError, match="missing"):
-        lg.apply_adapter(models / "t", models / "torch.safetensors", models / "c", match="name")
+        lg.apply_adapter(models / "t", models / "former.safetensors", models / "c", match="name")
 
 
 def test_module_takes_an_adapter_by_place(models):
@@ -104,6 +106,6 @@ def test_module_takes_an_adapter_by_place(models):
         warnings.simplefilter("error")
         lg.load_adapter(one, models / "own.safetensors")
     with pytest.warns(UserWarning, match="matched by place"):
-        lg.load_adapter(other, models / "torch.safetensors")
+        lg.load_adapter(other, models / "former.safetensors")
     for name, parameter in lg.trainable_parameters(one).items():
         assert torch.equal(parameter, lg.trainable_parameters(other)[name])

@@ -133,7 +133,7 @@ def _run_onnx(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     if folder:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        options.add_session_config_entry(runtime.WEIGHTS_FOLDER, folder)
     content = given.SerializeToString() if isinstance(given, ModelProto) else str(given)
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

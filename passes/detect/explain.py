@@ -128,7 +128,7 @@ def _named(found: Detection, view: GraphView, name: str) -> Evidence:
     known: dict[str, Evidence] = {}
     for item in found.evidence:
         names = [item.verdict.join]
-        names += [item.verdict.site] if isinstance(item.verdict, Residual) else []
+        names += [item.verdict.site, item.verdict.former] if isinstance(item.verdict, Residual) else []
         for add in item.adds:
             vertex = view.vertices[add]
             names += [vertex.name, vertex.key, vertex.value]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from laurel_graph.config import MAX_PREVIOUS
 from laurel_graph.detection import Residual
@@ -43,7 +44,8 @@ _LONGEST_WALK = 32
 
 def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
     """Returns the residual connections in topological order, named and placed on their streams."""
-    names = _names(view, found)
+    former = _names(view, found, [view.vertices[item.adds[-1]].scope for item in found])
+    names = _names(view, found, [_scope(view, item) for item in found])
     streams, segments = _streams(view, found)
     axes = _feature_axes(view, found, streams)
     shared = _shared(view, found)
@@ -79,6 +81,7 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
                 shared=shared[place],
                 blocked=blocked or _blocked(axis, width, join),
                 rank=item.rank,
+                former=former[place] if former[place] != names[place] else "",
             )
         )
         length[streams[place]] += 1
@@ -114,31 +117,60 @@ def _blocked(axis: int, width: int | None, join: Vertex) -> str:
 # Names ----------------------------------------------------------------------------------------------------------------
 
 
-def _names(view: GraphView, found: Sequence[Found]) -> list[str]:
+def _names(view: GraphView, found: Sequence[Found], scopes: Sequence[str | None]) -> list[str]:
     """Module path and a number; without a path the join's own name."""
     count: Counter[str] = Counter()
     used: set[str] = {view.vertices[item.adds[0]].site for item in found} - {""}
     names: list[str] = []
-    for item in found:
+    for item, scope in zip(found, scopes, strict=True):
         join = view.vertices[item.adds[-1]]
         if site := view.vertices[item.adds[0]].site:
             names.append(site)
             continue
-        if join.scope is None:
+        if scope is None:
             name = unique = "res_" + _identifier(join.name or join.key).replace(".", "_")
             number = 1
         else:
-            path = _identifier(join.scope) if join.scope else ""
+            path = _identifier(scope) if scope else ""
             count[path] += 1
             number = count[path]
             name = f"{path}.res" if path else "res"
             unique = f"{name}{number}"
         while unique in used:
             number += 1
-            unique = f"{name}{number}" if join.scope is not None else f"{name}_{number}"
+            unique = f"{name}{number}" if scope is not None else f"{name}_{number}"
         used.add(unique)
         names.append(unique)
     return names
+
+
+def _scope(view: GraphView, item: Found) -> str | None:
+    """The module that a join belongs to: the one it was written in.
+
+    An add that is hidden in another operator, a norm that follows it or the product before it, has the module of that
+    operator. Its own is the innermost one that holds the whole branch, as it is where the add stands by itself.
+    """
+    join = view.vertices[item.adds[-1]]
+    if not join.fused or not join.scope:
+        return join.scope
+    paths = [scope.split(".") for index in _branch(view, item) if (scope := view.vertices[index].scope)]
+    same = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(parts[0] for parts in same) or join.scope
+
+
+def _branch(view: GraphView, item: Found) -> set[int]:
+    """The vertices between the fork and the adds; vertices stand after what they read."""
+    above, wanted = set(), list(item.branches)
+    while wanted:
+        index = wanted.pop()
+        if index > item.fork and index not in above:
+            above.add(index)
+            wanted.extend(view.vertices[index].inputs)
+    below = {item.fork}
+    for index in sorted(above):
+        if below.intersection(view.vertices[index].inputs):
+            below.add(index)
+    return below - {item.fork}
 
 
 def _identifier(name: str) -> str:

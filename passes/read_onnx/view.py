@@ -244,7 +244,8 @@ class _Builder:
         if addend := at(node.input, form.addends[0]):
             if not form.comes_apart:
                 more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
-            last = self.put(Role.ADD, node.op_type, value, [last, self.lookup(addend, names)], **more)
+            inputs = [last, self.lookup(addend, names)]
+            last = self.put(Role.ADD, node.op_type, value, inputs, **more, fused=True)
         if attribute_of(node, "activation", b""):
             last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
         names[value] = last
@@ -257,7 +258,7 @@ class _Builder:
             addend = self.lookup(name, names)
             if self.view.vertices[addend].data:
                 more = {**more, "blocked": self.body or self.gemm_blocked(node)}
-                last = self.put(Role.ADD, node.op_type, value, [last, addend], **more)
+                last = self.put(Role.ADD, node.op_type, value, [last, addend], **more, fused=True)
         if attribute_of(node, "activation", b""):
             last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
         names[value] = last
@@ -284,7 +285,7 @@ class _Builder:
         total = at(values, form.total)
         named = next(name for name in (total, *values) if name)
         addends = [self.lookup(name, names) for place in form.addends if (name := at(node.input, place))]
-        last = self.put(Role.ADD, node.op_type, named, addends, **more)
+        last = self.put(Role.ADD, node.op_type, named, addends, **more, fused=True)
         if bias := at(node.input, form.bias):
             last = self.put(Role.ADD, "bias", named, [last, self.lookup(bias, names)], **more)
         if total:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from laurel_graph import runtime
+from laurel_graph import onnx_file, runtime
 from laurel_graph.errors import ModelError, VerificationError
 from laurel_graph.graph_view import Dim
 from laurel_graph.onnx_model.shape_rules import Types
@@ -26,7 +26,7 @@ from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.passes.verify.compare import EPSILON, Comparison, Verdict
 from laurel_graph.passes.verify.precision import half_type
 from laurel_graph.passes.verify.probe import bring_out, made_in, nudged, open_vectors, random_nodes
-from laurel_graph.passes.verify.quantisers import rounds_activations
+from laurel_graph.passes.verify.quantisers import rounds_activations, rounds_inside_kernels, unrounded
 from laurel_graph.passes.verify.tolerances import VERIFIED
 from laurel_graph.samples import BATCH, SEQUENCE, Sampler, Situation
 
@@ -48,7 +48,6 @@ _OTHER = (3, 11)
 
 _DRAWS = 3
 _ULPS = 2.0
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -189,13 +188,32 @@ class Trial:
         """
         if not self._opened:
             return ""
+        verdicts = self._verdicts(rewritten, fused)
+        plain = self._without_rounding(rewritten, fused) if fused else None
+        if plain is not None:
+            return _told(plain, fused) + _rounds(verdicts)
+        return _told(verdicts, fused) if fused else ""
+
+    def _without_rounding(self, rewritten: ModelProto | Path, fused: Sequence[str]) -> Mapping[str, Verdict] | None:
+        """How far copies of both that do not round activations are apart; ``None`` where the model rounds none."""
+        if not self._sample or not rounds_inside_kernels(self._model):
+            return None
+        folder = rewritten.parent if isinstance(rewritten, Path) else self._folder
+        after = onnx_file.read(rewritten) if isinstance(rewritten, Path) else rewritten
+        trial = Trial(unrounded(self._model), self._folder, ())
+        trial.release()
+        return trial._verdicts(unrounded(after), fused, folder) if trial._opened and trial._sample else None
+
+    def _verdicts(
+        self, rewritten: ModelProto | Path, fused: Sequence[str], folder: Path | None = None
+    ) -> Mapping[str, Verdict]:
         comparisons = {name: Comparison() for name in self._outputs}
         forms = [("with the function bodies", False)]
         if runtime.library_path() is not None:
             forms.append(("with the fused kernels", True))
         for form, kernels in forms:
             try:
-                session = _opened(rewritten, self._folder, optimize=True, kernels=kernels)
+                session = _opened(rewritten, folder or self._folder, optimize=True, kernels=kernels)
                 found = _run(session, self._sample) if self._sample else {}
             except ModelError as error:
                 raise VerificationError(
@@ -214,7 +232,7 @@ class Trial:
             return expected, expected
         return expected, actual
 
-    def _judge(self, comparisons: Mapping[str, Comparison], fused: Sequence[str]) -> str:
+    def _judge(self, comparisons: Mapping[str, Comparison], fused: Sequence[str]) -> Mapping[str, Verdict]:
         half = half_type(self._model)
         allowed = {name: self._tolerance(self._outputs[name], half) for name in comparisons}
         verdicts = {name: comparison.verdict(allowed[name]) for name, comparison in comparisons.items()}
@@ -235,7 +253,7 @@ class Trial:
                 f"{verdicts[worst].max_rel:.3g} of its scale; its own noise allows {verdicts[worst].allowed:.3g}. "
                 f"Nothing was written.{hint}"
             )
-        return _told(verdicts, fused) if fused else ""
+        return verdicts
 
     def _tolerance(self, array: Array, half: str) -> float:
         tolerance = VERIFIED.get(array.dtype.name, 0.0)
@@ -269,12 +287,26 @@ class Trial:
 
 
 def _told(verdicts: Mapping[str, Verdict], fused: Sequence[str]) -> str:
-    far = max((v.max_rel for v in verdicts.values()), default=0.0)
-    noise = max((v.noise for v in verdicts.values()), default=0.0)
+    far, noise = _largest(verdicts)
     return (
-        f"{len(fused)} operators that hid an add came apart: on the sample, outputs start within {far:.2g} of their "
-        f"scale (the file's own noise is {noise:.2g}); --keep-fused leaves such sites alone."
+        f"{len(fused)} operators that hid an add came apart, which rounds in another order: on the sample, outputs "
+        f"start within {far:.2g} of their scale; the file's own noise, which a last bit of its numbers moves, is "
+        f"{noise:.2g}. --keep-fused leaves such sites alone."
     )
+
+
+def _rounds(verdicts: Mapping[str, Verdict]) -> str:
+    far, noise = _largest(verdicts)
+    return (
+        " That is without the rounding of activations to 8 bits that the file asks for (accuracy_level). With it, last "
+        f"bits move the outputs of the original itself by {noise:.2g} of their scale, and the rewritten file is "
+        f"{far:.2g} from it: such files are not reproducible more closely, on one machine or from one to another."
+    )
+
+
+def _largest(verdicts: Mapping[str, Verdict]) -> tuple[float, float]:
+    """The largest difference, and the largest noise."""
+    return max([v.max_rel for v in verdicts.values()] or [0.0]), max([v.noise for v in verdicts.values()] or [0.0])
 
 
 def _shown(model: ModelProto, values: Sequence[str]) -> list[str]:
@@ -299,7 +331,7 @@ def _opened(
     options = runtime.session_options(None, optimize, operators=used)
     options.log_severity_level = 4
     if isinstance(model, ModelProto) and folder is not None:
-        options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder.resolve()))
+        options.add_session_config_entry(runtime.WEIGHTS_FOLDER, str(folder.resolve()))
     try:
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -182,23 +182,24 @@ class VerifyReport(Shown):
             for item in self.outputs
             if item.idle
         ]
-        for item in (*self.sites, *self.outputs):
-            if item.vague and isinstance(item, SiteDifference):
-                found.append(
-                    f"{printable(item.output)}: its own noise is {item.noise:.2g} of its scale, so that this value "
-                    "says little; the outputs and the other sites have to"
-                )
-            elif item.vague:
-                found.append(self._weak(item))
+        weak = [item for item in self.outputs if item.vague]
+        if sites := [item for item in self.sites if item.vague]:
+            found.append(
+                f"{_names(sites)}: own noise of {_noise(sites)} of the scale, so that these values say little; the "
+                "outputs and the other sites have to"
+            )
+        if unproven := [item for item in weak if item.exact_tolerance > VAGUE]:
+            found.append(
+                f"{_names(unproven)}: own noise of {_noise(unproven)} of the scale, as served and without rounding to "
+                f"integers too (apart by {_exact(unproven)}): nothing is proven there"
+            )
+        if proven := [item for item in weak if item.exact_tolerance <= VAGUE]:
+            found.append(
+                f"{_names(proven)}: as served, own noise of {_noise(proven)} of the scale, because activations are "
+                "rounded to integers, between which a last bit decides; being within it says little. The proof: "
+                f"without that rounding, what is furthest from what is allowed is apart by {_exact(proven)}"
+            )
         return tuple(found)
-
-    @staticmethod
-    def _weak(item: OutputDifference) -> str:
-        where = f"{printable(item.output)}: as served, its own noise is {item.noise:.2g} of its scale"
-        exact = f"{item.exact_rel:.2g} of the scale apart, {item.exact_tolerance:.2g} allowed"
-        if item.exact_tolerance > VAGUE:
-            return f"{where}, and without rounding to integers too ({exact}): nothing is proven at this output"
-        return f"{where}, so that being within it says little; the proof is that without rounding it is {exact}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form of ``laurel verify --json``."""
@@ -216,6 +217,28 @@ class VerifyReport(Shown):
         }
 
 
+def _names(items: Sequence[OutputDifference]) -> str:
+    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return ", ".join(printable(item.output) for item in items[:LISTED]) + more
+
+
+def _noise(items: Sequence[OutputDifference]) -> str:
+    return _between([item.noise for item in items])
+
+
+def _exact(items: Sequence[OutputDifference]) -> str:
+    """What was found without rounding, where it is nearest to what is allowed."""
+    worst = max(items, key=lambda item: item.exact_rel / (item.exact_tolerance or 1.0))
+    return f"{worst.exact_rel:.2g} of the scale, {worst.exact_tolerance:.2g} allowed"
+
+
+def _between(numbers: Sequence[float]) -> str:
+    low, high = f"{min(numbers):.2g}", f"{max(numbers):.2g}"
+    return low if low == high else f"{low} to {high}"
+
+
+LISTED = 5
+"""How many outputs or sites a note names."""
 VAGUE = 0.1
 """A tolerance beyond this share of the scale, owed to noise, is said aloud."""
 _SHOWN = 200

@@ -42,19 +42,32 @@ def rounds_activations(model: ModelProto) -> bool:
     )
 
 
+def rounds_inside_kernels(model: ModelProto) -> bool:
+    """Whether products alone round activations, by their ``accuracy_level``, and no quantiser does."""
+    if not rounds_activations(model):
+        return False
+    plain = copy_of(model)
+    _raise_accuracy(plain)
+    return not rounds_activations(plain)
+
+
 def unrounded(model: ModelProto) -> ModelProto:
     """Returns a copy of *model* in which activations are not rounded to integers, where that can be written.
 
     Quantisers whose integers reach anything but dequantisers and integer products stay as they are.
     """
     model = _inlined(model)
+    _raise_accuracy(model)
+    _Rewriter(model).run()
+    return model
+
+
+def _raise_accuracy(model: ModelProto) -> None:
     for graph in graphs_of(model.graph):
         for node in graph.node:
             for item in node.attribute:
                 if item.name == "accuracy_level":
                     item.i = 0
-    _Rewriter(model).run()
-    return model
 
 
 def _inlined(model: ModelProto) -> ModelProto:

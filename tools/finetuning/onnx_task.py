@@ -183,8 +183,10 @@ def make_session(model: ModelProto | Path, base_dir: Path) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its errors become ours
     runtime.register_added(options)
-    source = str(model) if isinstance(model, Path) else loaded(model, base_dir).SerializeToString()
+    if not isinstance(model, Path):
+        options.add_session_config_entry(runtime.WEIGHTS_FOLDER, str(base_dir.resolve()))
     try:
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise runtime.refused("ONNX Runtime cannot load the model", error) from error

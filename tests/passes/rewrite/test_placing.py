@@ -2,14 +2,17 @@
 
 import base64
 import json
+import re
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from folder_models import write_folder
 from models import onnx_text, token_net
 from onnx import TensorProto, helper, numpy_helper
 
+import laurel_graph as lg
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import NoResidualError, VerificationError
 from laurel_graph.opset.schema import DOMAIN
@@ -227,7 +230,16 @@ def test_a_hidden_add_stays_whole_when_fused_nodes_are_kept():
 
 def test_the_report_tells_the_files_own_noise_when_an_operator_comes_apart():
     (note,) = transform(FUSED, LaurelConfig(rank=2)).report.notes
-    assert note.startswith("1 operators that hid an add came apart") and "own noise is" in note
+    assert note.startswith("1 operators that hid an add came apart") and "own noise" in note
+
+
+def test_the_report_tells_both_noises_when_products_round_activations(tmp_path):
+    base = write_folder(tmp_path / "base", int4=True, accuracy=4)
+    (note,) = lg.transform(base, LaurelConfig(rank=2), output=tmp_path / "t").report.notes
+    figures = [
+        re.search(rf"{words} (\d\S*\d)", note) for words in ("within", "moves, is", "original itself by", "file is")
+    ]
+    assert all(0 < float(figure[1]) < 1e-4 for figure in figures) and "(accuracy_level)" in note
 
 
 @pytest.mark.parametrize("variant", ["pa", "rw+lr+pa"])

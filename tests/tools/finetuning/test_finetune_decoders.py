@@ -47,15 +47,7 @@ def test_perplexity_falls_when_a_folder_learns_text(transformed, tmp_path):
 
 
 def test_rounded_activations_are_told_when_a_file_has_them(tmp_path):
-    import onnx
-
-    base = write_folder(tmp_path / "base", int4=True)
-    model = onnx.load(base / "model.onnx", load_external_data=False)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 4
-    onnx.save(model, base / "model.onnx")
+    base = write_folder(tmp_path / "base", int4=True, accuracy=4)
     lg.transform(base, lg.LaurelConfig(variant="rw"), output=tmp_path / "t")
     report = finetune(options(tmp_path / "t", tmp_path, epochs=1))
     assert report.difference < 1e-5

@@ -99,19 +99,16 @@ class _Run:
         resumed = options.resume and options.checkpoint is not None and options.checkpoint.exists()
         if resumed:
             self._load()
-        elif self.validation is not None:
-            state.before = state.best = list(self._evaluate())
         quiet = options.quiet or not self.processes.is_main
-        began = time.perf_counter()
-        with (
-            TrainingProgress(self.steps, state.step, min(options.batch_size, len(self.data)), quiet) as progress,
-            Interrupts() as self.interrupts,
-        ):
+        with TrainingProgress(self.steps, state.step, min(options.batch_size, len(self.data)), quiet) as progress:
             if options.resume:
                 where = f"continuing at step {state.step}" if resumed else "no checkpoint: starting from the beginning"
                 progress.say(f"{options.checkpoint}: {where}")
-            start = state.step
-            self._loop(progress)
+            if not resumed and self.validation is not None:
+                self._evaluate_before(progress)
+            began, start = time.perf_counter(), state.step
+            with Interrupts() as self.interrupts:
+                self._loop(progress)
             rate = progress.rate(state.step) if state.step > start else 0.0
         seconds = time.perf_counter() - began
         if self.validation is not None:
@@ -228,6 +225,14 @@ class _Run:
                 f"{len(unused)} of {len(self.parameters)} trained tensors do not reach this output and stay as they "
                 f"are: {', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''}."
             )
+
+    def _evaluate_before(self, progress: TrainingProgress) -> None:
+        assert self.validation is not None
+        name = self.task.metric.name
+        progress.say(f"validation {name} of {len(self.validation)} samples before training ...")
+        self.state.before = self.state.best = list(self._evaluate())
+        progress.say(f"{name} {self.state.before[0]:.4g}")
+        progress.begin()
 
     def _end_epoch(self, progress: TrainingProgress) -> None:
         state = self.state

@@ -1,4 +1,4 @@
-"""What a training run says on stderr: a live bar on a terminal, one line per epoch elsewhere."""
+"""What a training run says on stderr: a live bar on a terminal, a line per epoch and per half minute elsewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from types import TracebackType
 from typing import Any
 
 from laurel_graph.foreign_names import printable
+
+_EVERY = 30.0
+"""Seconds after which a run that has no terminal says how far it is."""
 
 
 class TrainingProgress:
@@ -27,7 +30,7 @@ class TrainingProgress:
         self._task: Any = None
 
     def __enter__(self) -> TrainingProgress:
-        self._began = time.perf_counter()
+        self.begin()
         if self._quiet:
             return self
         from rich.console import Console
@@ -48,6 +51,10 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.stop()
 
+    def begin(self) -> None:
+        """Starts the clock of the rate."""
+        self._began = self._said = time.perf_counter()
+
     def rate(self, step: int) -> float:
         """Returns samples per second since the start of this process's part of the run."""
         return (step - self._start) * self._batch / max(time.perf_counter() - self._began, 1e-9)
@@ -56,9 +63,12 @@ class TrainingProgress:
         """Tells that *step* steps are done and what the smoothed loss is."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=f"loss {loss:.4g}  {self.rate(step):.3g} samples/s")
+        elif time.perf_counter() - self._said >= _EVERY:
+            self.epoch(f"step {step}/{self._steps}  loss {loss:.4g}", step)
 
     def epoch(self, line: str, step: int) -> None:
         """Tells the result of an epoch, with the rate and the time left."""
+        self._said = time.perf_counter()
         if self._quiet:
             return
         left = (self._steps - step) * self._batch / max(self.rate(step), 1e-9)
