@@ -2,7 +2,8 @@
 //
 // A task takes its rows in blocks: H = X A for the block, kept in scratch, then Y from H, B, X and F. Both products run
 // on tiles of rows x vectors of columns whose sums stay in registers. While one step of a block computes, it asks for
-// the lines of memory that the next one reads.
+// the lines of memory that the next one reads. One file, because the products, the norms and the block that they work
+// on are one loop to the compiler, and none of them is used by itself.
 #pragma once
 
 #include <type_traits>

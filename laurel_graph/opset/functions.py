@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, ModelProto, TensorProto, helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
 from ..errors import ModelError
 from ..onnx_model.walk import default_opset, graphs_of
@@ -233,8 +233,9 @@ def attach(model: ModelProto) -> None:
             model's opset is older than 7.
     """
     _check_functions(model)
-    _even_out(model)
-    needed = _needed(model)
+    nodes = _our_nodes(model)
+    _even_out(model, nodes)
+    needed = _needed(model, nodes)
     for index, body in reversed(list(enumerate(model.functions))):
         if body.domain == DOMAIN:
             wanted = needed.pop(body.name, None)
@@ -243,7 +244,7 @@ def attach(model: ModelProto) -> None:
             elif body != wanted:
                 body.CopyFrom(wanted)
     model.functions.extend(needed.values())
-    if _is_used(model):
+    if nodes:
         model.ir_version = max(model.ir_version, IR_VERSION)
         if not any(entry.domain == DOMAIN for entry in model.opset_import):
             model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
@@ -259,7 +260,7 @@ def detach(model: ModelProto) -> None:
     for index, body in reversed(list(enumerate(model.functions))):
         if body.domain == DOMAIN:
             del model.functions[index]
-    if not _is_used(model):
+    if not _our_nodes(model):
         for index, entry in reversed(list(enumerate(model.opset_import))):
             if entry.domain == DOMAIN:
                 del model.opset_import[index]
@@ -270,15 +271,14 @@ def _check_functions(model: ModelProto) -> None:
         raise cannot_be_seen(inside[0], "its calls are not written out")
 
 
-def _is_used(model: ModelProto) -> bool:
-    return any(node.domain == DOMAIN for graph in graphs_of(model.graph) for node in graph.node)
+def _our_nodes(model: ModelProto) -> list[NodeProto]:
+    return [node for graph in graphs_of(model.graph) for node in graph.node if node.domain == DOMAIN]
 
 
-def _needed(model: ModelProto) -> dict[str, FunctionProto]:
-    """Name to body of every operator that *model* uses, by name."""
-    nodes = [node for graph in graphs_of(model.graph) for node in graph.node if node.domain == DOMAIN]
+def _needed(model: ModelProto, nodes: Sequence[NodeProto]) -> dict[str, FunctionProto]:
+    """Name to body of every operator that the *nodes* of a model are of, by name."""
     outputs = {node.op_type: len(node.output) for node in nodes}
-    dtypes = body_dtypes(model)
+    dtypes = _dtypes_of(model, nodes)
     opset = default_opset(model) if dtypes else 0
     bodies = {}
     for name in sorted(dtypes):
@@ -291,20 +291,23 @@ def _needed(model: ModelProto) -> dict[str, FunctionProto]:
 
 def body_dtypes(model: ModelProto) -> dict[str, str]:
     """Returns operator of ``ai.laurel`` to the element type that its one body in *model* is built for."""
+    return _dtypes_of(model, _our_nodes(model))
+
+
+def _dtypes_of(model: ModelProto, nodes: Sequence[NodeProto]) -> dict[str, str]:
+    if not nodes:
+        return {}
     used: dict[str, set[str]] = {}
     types = _element_types(model)
-    for graph in graphs_of(model.graph):
-        for node in graph.node:
-            if node.domain == DOMAIN:
-                found = next((types[name] for name in (*node.input[2:], *node.input[:2]) if name in types), "float32")
-                used.setdefault(node.op_type, set()).add(found)
-    opset = default_opset(model) if used else 0
+    for node in nodes:
+        found = next((types[name] for name in (*node.input[2:], *node.input[:2]) if name in types), "float32")
+        used.setdefault(node.op_type, set()).add(found)
+    opset = default_opset(model)
     return {name: _body_dtype(dtypes, opset) for name, dtypes in used.items()}
 
 
-def _even_out(model: ModelProto) -> None:
-    """Gives all nodes of one operator the same number of outputs."""
-    nodes = [node for graph in graphs_of(model.graph) for node in graph.node if node.domain == DOMAIN]
+def _even_out(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
+    """Gives all *nodes* of one operator the same number of outputs."""
     wanted: dict[str, int] = {}
     for node in nodes:
         while node.output and not node.output[-1]:
