@@ -91,6 +91,15 @@ def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
                     yield from graphs_of(inner)
 
 
+def value_names(model: ModelProto) -> Iterator[str]:
+    """Yields every name of a value in any graph of *model*, some more than once."""
+    for graph in graphs_of(model.graph):
+        yield from (value.name for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
+        yield from (tensor.values.name for tensor in graph.sparse_initializer)
+        for node in graph.node:
+            yield from (*node.input, *node.output)
+
+
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
     """Yields every tensor of *model*: initializers, tensors in attributes, in subgraphs and in functions."""
     sparse: list[SparseTensorProto] = []

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
 from ..errors import ModelError
-from ..onnx_model.walk import default_opset, graphs_of
+from ..onnx_model.walk import default_opset, graphs_of, value_names
 from ..variants.registry import applied
 from ..variants.term import Operands
 from .calls import callers, cannot_be_seen
@@ -314,21 +314,13 @@ def _even_out(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
             del node.output[-1]
         wanted[node.op_type] = max(wanted.get(node.op_type, 0), len(node.output))
     short = [node for node in nodes if 0 < len(node.output) < wanted[node.op_type]]
-    taken = set(_value_names(model)) if short else set()
+    taken = set(value_names(model)) if short else set()
     for node in short:
         name = f"{node.output[0]}_sum"
         while name in taken:
             name += "_"
         taken.add(name)
         node.output.append(name)
-
-
-def _value_names(model: ModelProto) -> Iterator[str]:
-    for graph in graphs_of(model.graph):
-        yield from (value.name for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
-        yield from (tensor.values.name for tensor in graph.sparse_initializer)
-        for node in graph.node:
-            yield from (*node.input, *node.output)
 
 
 def _body_dtype(dtypes: set[str], opset: int) -> str:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..errors import ModelError
 from ..onnx_model.tensors import array_of
-from ..onnx_model.walk import copy_of, default_opset, graphs_of
+from ..onnx_model.walk import copy_of, default_opset, graphs_of, value_names
 from .functions import attach, body_dtypes, detach, function
 from .laurel_node import LaurelNode
 from .nodes import ELEMENT_TYPES
@@ -77,7 +77,7 @@ def write_out(model: ModelProto) -> list[str]:
         ModelError: a node is none of the operators, a record is damaged, or the model's opset is older than 7.
     """
     records = records_of(model)
-    taken = set(_names(model))
+    taken = set(value_names(model))
     written: list[str] = []
     dtypes = body_dtypes(model)
     opset = default_opset(model)
@@ -169,14 +169,6 @@ def _keep(model: ModelProto, records: Sequence[tuple[NodeProto, Sequence[str]]])
             prop.value = text
             return
     model.metadata_props.add(key=METADATA_PLAIN, value=text)
-
-
-def _names(model: ModelProto) -> Iterator[str]:
-    for graph in graphs_of(model.graph):
-        yield from (value.name for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer))
-        yield from (tensor.values.name for tensor in graph.sparse_initializer)
-        for node in graph.node:
-            yield from (*node.input, *node.output)
 
 
 def _readers(model: ModelProto) -> dict[str, int]:
