@@ -210,15 +210,22 @@ def close_inputs(model: onnx.ModelProto) -> None:
         model.graph.input.extend(kept)
 
 
-def mark(model: onnx.ModelProto, portable: bool, target: str) -> None:
-    """Takes out what belongs to a model that can still be trained and says that this one is deployed."""
+def mark(model: onnx.ModelProto, portable: bool, target: str, options: Mapping[str, bool] | None = None) -> None:
+    """Takes out what belongs to a model that can still be trained and says that this one is deployed.
+
+    Args:
+        model: the model; it changes.
+        portable: whether it holds operators of ``ai.onnx`` alone.
+        target: what it is to run on.
+        options: of folding, where they were not the defaults.
+    """
     kept = [prop for prop in model.metadata_props if not prop.key.startswith(PREFIX + ".")]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
     for function in model.functions:
         if function.domain == DOMAIN:
             function.doc_string = DEPLOYED
-    value = {"format": FORMAT_VERSION, "target": target, "portable": portable}
+    value = {"format": FORMAT_VERSION, "target": target, "portable": portable, **({"fold": options} if options else {})}
     model.metadata_props.add(key=METADATA_DEPLOYED, value=json.dumps(value))
 
 

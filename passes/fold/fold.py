@@ -74,6 +74,7 @@ class FoldReport:
             that broadcasts against the value; values that are stored as they are have no entry. What is the true value
             of a renamed one stands under its new name.
         types: value of the folded graph to shape and element type, as far as they are known.
+        options: those of :func:`fold` that were not its defaults.
     """
 
     sites: tuple[FoldedSite, ...] = ()
@@ -82,6 +83,7 @@ class FoldReport:
     renamed: Mapping[str, str] = field(default_factory=dict)
     scales: Mapping[str, Array] = field(default_factory=dict)
     types: Types = field(default_factory=dict, repr=False)
+    options: Mapping[str, bool] = field(default_factory=dict)
 
 
 def fold(
@@ -105,11 +107,13 @@ def fold(
     """
     blocked: set[str] = set()
     types = tensor_types(model)[0] if types is None else types
+    options = {"dynamic": False} if not dynamic else {}
+    options |= {"nothing": True} if nothing else {}
     while True:
         editor = GraphEditor(model, base, types)
         joins = joins_of(editor)
         if not joins:
-            return FoldReport(_inner_sites(model), types=types)
+            return FoldReport(_inner_sites(model), types=types, options=options)
         if nothing:
             blocked = {name for join in joins for name in join.values}
         context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked, dynamic=dynamic)
@@ -130,7 +134,7 @@ def fold(
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
     every_site = (*sites, *_inner_sites(model))
-    return FoldReport(every_site, changed, multiplied, renamed, _scales(context, renamed), editor.types)
+    return FoldReport(every_site, changed, multiplied, renamed, _scales(context, renamed), editor.types, options)
 
 
 def _limits(editor: GraphEditor, joins: list[TrainedJoin]) -> Callable[[str], float | None]:

@@ -121,5 +121,6 @@ class Mark(Pass, name="mark", requires=NOTHING, ensures=KEPT):
 
     def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
         """Changes the metadata, in place."""
-        mark(graph, self.portable, self.target)
+        folded = facts.get(FoldReport)
+        mark(graph, self.portable, self.target, folded.options if folded is not None else None)
         return PassResult(graph, True)

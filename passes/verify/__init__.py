@@ -14,7 +14,7 @@ from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError
 from laurel_graph.foreign_names import printable
 from laurel_graph.onnx_model.walk import copy_of
-from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
+from laurel_graph.opset.schema import METADATA_DEPLOYED, read_json, read_metadata
 
 from .check import Check, Findings
 from .compare import MARGIN, Verdict
@@ -25,6 +25,8 @@ from .watching import site_values, with_scales
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     from onnx import ModelProto
+
+    from laurel_graph.passes.fold.fold import FoldReport
 
 
 @dataclass(frozen=True)
@@ -282,8 +284,19 @@ def _watched(first: Subject, second: Subject) -> list[Watched]:
     sites = site_values(first.model, second.model)
     deployed = [read_metadata(subject.model, METADATA_DEPLOYED) is not None for subject in (first, second)]
     if deployed == [False, True]:
-        from laurel_graph.passes.fold.fold import fold
-
-        folded = fold(copy_of(first.model), first.path.parent)
+        folded = _refolded(copy_of(first.model), second.model, first.path.parent)
         return [item for item in with_scales(sites, folded, first.model, second.model) if item.is_site]
     return sites if deployed[0] == deployed[1] else []
+
+
+def _refolded(trained: ModelProto, served: ModelProto, folder: Path) -> FoldReport:
+    """Folds *trained*, in place, as it was folded when *served* was made of it, whose record says how."""
+    from laurel_graph.passes.deploy.deploy import close_inputs, keep_needed_functions
+    from laurel_graph.passes.fold.fold import fold
+
+    record = read_json(served, METADATA_DEPLOYED)
+    held = record.get("fold") if isinstance(record, dict) else None
+    options = held if isinstance(held, dict) else {}
+    close_inputs(trained)
+    keep_needed_functions(trained, portable=False)
+    return fold(trained, folder, dynamic=options.get("dynamic") is not False, nothing=options.get("nothing") is True)
