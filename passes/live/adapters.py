@@ -42,10 +42,12 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
         path: the file to write, or a folder, which gets ``laurel_adapter.safetensors``.
 
     Raises:
-        AdapterError: the model has no LAuReL residuals, or a value is not finite.
+        AdapterError: the model has no LAuReL residuals, a value is not finite, or *path* is no path.
         ModelError: the ONNX file cannot be read.
         OutputError: *path* cannot be written, or is a file that is no adapter.
     """
+    if not isinstance(path, (str, Path)):
+        raise AdapterError(f"expected save_adapter(model, path), found a {type(path).__name__} in the place of the path.")
     path = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)
     if isinstance(model, nn.Module):
         refuse_merged(model, "there is no adapter of its base to save")
