@@ -59,15 +59,18 @@ def read(path: str | Path) -> ModelProto:
 
 
 def read_with_records(path: str | Path) -> ModelProto:
-    """Reads an ONNX file in which records of ours are rebuilt where a tool dropped them.
+    """Reads an ONNX file in which records and function bodies of ours are rebuilt where a tool dropped them.
 
     What cannot be told any more is a warning; see :mod:`laurel_graph.opset.recover`.
 
     Raises:
         ModelError: as for :func:`read`.
     """
+    from .opset import functions
+
     model = read(path)
     recover_records(model, str(path))
+    functions.complete(model)
     return model
 
 

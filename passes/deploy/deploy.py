@@ -18,8 +18,8 @@ from laurel_graph.model_folder import rewritten, writes_folder
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.opset import functions
-from laurel_graph.opset.recover import DEPLOYED
-from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes, read_metadata
+from laurel_graph.opset.recover import DEPLOYED, is_deployed
+from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes
 from laurel_graph.opset.undo import read_undo
 from laurel_graph.passes.base import Facts, PassResult
 from laurel_graph.passes.facts import Forms, Samples, Source
@@ -165,7 +165,7 @@ def _report(result: PassResult, portable: bool, target: str) -> DeployReport:
 
 def check_trained(model: onnx.ModelProto) -> None:
     """Raises RewriteError where a model holds nothing to fold, or is deployed already."""
-    if read_metadata(model, METADATA_DEPLOYED) is not None:
+    if is_deployed(model):
         raise RewriteError("the model is deployed already; deploy the trained file it was made from.")
     if not any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
         raise RewriteError("the model holds no LAuReL residual; transform (and train) it before deploying it.")

@@ -47,7 +47,9 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
         OutputError: *path* cannot be written, or is a file that is no adapter.
     """
     if not isinstance(path, (str, Path)):
-        raise AdapterError(f"expected save_adapter(model, path), found a {type(path).__name__} in the place of the path.")
+        raise AdapterError(
+            f"expected save_adapter(model, path), found a {type(path).__name__} in the place of the path."
+        )
     path = Path(path) / ADAPTER_FILE if Path(path).is_dir() else Path(path)
     if isinstance(model, nn.Module):
         refuse_merged(model, "there is no adapter of its base to save")

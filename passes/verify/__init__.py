@@ -14,7 +14,8 @@ from laurel_graph import onnx_file
 from laurel_graph.errors import ModelError
 from laurel_graph.foreign_names import printable
 from laurel_graph.onnx_model.walk import copy_of
-from laurel_graph.opset.schema import METADATA_DEPLOYED, read_json, read_metadata
+from laurel_graph.opset.recover import is_deployed
+from laurel_graph.opset.schema import METADATA_DEPLOYED, read_json
 
 from .check import Check, Findings
 from .compare import MARGIN, Verdict
@@ -282,7 +283,7 @@ def _called(model: object) -> str:
 def _watched(first: Subject, second: Subject) -> list[Watched]:
     """The residual connections that both models show; where the second is deployed, folding says at which scales."""
     sites = site_values(first.model, second.model)
-    deployed = [read_metadata(subject.model, METADATA_DEPLOYED) is not None for subject in (first, second)]
+    deployed = [is_deployed(subject.model) for subject in (first, second)]
     if deployed == [False, True]:
         folded = _refolded(copy_of(first.model), second.model, first.path.parent)
         return [item for item in with_scales(sites, folded, first.model, second.model) if item.is_site]

@@ -53,6 +53,19 @@ def test_verify_knows_how_much_was_folded_when_a_file_quantises_values_as_they_c
     assert lg.verify(trained, served)
 
 
+def test_verify_knows_a_served_file_when_a_tool_dropped_its_metadata(tmp_path):
+    text = TEXT.replace("Laurel_RW", "Laurel_RW_LR").format(names="alpha[], beta[], A[8,2], B[2,8]")
+    text = text.replace("com.microsoft.DynamicQuantizeMatMul(j, Q[8,8], S[], Z[], b[8])", "MatMul(j, V[8,8])")
+    text = text.replace("Add(g, j)", "MatMul(g, U[8,8])")
+    onnx.save(laurel_model(text), tmp_path / "m.onnx")
+    lg.deploy(tmp_path / "m.onnx", tmp_path / "d.onnx")
+    served = onnx.load(tmp_path / "d.onnx")
+    del served.metadata_props[:]
+    onnx.save(served, tmp_path / "d.onnx")
+    report = lg.verify(tmp_path / "m.onnx", tmp_path / "d.onnx")
+    assert report and report.sites
+
+
 @pytest.mark.parametrize("value", ["[1]", '{"fold": 3}', '{"fold": {"nothing": "yes", "other": []}}', "{"])
 def test_verify_takes_no_record_at_its_word(value, tmp_path, monkeypatch):
     trained, served = deployed(tmp_path, 0, monkeypatch)
