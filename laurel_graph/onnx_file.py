@@ -59,7 +59,7 @@ def read(path: str | Path) -> ModelProto:
 
 
 def read_with_records(path: str | Path, *, to_look: bool = False) -> ModelProto:
-    """Reads an ONNX file in which records of ours are rebuilt where a tool dropped them.
+    """Reads an ONNX file in which records and function bodies of ours are rebuilt where a tool dropped them.
 
     Plain nodes that stand for nodes of ``ai.laurel`` give way to these (:mod:`laurel_graph.opset.plain`). What cannot
     be told any more is a warning; see :mod:`laurel_graph.opset.recover`.
@@ -71,6 +71,8 @@ def read_with_records(path: str | Path, *, to_look: bool = False) -> ModelProto:
     Raises:
         ModelError: as for :func:`read`, and for :func:`put_back`.
     """
+    from .opset import functions
+
     model = read(path)
     try:
         put_back(model, str(path))
@@ -79,6 +81,7 @@ def read_with_records(path: str | Path, *, to_look: bool = False) -> ModelProto:
             raise
         warnings.warn(str(error), stacklevel=2)
     recover_records(model, str(path))
+    functions.complete(model)
     return model
 
 

@@ -40,7 +40,8 @@ def examine_model(model: str | Path) -> dict[str, Any]:
     """
     from laurel_graph import onnx_file, runtime
     from laurel_graph.model_folder import graph_path, is_folder, layout_of
-    from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata, read_specs
+    from laurel_graph.opset.recover import is_deployed
+    from laurel_graph.opset.schema import read_specs
     from laurel_graph.outputs.models import model_files
 
     graph = graph_path(model)
@@ -49,7 +50,7 @@ def examine_model(model: str | Path) -> dict[str, Any]:
     weights = model_files(graph, proto)[1:]
     found["weights"] = ", ".join(f"{path.name} ({path.stat().st_size:,} bytes)" for path in weights) or "in the graph"
     operators = runtime.used_operators(graph)
-    deployed = read_metadata(proto, METADATA_DEPLOYED) is not None
+    deployed = is_deployed(proto)
     sites = len(read_specs(proto)) if not deployed else 0
     found["LAuReL"] = "deployed" if deployed else f"{sites} sites, trainable" if sites else "none"
     found["operators of ours"] = ", ".join(operators) or "none: any ONNX Runtime runs it"

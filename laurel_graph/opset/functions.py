@@ -8,6 +8,7 @@ by 1x1 convolutions, so that everything stays in the runtime's own convolution l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..variants.registry import applied
 from ..variants.term import Operands
 from .calls import callers, cannot_be_seen
 from .nodes import ELEMENT_TYPES, NodeList
-from .schema import DOMAIN, VERSION, Operator, unknown_operator
+from .schema import DOMAIN, VERSION, Operator, laurel_nodes, unknown_operator
 
 IR_VERSION = 8
 """The first ONNX IR version with functions in a model."""
@@ -248,6 +249,17 @@ def attach(model: ModelProto) -> None:
         model.ir_version = max(model.ir_version, IR_VERSION)
         if not any(entry.domain == DOMAIN for entry in model.opset_import):
             model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+
+
+def complete(model: ModelProto) -> None:
+    """Puts the function bodies back that a tool dropped, such as onnx's version converter; others stay as they are.
+
+    Without a body a file runs nowhere but beside the fused kernels.
+    """
+    held = {body.name for body in model.functions if body.domain == DOMAIN}
+    if any(node.op_type not in held for graph in graphs_of(model.graph) for node in laurel_nodes(graph)):
+        with suppress(ModelError):  # of another version, or of an opset that is too old: read all the same
+            attach(model)
 
 
 def detach(model: ModelProto) -> None:

@@ -66,13 +66,19 @@ class _Site:
     spec: SiteSpec
 
 
+def is_deployed(model: ModelProto) -> bool:
+    """Whether a model says that it is deployed: in its metadata, or where a tool dropped those in its functions."""
+    told = read_metadata(model, METADATA_DEPLOYED) is not None
+    return told or any(function.doc_string == DEPLOYED for function in model.functions)
+
+
 def needs_recovery(model: ModelProto) -> bool:
     """Whether the model holds trainable nodes of ``ai.laurel`` that no record speaks of."""
-    if read_metadata(model, METADATA_DEPLOYED) is not None:
+    if is_deployed(model):
         return False
     nodes = [node for graph in graphs_of(model.graph) for node in laurel_nodes(graph)]
     ours = {name for node in nodes for name in node.input[2:] if name.startswith(f"{PREFIX}.")}
-    if not ours or any(function.doc_string == DEPLOYED for function in model.functions):
+    if not ours:
         return False
     known = read_specs(model)
     return not all(name.rpartition(".")[0].removeprefix(f"{PREFIX}.") in known for name in ours)
@@ -80,8 +86,7 @@ def needs_recovery(model: ModelProto) -> bool:
 
 def site_without_records(model: ModelProto) -> str:
     """Returns a tensor of a model in plain form that lost its records, so that nothing can be put back; "" for none."""
-    known = (METADATA_SITES, METADATA_DEPLOYED, METADATA_PLAIN)
-    if any(read_metadata(model, key) is not None for key in known):
+    if is_deployed(model) or any(read_metadata(model, key) is not None for key in (METADATA_SITES, METADATA_PLAIN)):
         return ""
     if any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
         return ""

@@ -18,8 +18,8 @@ from laurel_graph.model_folder import rewritten, writes_folder
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.opset import functions
-from laurel_graph.opset.recover import DEPLOYED
-from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes, read_metadata
+from laurel_graph.opset.recover import DEPLOYED, is_deployed
+from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes
 from laurel_graph.opset.undo import read_undo
 from laurel_graph.passes.base import Facts, PassResult
 from laurel_graph.passes.facts import Forms, Samples, Source
@@ -83,7 +83,7 @@ def _report(result: PassResult, portable: bool, target: str) -> DeployReport:
 
 def check_trained(model: onnx.ModelProto) -> None:
     """Raises RewriteError where a model holds nothing to fold, or is deployed already."""
-    if read_metadata(model, METADATA_DEPLOYED) is not None:
+    if is_deployed(model):
         raise RewriteError("the model is deployed already; deploy the trained file it was made from.")
     if not any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
         raise RewriteError("the model holds no LAuReL residual; transform (and train) it before deploying it.")
@@ -128,15 +128,27 @@ def close_inputs(model: onnx.ModelProto) -> None:
         model.graph.input.extend(kept)
 
 
-def mark(model: onnx.ModelProto, portable: bool, target: str) -> None:
-    """Takes out what belongs to a model that can still be trained and says that this one is deployed."""
+def mark(model: onnx.ModelProto, portable: bool, target: str, rescale: str = "all") -> None:
+    """Takes out what belongs to a model that can still be trained and says that this one is deployed.
+
+    Args:
+        model: the model; it changes.
+        portable: whether it holds operators of ``ai.onnx`` alone.
+        target: what it is to run on.
+        rescale: which values folding was allowed to store at another scale.
+    """
     kept = [prop for prop in model.metadata_props if not prop.key.startswith(PREFIX + ".")]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
     for function in model.functions:
         if function.domain == DOMAIN:
             function.doc_string = DEPLOYED
-    value = {"format": FORMAT_VERSION, "target": target, "portable": portable}
+    value = {
+        "format": FORMAT_VERSION,
+        "target": target,
+        "portable": portable,
+        **({} if rescale == "all" else {"rescale": rescale}),
+    }
     model.metadata_props.add(key=METADATA_DEPLOYED, value=json.dumps(value))
 
 

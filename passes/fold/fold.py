@@ -78,6 +78,7 @@ class FoldReport:
             that broadcasts against the value; values that are stored as they are have no entry. What is the true value
             of a renamed one stands under its new name.
         types: value of the folded graph to shape and element type, as far as they are known.
+        rescale: which values were allowed another scale, one of :data:`RESCALE`.
     """
 
     sites: tuple[FoldedSite, ...] = ()
@@ -86,6 +87,7 @@ class FoldReport:
     renamed: Mapping[str, str] = field(default_factory=dict)
     scales: Mapping[str, Array] = field(default_factory=dict)
     types: Types = field(default_factory=dict, repr=False)
+    rescale: str = "all"
 
 
 def fold(
@@ -111,7 +113,7 @@ def fold(
         editor = GraphEditor(model, base, types)
         joins = joins_of(editor)
         if not joins:
-            return FoldReport(_inner_sites(model), types=types)
+            return FoldReport(_inner_sites(model), types=types, rescale=rescale)
         if rescale == "nothing":
             blocked = {name for join in joins for name in join.values}
         context = Context(editor, ScaleSystem(_limits(editor, joins)), blocked=blocked, dynamic=rescale == "all")
@@ -132,7 +134,7 @@ def fold(
     editor.finish()
     changed, multiplied = (tuple(dict.fromkeys(keys)) for keys in (context.changed, context.multiplied))
     every_site = (*sites, *_inner_sites(model))
-    return FoldReport(every_site, changed, multiplied, renamed, _scales(context, renamed), editor.types)
+    return FoldReport(every_site, changed, multiplied, renamed, _scales(context, renamed), editor.types, rescale)
 
 
 def _limits(editor: GraphEditor, joins: list[TrainedJoin]) -> Callable[[str], float | None]:

@@ -42,7 +42,7 @@ def save_adapter(model: nn.Module | str | Path, path: str | Path) -> Path:
         path: the file to write, or a folder, which gets ``laurel_adapter.safetensors``.
 
     Raises:
-        AdapterError: the model has no LAuReL residuals, or a value is not finite.
+        AdapterError: the model has no LAuReL residuals, a value is not finite, or *path* is no path.
         ModelError: the ONNX file cannot be read.
         OutputError: *path* cannot be written, or is a file that is no adapter.
     """

@@ -124,5 +124,6 @@ class Mark(Pass, name="mark", requires=NOTHING, ensures=KEPT):
 
     def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
         """Changes the metadata, in place."""
-        mark(graph, self.portable, self.target)
+        folded = facts.get(FoldReport)
+        mark(graph, self.portable, self.target, folded.rescale if folded is not None else "all")
         return PassResult(graph, True)

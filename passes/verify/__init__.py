@@ -15,7 +15,8 @@ from laurel_graph.errors import ModelError
 from laurel_graph.foreign_names import printable
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.plain import with_nodes_put_back
-from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata
+from laurel_graph.opset.recover import is_deployed
+from laurel_graph.opset.schema import METADATA_DEPLOYED, read_json
 from laurel_graph.showing import Cell, Shown
 
 from .check import Check, Findings
@@ -27,6 +28,8 @@ from .watching import site_values, with_scales
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     from onnx import ModelProto
+
+    from laurel_graph.passes.fold.fold import FoldReport
 
 
 @dataclass(frozen=True)
@@ -356,10 +359,20 @@ def _called(model: object) -> str:
 def _watched(first: Subject, second: Subject) -> list[Watched]:
     """The residual connections that both models show; where the second is deployed, folding says at which scales."""
     sites = site_values(first.model, second.model)
-    deployed = [read_metadata(subject.model, METADATA_DEPLOYED) is not None for subject in (first, second)]
+    deployed = [is_deployed(subject.model) for subject in (first, second)]
     if deployed == [False, True]:
-        from laurel_graph.passes.fold.fold import fold
-
-        folded = fold(with_nodes_put_back(copy_of(first.model)), first.path.parent)
+        folded = _refolded(with_nodes_put_back(copy_of(first.model)), second.model, first.path.parent)
         return [item for item in with_scales(sites, folded, first.model, second.model) if item.is_site]
     return sites if deployed[0] == deployed[1] else []
+
+
+def _refolded(trained: ModelProto, served: ModelProto, folder: Path) -> FoldReport:
+    """Folds *trained*, in place, as it was folded when *served* was made of it, whose record says how."""
+    from laurel_graph.passes.deploy.deploy import close_inputs, keep_needed_functions
+    from laurel_graph.passes.fold.fold import RESCALE, fold
+
+    record = read_json(served, METADATA_DEPLOYED)
+    said = record.get("rescale") if isinstance(record, dict) else None
+    close_inputs(trained)
+    keep_needed_functions(trained, portable=False)
+    return fold(trained, folder, rescale=said if isinstance(said, str) and said in RESCALE else RESCALE[0])

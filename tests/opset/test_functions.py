@@ -2,11 +2,13 @@ import itertools
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from models import operator_model, run_onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tolerance import assert_close
 
+import laurel_graph as lg
 from laurel_graph.config import VARIANTS, SiteSpec
 from laurel_graph.errors import ModelError
 from laurel_graph.formula import initial_parameters, residual, resolve
@@ -244,3 +246,21 @@ def test_attach_gives_one_body_for_all_when_dtypes_are_mixed(opset):
     for actual, wanted, dtype in zip(run_onnx(model, feeds), expected, ("float32", "float16"), strict=True):
         assert actual.dtype == dtype
         assert_close(actual, wanted, dtype)
+
+
+def test_apply_puts_bodies_back_when_a_tool_dropped_them(tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,8] x) => (float[N,8] y) '
+        "{ h = MatMul(x, W)\n r = Relu(h)\n y = Add(x, r) }"
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(8, dtype=np.float32), "W"))
+    onnx.save(model, tmp_path / "m.onnx")
+    lg.transform(tmp_path / "m.onnx", lg.LaurelConfig(variant="rw"), output=tmp_path / "t.onnx")
+    lg.save_adapter(tmp_path / "t.onnx", tmp_path / "a.safetensors")
+    converted = onnx.version_converter.convert_version(onnx.load(tmp_path / "t.onnx"), 18)
+    assert not converted.functions
+    onnx.save(converted, tmp_path / "c.onnx")
+    lg.apply_adapter(tmp_path / "c.onnx", tmp_path / "a.safetensors", output=tmp_path / "out.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
+    x = np.arange(-8, 8, dtype=np.float32).reshape(2, 8)
+    assert_close(session.run(None, {"x": x})[0], x + np.maximum(x, 0))

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from torch_models import PreNorm
 
 import laurel_graph as lg
-from laurel_graph.errors import OutputError
+from laurel_graph.errors import AdapterError, OutputError
 from laurel_graph.outputs import write
 
 
@@ -61,6 +61,8 @@ def test_save_adapter_leaves_the_weights_of_a_live_model_s_base_alone(folder):
         lg.save_adapter(model, folder / "base.safetensors")
     lg.save_adapter(model, folder / "a.safetensors")  # an adapter of ours, an older one
     lg.save_adapter(model, folder / "new.safetensors")
+    with pytest.raises(AdapterError, match="found a PreNorm in the place of the path"):
+        lg.save_adapter(folder / "new.safetensors", model)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
