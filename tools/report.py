@@ -22,9 +22,10 @@ from laurel_graph.outputs.models import model_files
 from laurel_graph.passes.detect.reasons import REASONS
 from laurel_graph.passes.pipeline import inspect
 
+from .console import relative
 from .dependencies import missing
 from .page.draw import chart
-from .page.facts import Curve, SiteRow, by_stream, learned, read_training, relative, site_row
+from .page.facts import Curve, SiteRow, by_stream, learned, read_training, site_row
 
 if TYPE_CHECKING:
     from laurel_graph.passes.verify import VerifyReport

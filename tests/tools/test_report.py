@@ -13,8 +13,9 @@ from models import image_net, mlp
 import laurel_graph as lg
 from laurel_graph.errors import DataError
 from laurel_graph.tools.benchmarks.models import draw_tensors
+from laurel_graph.tools.console import relative
 from laurel_graph.tools.page.draw import chart
-from laurel_graph.tools.page.facts import learned, product_size, relative
+from laurel_graph.tools.page.facts import learned, product_size
 from laurel_graph.tools.report import write_report
 
 SITES = 60

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from laurel_graph.tools.console import note, print_json, print_table, print_wrote, progress, quiet_runtime, say
+from laurel_graph.tools.console import (
+    note,
+    print_json,
+    print_table,
+    print_wrote,
+    progress,
+    quiet_runtime,
+    relative,
+    say,
+)
 
 from .arguments import Json, Model, OnnxModel, Size, load_model, parse_sizes
 
@@ -224,7 +233,7 @@ def _dims(shape: tuple[int | str | None, ...] | None) -> str:
 
 
 def _remark(residual: Any) -> str:
-    source = "" if residual.site.startswith(residual.source) else residual.source
+    source = "" if residual.site.startswith(residual.source) else relative(residual.source)
     parts = [source, residual.shared and f"shares {residual.shared}", residual.blocked]
     return "; ".join(part for part in parts if part)
 

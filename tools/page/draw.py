@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from itertools import zip_longest
 
 WIDTH, HEIGHT = 460, 150
 """Size of a chart in its own units."""
@@ -27,7 +26,7 @@ def chart(
         points: (place, value, spread) in order of place; a spread is drawn as a band around the value.
         start: where the values start, drawn as a dashed line; ``None`` for none.
         along: what the places are.
-        names: what each point is called; any text.
+        names: what each point is called, any text; empty for no names.
     """
     lows = [value - spread for _, value, spread in points] + ([] if start is None else [start])
     highs = [value + spread for _, value, spread in points] + ([] if start is None else [start])
@@ -64,7 +63,7 @@ def chart(
     line = " ".join(f"{x(place)},{y(value)}" for place, value, _ in points)
     parts.append(f'<polyline class="line" points="{line}"/>')
     if len(points) <= MOST_DOTS:
-        for (place, value, _), name in zip_longest(points, names[: len(points)], fillvalue=""):
-            told = escape(f"{name}{': ' if name else ''}{value:.4g}")
+        for i, (place, value, _) in enumerate(points):
+            told = escape(f"{names[i]}: {value:.4g}" if names else f"{value:.4g}")
             parts.append(f'<circle class="dot" cx="{x(place)}" cy="{y(value)}" r="2.5"><title>{told}</title></circle>')
     return "".join([*parts, "</svg>"])

@@ -170,16 +170,6 @@ def read_training(path: str | Path) -> Training:
     return Training(f"{summary}.", loss, metric, name)
 
 
-def relative(source: str) -> str:
-    """Returns a source line without the folders of this machine: relative to here, or its last two parts."""
-    path = Path(source)
-    if not path.is_absolute():
-        return source
-    if path.is_relative_to(Path.cwd()):
-        return str(path.relative_to(Path.cwd()))
-    return "/".join(path.parts[-2:])
-
-
 def by_stream(residuals: Sequence[Residual]) -> dict[int, list[Residual]]:
     """Returns stream to its residual connections, in order."""
     streams: dict[int, list[Residual]] = {}
