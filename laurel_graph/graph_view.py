@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from .own_code import is_ours
+
 if TYPE_CHECKING:
     import networkx as nx
 
@@ -376,7 +378,7 @@ def _broadcast(shapes: Sequence[Shape | None], role: Role) -> Shape | None:
 
 
 def source_line(trace: str) -> str:
-    """Returns ``file.py:line`` of the innermost frame of a stack trace that is not torch's own, or ""."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
-    frames = [frame for frame in frames if "/torch/" not in frame[0]] or frames
+    """Returns ``file.py:line`` of the innermost line of the user's own in a stack trace, else of a layer of torch's."""
+    frames = [frame for frame in re.findall(r'File "([^"]+)", line (\d+)', trace) if not is_ours(frame[0])]
+    frames = [frame for frame in frames if "/torch/" not in frame[0]] or [f for f in frames if "/torch/nn/" in f[0]]
     return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""

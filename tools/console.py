@@ -117,6 +117,16 @@ def format_cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
+def relative(source: str) -> str:
+    """Returns a source line without the folders of this machine: relative to here, or its last two parts."""
+    path = Path(source)
+    if not path.is_absolute():
+        return source
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return "/".join(path.parts[-2:])
+
+
 def say(text: str) -> None:
     """Prints one line (or more) on stdout."""
     _write(_lines(text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from laurel_graph.errors import DataError
 from laurel_graph.foreign_names import foreign_text
+from laurel_graph.own_code import is_ours
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,16 +23,12 @@ def told(error: BaseException) -> str:
     """Returns what was raised and the last line of the user's own code that it came through."""
     frames = traceback.extract_tb(error.__traceback__)
     libraries = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
-    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<")) and not _ours(frame.filename)]
+    own = [
+        frame for frame in frames if not frame.filename.startswith((*libraries, "<")) and not is_ours(frame.filename)
+    ]
     text = foreign_text(error, _LONGEST)
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {text}{place}"
-
-
-def _ours(filename: str) -> bool:
-    packages = ("laurel_graph", "laurel_graph.passes", "laurel_graph.tools")
-    folders = [folder for name in packages if name in sys.modules for folder in sys.modules[name].__path__]
-    return filename.startswith(tuple(folders))
 
 
 def model_failed(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> DataError:

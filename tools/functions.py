@@ -181,19 +181,30 @@ def bench(models: str | Path | Sequence[str | Path], against: str | Path | None 
     return BenchReport(tuple(rows), tuple(findings(rows)))
 
 
-def report(model: str | Path, output: str | Path | None = None) -> Path:
+def report(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    served: str | Path | None = None,
+    against: str | Path | None = None,
+    training: str | Path | None = None,
+) -> Path:
     """Writes the page about a model, ``laurel report``, and returns its path.
 
     Args:
         model: an ONNX file or model folder.
         output: the page; by default ``MODEL.html``.
+        served: the deployed file, to hold against *model*.
+        against: the original, to measure latency against.
+        training: what ``laurel finetune --json`` printed.
 
     Raises:
         LaurelError: see :func:`laurel_graph.tools.report.write_report`.
     """
     from .report import default_page, write_report
 
-    return write_report(model, default_page(Path(model)) if output is None else output)
+    page = default_page(Path(model)) if output is None else output
+    return write_report(model, page, served=served, against=against, training=training)
 
 
 def doctor(model: str | Path | None = None) -> dict[str, dict[str, Any]]:

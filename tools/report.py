@@ -1,114 +1,96 @@
-"""One HTML page about a model: its streams drawn, its parameters, and the learned α, β, γ by depth."""
+"""One HTML page about a model: five answers, what it learned by depth, its streams, and every join."""
 
 from __future__ import annotations
 
-import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+import laurel_graph
 from laurel_graph import onnx_file
-from laurel_graph.config import SiteSpec
 from laurel_graph.detection import Detection, Residual
 from laurel_graph.errors import OutputError
 from laurel_graph.foreign_names import printable
 from laurel_graph.model_folder import folder_files, graph_path
 from laurel_graph.onnx_model import tensors as onnx_tensors
 from laurel_graph.opset.parameters import count_parameters
-from laurel_graph.opset.schema import read_specs, tensor_name
+from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata, read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, write
 from laurel_graph.outputs.kinds import TEXT
 from laurel_graph.outputs.models import model_files
+from laurel_graph.passes.detect.reasons import REASONS
 from laurel_graph.passes.pipeline import inspect
-from laurel_graph.tools.dependencies import missing
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>LAuReL report: {{ model }}</title><style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1b1b1f; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } .muted { color: #5f6368; }
-table { border-collapse: collapse; font-size: 13px; width: 100%; } th { text-align: left; }
-td, th { border-bottom: 1px solid #e0e0e6; padding: .25rem .6rem; vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } code { font-size: 12px; overflow-wrap: anywhere; }
-.stream { overflow-x: auto; margin: .6rem 0 1.4rem; } .chart svg { max-width: 100%; height: auto; }
-</style></head><body>
-<h1>{{ model }}</h1>
-<p class="muted">{{ residuals|length }} residual connections, {{ rejected|length }} other joins, {{ nodes }} nodes.
-{%- if rows %} {{ rows|length }} LAuReL sites with {{ "{:,}".format(parameters) }} parameters
-({{ "%.3g"|format(percent) }} % of the model's {{ "{:,}".format(base) }}).{% endif %}</p>
-<h2>Streams</h2>
-{% for stream in streams %}<div class="stream">{{ stream }}</div>{% endfor %}
-{% if chart %}<h2>Learned weights by depth</h2><div class="chart">{{ chart }}</div>{% endif %}
-{% if rows %}<h2>Sites</h2><table><tr><th>site<th>variant<th>width<th>rank<th>parameters<th>α<th>β<th>γ
-<th>size of AB{% if rows|map(attribute="others")|select|list %}<th>other tensors{% endif %}</tr>
-{% for row in rows %}<tr><td><code>{{ row.site }}</code><td>{{ row.variant }}<td class="n">{{ row.width }}
-<td class="n">{{ row.rank or "" }}<td class="n">{{ "{:,}".format(row.parameters) }}<td class="n">{{ row.alpha }}
-<td class="n">{{ row.beta }}<td class="n">{{ row.gamma }}<td class="n">{{ row.product }}
-{%- if row.others %}<td>{{ row.others }}{% endif %}</tr>{% endfor %}</table>
-<p class="muted">α and β per channel are shown as mean ± standard deviation. Size of AB is the Frobenius norm of the
-low-rank product: the length of its answer to a random input of unit variance, per unit of that input.</p>{% endif %}
-<h2>Residual connections</h2>
-<table><tr><th>site<th>kind<th>skip<th>branch<th>join<th>stream<th>index<th>source</tr>
-{% for r in residuals %}<tr><td><code>{{ r.site }}</code><td>{{ r.kind }}<td><code>{{ r.skip }}</code>
-<td><code>{{ r.branches|join(" + ") }}</code><td><code>{{ r.join }}</code><td class="n">{{ r.stream }}
-<td class="n">{{ r.index }}<td>{{ r.source }} {{ r.blocked }}</tr>{% endfor %}</table>
-{% if rejected %}<h2>Other joins</h2><table><tr><th>join<th>reason<th>detail</tr>
-{% for r in rejected %}<tr><td><code>{{ r.join }}</code><td>{{ r.reason }}<td>{{ r.detail }}</tr>{% endfor %}</table>
-{% endif %}</body></html>
-"""
+from .console import relative
+from .dependencies import missing
+from .page.draw import chart
+from .page.facts import Curve, SiteRow, by_stream, learned, read_training, site_row
 
-STEP = 56
-"""Distance of two joins in a drawn stream, in pixels."""
+if TYPE_CHECKING:
+    from laurel_graph.passes.verify import VerifyReport
+    from laurel_graph.tools.benchmarks.latency import BenchRow
+
+    from .page.facts import Training
+
+TEMPLATE = Path(__file__).parent / "page" / "page.html"
+_COLOURS = 3
+"""Variants that have a colour of their own; more share them."""
+_SHOWN = 200
+"""Characters of a name that a drawing shows; the tables have it whole."""
 
 
 @dataclass(frozen=True)
-class SiteRow:
-    """The learned tensors of one site in numbers.
+class Answer:
+    """One of the five answers.
 
     Attributes:
-        site: its name.
-        variant: its variant.
-        width: D.
-        rank: r, or 0.
-        parameters: how many it has.
-        alpha: α, or mean ± standard deviation over the channels; "" without RW.
-        beta: β likewise.
-        gamma: the k values of γ; "" without PA.
-        product: ‖AB‖_F / sqrt(D); "" without LR.
-        others: the tensors of other terms, each as its number or mean ± standard deviation.
+        question: what it answers.
+        short: the answer in a few words.
+        lines: more of it.
+        mood: ``good`` or ``bad`` where it is a verdict.
     """
 
-    site: str
-    variant: str
-    width: int
-    rank: int
-    parameters: int
-    alpha: str
-    beta: str
-    gamma: str
-    product: str
-    others: str = ""
+    question: str
+    short: str
+    lines: tuple[str, ...]
+    mood: str = ""
 
 
-def write_report(model: str | Path, output: str | Path) -> Path:
+def write_report(
+    model: str | Path,
+    output: str | Path,
+    *,
+    served: str | Path | None = None,
+    against: str | Path | None = None,
+    training: str | Path | None = None,
+) -> Path:
     """Writes the page for an ONNX file or a model folder, transformed or not, and returns its path.
 
+    Args:
+        model: the file or folder.
+        output: the page.
+        served: a deployed file that is held against *model*: whether it is right.
+        against: the original, whose latency is measured beside that of *served*, or of *model*: what it costs.
+        training: what ``laurel finetune --json`` printed: how training went.
+
     Raises:
-        ModelError: the model cannot be read.
+        ModelError: a model cannot be read, or does not run.
+        DataError: *training* is something else.
         OutputError: *output* cannot be written.
-        DependencyError: jinja2 or matplotlib is missing.
+        DependencyError: jinja2 is missing.
     """
     try:
         import jinja2
-        import matplotlib  # noqa: F401
         from markupsafe import Markup
     except ImportError as error:
         raise missing("the page", str(error.name)) from error
     path = graph_path(model)
     proto = onnx_file.read_with_records(path)
-    read = (*model_files(path, proto), *folder_files(model))
+    read = (*model_files(path, proto), *folder_files(model), served, against, training)
     check_outputs(output, inputs=read, kind=TEXT)
+    history = None if training is None else read_training(training)
     found = inspect(proto)
     tensors = {
         spec: {
@@ -117,22 +99,49 @@ def write_report(model: str | Path, output: str | Path) -> Path:
         }
         for spec in read_specs(proto).values()
     }
-    rows = [_row(spec, held) for spec, held in tensors.items()]
-    parameters = sum(row.parameters for row in rows)
-    base = count_parameters(proto)
+    rows, curves = [site_row(spec, held) for spec, held in tensors.items()], learned(tensors)
+    compared = _compared(model, served)
+    measured = _measured(served or model, against)
+    deployed = read_metadata(proto, METADATA_DEPLOYED) is not None
+    colours = {variant: f"c{i % _COLOURS}" for i, variant in enumerate(dict.fromkeys(row.variant for row in rows))}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_cell)
-    page = environment.from_string(PAGE).render(
+    environment.filters["relative"] = relative
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         model=Path(model).name,
-        residuals=found.residuals,
-        rejected=found.rejected,
+        state="deployed" if deployed else "transformed" if rows else "not transformed",
+        version=laurel_graph.__version__,
         nodes=found.nodes,
-        streams=[Markup(svg) for svg in draw_streams(found)],
-        chart=Markup(draw_weights(tensors)) if any(s.has_rw or s.has_pa for s in tensors) else "",
+        answers=[
+            _rewritten(found, rows),
+            _what_it_learned(curves, rows),
+            _costs(rows, count_parameters(proto), measured),
+            _right(compared, served),
+            _training(history),
+        ],
+        charts=[
+            {
+                "name": curve.name,
+                "start": curve.start,
+                "furthest": curve.furthest,
+                "svg": Markup(chart(curve.name, curve.points, curve.start, names=_named(curve, rows))),
+            }
+            for curve in curves
+        ],
+        bands=any(spread for curve in curves for _, _, spread in curve.points),
+        curves=[] if history is None else [
+            {"name": name, "svg": Markup(chart(name, [(i, v, 0.0) for i, v in enumerate(values, 1)], along="epoch"))}
+            for name, values in (("loss", history.loss), ("validation metric", history.metric))
+            if values
+        ],
+        legend=[{"name": variant, "colour": colour} for variant, colour in colours.items()],
+        lanes=_lanes(found, rows, colours),
         rows=rows,
-        parameters=parameters,
-        base=base,
-        percent=100 * parameters / max(base, 1),
-    )
+        others=any(row.others for row in rows),
+        compared=[] if compared is None else [_item(item) for item in (*compared.outputs, *compared.sites)],
+        compared_with="" if served is None else Path(served).name,
+        residuals=found.residuals,
+        reasons=_reasons(found),
+    )  # fmt: skip
     return write(output, page.encode(), read)
 
 
@@ -153,78 +162,130 @@ def _cell(value: Any) -> Any:
     return printable(value) if type(value) is str else value
 
 
-def _row(spec: SiteSpec, tensors: dict[str, Any]) -> SiteRow:
-    def spread(name: str) -> str:
-        if name not in tensors:
-            return ""
-        values = np.asarray(tensors[name], np.float64)
-        return f"{values:.4g}" if values.ndim == 0 else f"{values.mean():.4g} ± {values.std():.2g}"
-
-    gamma = ", ".join(f"{value:.3g}" for value in np.asarray(tensors.get("gamma", ()), np.float64))
-    product = ""
-    if spec.has_lr:
-        ab = np.asarray(tensors["A"], np.float64) @ np.asarray(tensors["B"], np.float64)
-        product = f"{np.linalg.norm(ab) / np.sqrt(spec.width):.3g}"
-    further = [name for one in spec.terms if not one.has_kernels for name in one.tensors]
-    others = ", ".join(f"{name} {spread(name)}" for name in further)
-    weights, count = (spread("alpha"), spread("beta")), spec.parameter_count()
-    return SiteRow(spec.site, spec.variant, spec.width, spec.rank, count, *weights, gamma, product, others)
+def _rewritten(found: Detection, rows: Sequence[SiteRow]) -> Answer:
+    kinds = Counter(residual.kind for residual in found.residuals)
+    variants = Counter(row.variant for row in rows)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    streams = len(by_stream(found.residuals))
+    short = f"{len(rows)} of {len(found.residuals)} residual connections"
+    lines = (
+        ", ".join(f"{count} × {variant}" for variant, count in variants.items()) or "nothing is rewritten yet",
+        f"{listed or 'none'}, in {streams} stream{'s' * (streams != 1)}; {len(found.rejected)} other joins left alone",
+    )
+    return Answer("What was rewritten?", short, lines)
 
 
-def draw_streams(found: Detection) -> list[str]:
-    """Returns one SVG per stream: a line with a circle per join, filled where LAuReL is, with each branch as an arc."""
-    streams: dict[int, list[Residual]] = {}
-    for residual in found.residuals:
-        streams.setdefault(residual.stream, []).append(residual)
-    return [_draw_stream(number, members) for number, members in streams.items()]
+def _what_it_learned(curves: Sequence[Curve], rows: Sequence[SiteRow]) -> Answer:
+    if not curves:
+        return Answer("What did it learn?", "nothing: no learned tensors", ())
+    moved = [curve for curve in curves if curve.furthest > 0]
+    lines = []
+    for curve in curves:
+        depth, value, _ = max(curve.points, key=lambda point: abs(point[1] - curve.start))
+        at = printable(rows[depth].site, _SHOWN)
+        lines.append(f"{curve.name}: {value:.4g} furthest from its start {curve.start:g}, at {at} (depth {depth})")
+    return Answer("What did it learn?", f"{len(moved)} of {len(curves)} quantities moved", tuple(lines))
 
 
-def _draw_stream(number: int, members: list[Residual]) -> str:
-    from xml.sax.saxutils import escape
+def _costs(rows: Sequence[SiteRow], base: int, measured: Sequence[BenchRow]) -> Answer:
+    parameters, work = sum(row.parameters for row in rows), sum(row.multiplications for row in rows)
+    from laurel_graph.tools.benchmarks.latency import findings
 
-    width = 90 + STEP * len(members) + 30
-    shapes = [
-        f'<line x1="70" y1="46" x2="{width - 10}" y2="46" stroke="#1b1b1f" stroke-width="1.5"/>',
-        f'<text x="4" y="50" font-size="12">stream {number}</text>',
+    lines = [
+        f"{parameters:,} on {base:,} parameters",
+        f"{work:,} more multiplications for each row of features, before folding",
     ]
-    for place, residual in enumerate(members):
-        x = 90 + STEP * (place + 1) - 10
-        colour = {"identity": "#1a73e8", "projection": "#b06000"}.get(residual.kind, "#188038")
-        dash = ' stroke-dasharray="4 3"' if residual.kind == "projection" else ""
-        title = f"{residual.site}: {residual.kind}, {residual.skip} + {' + '.join(residual.branches)}"
-        title = escape(printable(title))
-        shapes.append(
-            f'<g><title>{title}</title><path d="M{x - STEP + 14} 46 C{x - STEP + 14} 4 {x} 4 {x} 40" fill="none" '
-            f'stroke="{colour}"{dash}/><circle cx="{x}" cy="46" r="6" fill="white" stroke="{colour}" stroke-width="2"/>'
-            f'<text x="{x}" y="68" font-size="10" text-anchor="middle">{place}</text></g>'
+    if measured:
+        first, last = measured
+        lines.append(f"latency {last.median_ms:.4g} ms against {first.median_ms:.4g} ms, ratio {last.ratio or 0:.3f}")
+        lines += findings(measured)
+    else:
+        lines.append("latency was not measured: give --against ORIGINAL")
+    return Answer("What does it cost?", f"{100 * parameters / max(base, 1):.3g} % more parameters", tuple(lines))
+
+
+def _right(compared: VerifyReport | None, served: str | Path | None) -> Answer:
+    question = "Is it right?"
+    if compared is None or served is None:
+        return Answer(
+            question, "not compared here", ("give --served FILE, the deployed file, to hold it against this one",)
         )
-    return f'<svg width="{width}" height="76" font-family="system-ui, sans-serif">{"".join(shapes)}</svg>'
+    import onnxruntime
+
+    short = "equal" if compared.equal else "NOT equal"
+    drawn = f" ({compared.style})" if compared.style else ""
+    lines = (
+        f"{Path(served).name} on {compared.samples} samples{drawn}, ONNX Runtime {onnxruntime.__version__}",
+        compared.summary,
+        *compared.notes,
+    )
+    return Answer(question, short, tuple(filter(None, lines)), "good" if compared.equal else "bad")
 
 
-def draw_weights(tensors: dict[SiteSpec, dict[str, Any]]) -> str:
-    """Returns an SVG chart of α, β and γ over the depth of the sites; per-channel weights as mean with a ±1σ band."""
-    from matplotlib.figure import Figure
+def _training(history: Training | None) -> Answer:
+    if history is None:
+        text = "give --training FILE, what laurel finetune --json printed"
+        return Answer("How did training go?", "not at hand", (text,))
+    last = f"loss {history.loss[-1]:.4g}" if history.loss else "no epochs"
+    return Answer("How did training go?", last, (history.summary,))
 
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for name, colour in (("alpha", "#1a73e8"), ("beta", "#d93025")):
-        points = [(depth, held[name]) for depth, held in enumerate(tensors.values()) if name in held]
-        if not points:
-            continue
-        depths = [depth for depth, _ in points]
-        mean = np.array([np.mean(value, dtype=np.float64) for _, value in points])
-        spread = np.array([np.std(np.asarray(value, np.float64)) for _, value in points])
-        axes.plot(depths, mean, "o-", color=colour, label={"alpha": "α", "beta": "β"}[name], markersize=4)
-        if spread.any():
-            axes.fill_between(depths, mean - spread, mean + spread, color=colour, alpha=0.15)
-    gammas = [(depth, held["gamma"]) for depth, held in enumerate(tensors.values()) if "gamma" in held]
-    for j in range(max((len(gamma) for _, gamma in gammas), default=0)):
-        points = [(depth, gamma[j]) for depth, gamma in gammas if len(gamma) > j]
-        axes.plot(*zip(*points, strict=True), "s--", label=f"γ{j + 1}", markersize=3, linewidth=1)
-    axes.set_xlabel("site, in depth order")
-    axes.axhline(1, color="#9aa0a6", linewidth=0.8)
-    axes.legend(ncols=2)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
+
+def _compared(model: str | Path, served: str | Path | None) -> VerifyReport | None:
+    if served is None:
+        return None
+    from laurel_graph.passes.verify import verify
+
+    return verify(model, served)
+
+
+def _measured(model: str | Path, against: str | Path | None) -> list[BenchRow]:
+    if against is None:
+        return []
+    from laurel_graph.tools.benchmarks.latency import bench
+
+    return bench([model], against, fresh=0)
+
+
+def _named(curve: Curve, rows: Sequence[SiteRow]) -> list[str]:
+    return [printable(rows[depth].site, _SHOWN) for depth, _, _ in curve.points]
+
+
+def _item(item: Any) -> dict[str, Any]:
+    name = getattr(item, "site", "") or item.output
+    return {"name": name, **{key: getattr(item, key) for key in ("max_rel", "tolerance", "noise", "equal")}}
+
+
+def _lanes(found: Detection, rows: Iterable[SiteRow], colours: dict[str, str]) -> list[dict[str, Any]]:
+    by_site = {row.site: row for row in rows}
+    place = {id(residual): i for i, residual in enumerate(found.residuals)}
+    return [
+        {"number": number, "joins": [_join(each, place[id(each)], by_site.get(each.site), colours) for each in members]}
+        for number, members in by_stream(found.residuals).items()
+    ]
+
+
+def _join(residual: Residual, row: int, site: SiteRow | None, colours: dict[str, str]) -> dict[str, Any]:
+    def short(text: str) -> str:
+        return printable(text, _SHOWN)
+
+    what = (
+        f"{site.variant}{f', rank {site.rank}' if site.rank else ''}" if site else residual.blocked or "left as it was"
+    )
+    width = f", width {residual.width}" if residual.width else ""
+    source = f"; {short(relative(residual.source))}" if residual.source else ""
+    names = f"{short(residual.skip)} + {short(' + '.join(residual.branches))}"
+    return {
+        "row": row,
+        "colour": colours[site.variant] if site else "none",
+        "fill": "full" if site else "empty",
+        "kind": residual.kind if residual.kind in ("identity", "projection") else "laurel",
+        "text": f"{short(residual.site)}: {residual.kind}, {short(what)}{width}; {names}{source}",
+    }
+
+
+def _reasons(found: Detection) -> list[dict[str, Any]]:
+    """The other joins by reason."""
+    joins: dict[str, list[Any]] = {}
+    for rejected in found.rejected:
+        joins.setdefault(rejected.reason, []).append(rejected)
+    return [{"name": name, "meaning": REASONS[name], "joins": held} for name, held in joins.items()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from laurel_graph.own_code import is_ours
 
 from .prepare import plain_forward, set_mode, unchanged
 
@@ -27,22 +28,19 @@ def stopped_at(error: BaseException, model: nn.Module) -> str:
     one of the user's own code, or the model's forward where it passes through none.
     """
     message = ((str(error).strip().splitlines() or [""])[0][:_SHOWN]).rstrip(".") or type(error).__name__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_not_the_users())]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_the_users(f.filename)]
     layer = _layer(error, model)
     if frames:
         place = f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})"
         return f"{layer}{place}: {message}"
     code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
-    own = code is not None and not code.co_filename.startswith(_not_the_users())
+    own = code is not None and _is_the_users(code.co_filename)
     place = f"{code.co_filename}:{code.co_firstlineno} (forward): " if own and code is not None else ""
     return f"{layer.removesuffix(', ')}{': ' if layer and not place else ', ' if layer else ''}{place}{message}"
 
 
-def _not_the_users() -> tuple[str, ...]:
-    """Folders in which no line is the user's: torch's, and ours."""
-    packages = ("laurel_graph", "laurel_graph.passes", "laurel_graph.tools")
-    ours = [folder for name in packages if name in sys.modules for folder in sys.modules[name].__path__]
-    return (str(Path(torch.__file__).parent), *(f"{folder}/" for folder in ours), "<")
+def _is_the_users(filename: str) -> bool:
+    return not (is_ours(filename) or filename.startswith((str(Path(torch.__file__).parent), "<")))
 
 
 def _layer(error: BaseException, model: nn.Module) -> str:

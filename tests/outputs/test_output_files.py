@@ -115,7 +115,7 @@ from laurel_graph.passes.pipeline import remove, transform
 from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.tools.finetuning.training.checkpoint import write_checkpoint
 from laurel_graph.tools.report import write_report
-import matplotlib.figure, jinja2, torch
+import jinja2, torch
 model, adapter = sys.argv[1:]
 commands = [
     lambda o: transform("plain.onnx", output=o), lambda o: remove(model, o), lambda o: apply_adapter(model, adapter, o),

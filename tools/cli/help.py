@@ -83,7 +83,10 @@ EXAMPLES = {
         "laurel bench served.onnx --against model.onnx",
         "laurel bench served.onnx --against model.onnx --threads 1 --cpu-time",
     ),
-    "report": ("laurel report tuned.onnx -o page.html",),
+    "report": (
+        "laurel report tuned.onnx -o page.html",
+        "laurel report tuned.onnx --served served.onnx --against model.onnx \\\n      --training finetune.json",
+    ),
     "doctor": ("laurel doctor", "laurel doctor folder"),
 }
 """Two or three a command, as a person would type them."""

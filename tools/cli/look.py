@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from laurel_graph.tools.console import note, print_json, print_table, print_wrote, progress, quiet_runtime, say
+from laurel_graph.tools.console import (
+    note,
+    print_json,
+    print_table,
+    print_wrote,
+    progress,
+    quiet_runtime,
+    relative,
+    say,
+)
 
 from .arguments import Json, Model, OnnxModel, Size, load_model, parse_sizes
 
@@ -179,16 +188,25 @@ def verify(
 def report(
     model: OnnxModel,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; by default MODEL.html.")] = None,
+    served: Annotated[Path | None, typer.Option(help="The deployed file, to hold against MODEL: is it right?")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="The original, to measure latency against: what does it cost?")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="What `laurel finetune --json` printed: how did training go?")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Draw the streams, and show parameters and learned α, β, γ by depth, on one HTML page."""
+    """Write one HTML page: what was rewritten, what it learned, what it costs, whether it is right, its streams."""
     from laurel_graph.tools.inputs import check_ending
     from laurel_graph.tools.report import default_page, write_report
 
     page = output or default_page(model)
-    check_ending(page, (".html", ".htm"), "browsers", model)
+    check_ending(page, (".html", ".htm"), "browsers", model, served, against, training)
+    if served is not None or against is not None:
+        quiet_runtime()
     with progress(f"reporting on {model}"):
-        write_report(model, page)
+        write_report(model, page, served=served, against=against, training=training)
     print_wrote(json, {"model": model, "output": page})
 
 
@@ -216,7 +234,7 @@ def _dims(shape: tuple[int | str | None, ...] | None) -> str:
 
 
 def _remark(residual: Any) -> str:
-    source = "" if residual.site.startswith(residual.source) else residual.source
+    source = "" if residual.site.startswith(residual.source) else relative(residual.source)
     parts = [source, residual.shared and f"shares {residual.shared}", residual.blocked]
     return "; ".join(part for part in parts if part)
 

@@ -194,7 +194,6 @@ class _Ground:
 def _warm() -> None:
     """Imports what the entry points import, so that a fork has it."""
     import jinja2  # noqa: F401
-    import matplotlib.figure  # noqa: F401
     import onnxruntime
     import torch
 

@@ -324,3 +324,21 @@ def test_inspect_keeps_the_noted_shapes_and_says_so_when_the_inputs_do_not_run()
     found = lg.inspect(traced, torch.randn(2, D + 1))
     assert found.residuals[0].shape == (2, D)
     assert any("earlier tracing" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("export", [False, True])
+def test_source_is_a_line_of_the_users_own_however_the_model_is_captured(export):
+    import inspect
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return x + torch.relu(self.a(x))
+
+    model, x = nn.Sequential(Block(), Block()), torch.ones(2, 8)
+    found = detect(capture(torch.export.export(model, (x,), strict=False) if export else model, (x,)).view)
+    line = inspect.getsourcelines(Block.forward)[1] + 1
+    assert [residual.source for residual in found.residuals] == [f"{__file__}:{line}"] * 2
