@@ -10,6 +10,7 @@ from laurel_graph.errors import ModelError, VerificationError
 from laurel_graph.passes.deploy.costs import CostModel
 from laurel_graph.passes.deploy.deploy import deploy_file, mark
 from laurel_graph.passes.standard import serving
+from laurel_graph.passes.verify import pair
 from laurel_graph.tools.benchmarks.models import draw_tensors
 from laurel_graph.tools.robustness.changed_constants.__main__ import mutants_of
 from laurel_graph.tools.robustness.changed_constants.networks import FLOAT, TOKENS, D, Network, networks
@@ -190,3 +191,16 @@ def test_the_page_on_verification_names_the_tolerances_that_hold():
     assert DEPLOYED["float32"] == DEPLOYED["float64"] and VERIFIED["float32"] == VERIFIED["float64"]
     said = f"for `deploy` {DEPLOYED['float32']:.0e}, for `verify` {VERIFIED['float32']:.0e}".replace("e-05", "e-5")
     assert said in text
+
+
+def test_noise_is_measured_more_often_before_a_large_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pair, "_MANY", 1)
+    taken, draws = [], pair.Pair.draws
+    monkeypatch.setattr(pair.Pair, "draws", lambda self, result: taken.append(draws(self, result)) or taken[-1])
+    path = trained(tmp_path, IN_EVERY_RUN[0])
+    assert lg.verify(path, path) and set(taken) == {1}
+    other = tmp_path / "other.onnx"
+    other.write_bytes(path.read_bytes())
+    site = lg.inspect(path).residuals[0].site
+    spoil(other, f"laurel.{site}.alpha", 1.01)
+    assert not lg.verify(path, other) and set(taken) == {1, 4}
