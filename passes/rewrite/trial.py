@@ -192,7 +192,7 @@ class Trial:
         plain = self._without_rounding(rewritten, fused) if fused else None
         if plain is not None:
             return _told(plain, fused) + _rounds(verdicts)
-        return _told(verdicts, fused) if fused else ""
+        return _told(verdicts, fused) if fused and verdicts else ""
 
     def _without_rounding(self, rewritten: ModelProto | Path, fused: Sequence[str]) -> Mapping[str, Verdict] | None:
         """How far copies of both that do not round activations are apart; ``None`` where the model rounds none."""
@@ -236,7 +236,7 @@ class Trial:
         half = half_type(self._model)
         allowed = {name: self._tolerance(self._outputs[name], half) for name in comparisons}
         verdicts = {name: comparison.verdict(allowed[name]) for name, comparison in comparisons.items()}
-        if fused or not all(verdict.equal for verdict in verdicts.values()):
+        if self._sample and (fused or not all(verdict.equal for verdict in verdicts.values())):
             noise = self._measured(half)
             for name, comparison in comparisons.items():
                 for moved in noise:

@@ -98,6 +98,8 @@ class Pair:
         rounds: one of them rounds activations to integers.
         half: the 16-bit type that one of them computes in, or "".
         wide: copies in float32 are compared in place of 16-bit models.
+        hurried: the noise was measured less often somewhere, because so many numbers are compared.
+        patient: it is never to be.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Pair:
         self.given, self.usual, self.exact, self.optimize = tolerance, usual, tolerance is not None, optimize
         self.rounds = rounds_activations(first.model) or rounds_activations(second.model)
         self.rng = np.random.default_rng(0)
+        self.hurried = self.patient = False
         self.outputs = self._matched_outputs()
         self.half = half_type(first.model) or half_type(second.model)
         self.wide = bool(self.half) and fits_float32(first.model) and fits_float32(second.model)
@@ -157,8 +160,9 @@ class Pair:
 
     def draws(self, result: Mapping[str, Array]) -> int:
         """How often the noise is measured on one sample."""
-        if sum(array.size for array in result.values()) < _MANY:
+        if self.patient or sum(array.size for array in result.values()) < _MANY:
             return _DRAWS
+        self.hurried = True
         return 2 if self.half or self.rounds else 1
 
     def nudged(self, feeds: Sample, ulps: float = NUDGE, *, whole: bool = False) -> dict[str, Array]:

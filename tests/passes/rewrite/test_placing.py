@@ -233,6 +233,18 @@ def test_the_report_tells_the_files_own_noise_when_an_operator_comes_apart():
     assert note.startswith("1 operators that hid an add came apart") and "own noise" in note
 
 
+def test_a_model_that_does_not_run_is_rewritten_and_the_report_says_so_when_an_operator_comes_apart():
+    model = onnx_text(
+        "(float[n, 4, 8] x) => (float[n, 4, 8] y, float[m] z) { f = MatMul(x, w) "
+        "y = com.microsoft.SkipLayerNormalization(x, f, g) z = Reshape(x, seven) }",
+        {"w": (8, 8), "g": np.ones(8, np.float32)},
+        17,
+    )
+    report = transform(int64(model, "seven", [7]), LaurelConfig(rank=2)).report
+    (note,) = report.notes
+    assert "the model itself does not run on a drawn sample" in note and len(report.plans) == 1
+
+
 def test_the_report_tells_both_noises_when_products_round_activations(tmp_path):
     base = write_folder(tmp_path / "base", int4=True, accuracy=4)
     (note,) = lg.transform(base, LaurelConfig(rank=2), output=tmp_path / "t").report.notes
