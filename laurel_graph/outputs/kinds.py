@@ -53,7 +53,7 @@ def _is_adapter(path: Path) -> bool:
             return False
         try:
             header = json.loads(file.read(length))
-            return {"format", "sites"} <= header["__metadata__"].keys()
+            return bool({"format", "sites"} <= header["__metadata__"].keys())
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return False
 
