@@ -96,11 +96,9 @@ def perplexity(folder: Path, texts: list[str]) -> float:
     from tokenizers import Tokenizer
 
     session, tokenizer = lg.session(graph_path(folder)), Tokenizer.from_file(str(folder / "tokenizer.json"))
-    empty = {
-        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-        for value in session.get_inputs()
-        if value.name.startswith("past")
-    }
+    decoder = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+    cache = np.zeros((1, decoder["num_key_value_heads"], 0, decoder["head_size"]), np.float32)
+    empty = {value.name: cache for value in session.get_inputs() if value.name.startswith("past")}
     total = count = 0.0
     for text in texts:
         ids = np.array([tokenizer.encode(text).ids[:LENGTH]], np.int64)
