@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from laurel_graph.config import LaurelConfig
 
     from .benchmarks.latency import BenchRow
-    from .finetuning.finetune import FinetuneReport
     from .finetuning.options import FinetuneOptions
     from .finetuning.sweep import SweepReport
+    from .finetuning.training.report import FinetuneReport
 
 Given = str | Path | Mapping[str, NDArray[Any]]
 """Data: what ``--data`` takes, or arrays by name."""

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map_only
 from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.errors import ModelError, RewriteError, SelectorError, check_order, near
 from laurel_graph.passes.detect.rule import detect
-from laurel_graph.passes.pipeline import TransformReport
 from laurel_graph.passes.read_fx.prepare import example_inputs
+from laurel_graph.passes.results import TransformReport
 from laurel_graph.torch_residual.module import LaurelResidual
 
 from .capture import look

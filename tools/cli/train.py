@@ -16,7 +16,7 @@ from .arguments import Json
 from .flags import with_flags
 
 if TYPE_CHECKING:
-    from laurel_graph.tools.finetuning.finetune import FinetuneReport
+    from laurel_graph.tools.finetuning.training.report import FinetuneReport
 
 
 _PANELS = {

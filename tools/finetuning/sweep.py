@@ -25,8 +25,9 @@ from laurel_graph.variants.combine import canonical_variant
 from laurel_graph.variants.registry import plugins, terms_of
 from laurel_graph.variants.term import symbols_of
 
-from .finetune import FinetuneReport, finetune, with_changes
+from .finetune import finetune, with_changes
 from .options import FinetuneOptions
+from .training.report import FinetuneReport
 
 ORDER = ("rw", "lr", "rw+lr", "pa", "rw+lr+pa")
 """The order in which the paper recommends to try the variants."""

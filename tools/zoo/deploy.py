@@ -19,7 +19,8 @@ from pathlib import Path
 import onnx
 
 from laurel_graph.config import LaurelConfig
-from laurel_graph.passes.deploy.deploy import DeployReport, deploy_file
+from laurel_graph.passes.deploy.deploy import deploy_file
+from laurel_graph.passes.deploy.report import DeployReport
 from laurel_graph.passes.pipeline import transform
 from laurel_graph.tools.benchmarks.models import VARIANTS, draw_tensors
 from laurel_graph.tools.console import note, print_json, print_table

@@ -15,7 +15,8 @@ from laurel_graph.importer import META, import_onnx
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.schema import laurel_nodes
 from laurel_graph.passes.deploy.costs import CostModel
-from laurel_graph.passes.deploy.deploy import DeployReport, deploy_file
+from laurel_graph.passes.deploy.deploy import deploy_file
+from laurel_graph.passes.deploy.report import DeployReport
 
 Array = NDArray[Any]
 
