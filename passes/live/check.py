@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from laurel_graph.passes.read_fx.prepare import plain_forward, set_mode, unchanged
+from laurel_graph.passes.read_fx.stopped import without_logged_tracebacks
 
 from .joins import State
 
@@ -106,7 +107,14 @@ def traced(
             parameter.requires_grad_(False)
         if state is not None:
             state.hits = hits
-        with set_mode(model, training), unchanged(model), plain_forward(model), torch.no_grad(), mode:
+        with (
+            set_mode(model, training),
+            unchanged(model),
+            plain_forward(model),
+            without_logged_tracebacks(),
+            torch.no_grad(),
+            mode,
+        ):
             fake_args, fake_kwargs = tree_map_only(Tensor, mode.from_tensor, (args, dict(kwargs)))
             with log:
                 model(*fake_args, **fake_kwargs)

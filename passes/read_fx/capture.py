@@ -259,7 +259,7 @@ def add_shapes(
         if known and _fit(module, values):
             return []
         module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), without_logged_tracebacks():
             FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*values)
     except Exception as error:  # the traced code runs here
         if strict:

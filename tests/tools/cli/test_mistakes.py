@@ -293,6 +293,10 @@ CALLS = {
     "attach: inputs for config": (lambda m, f: lg.attach(m, ones(2, 8)), ["config", "inputs come after"]),
     "attach: wrong inputs": (lambda m, f: lg.attach(m, "rw", ones(2, 9)), ["'0.a' (Linear)", "Give inputs"]),
     "attach: a list": (lambda m, f: lg.attach(m, "rw", [[1.0, 2.0]]), ["list", "Give inputs"]),
+    "transform: a traced module and wrong inputs": (
+        lambda m, f: lg.verify(lg.transform(traced(m), "rw", ones(2, 9)).model, m),
+        ["lg.export_onnx"],
+    ),
     "detach: nothing attached": (lambda m, f: lg.detach(m), ["nothing to detach"]),
     "merge: nothing attached": (lambda m, f: lg.merge(m), ["nothing to merge"]),
     "remove: a live model": (lambda m, f: lg.remove(m), ["lg.detach"]),
@@ -312,6 +316,12 @@ CALLS = {
     "verify: modules": (lambda m, f: lg.verify(m, m), ["lg.export_onnx"]),
     "session: an absent file": (lambda m, f: lg.session(f / "absent.onnx"), ["absent.onnx"]),
 }
+
+
+def traced(module):
+    import torch
+
+    return torch.fx.symbolic_trace(module)
 
 
 def ones(*shape):
