@@ -219,7 +219,7 @@ def deploy_file(
             return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,))
 
         result, notes = less_and_less(attempt, trained)
-        return result, (*notes, *_told_untrained(Path(trained)))
+        return result, (*notes, *_told_of(Path(trained), result.graph))
 
     if isinstance(path, (str, Path)):
         if output is None:
@@ -240,10 +240,20 @@ def deploy_file(
     return replace(report, model=to_graph(result.graph) if is_graph(path) else result.graph)
 
 
-def _told_untrained(trained: Path) -> tuple[str, ...]:
-    from laurel_graph import onnx_file
+_OURS_NOW = (
+    "the trained file is in plain form, and this one holds operators of ai.laurel, which runtimes without functions do "
+    "not run: deploy with portable (--portable) for those."
+)
 
-    return (NOTE,) if is_untrained(onnx_file.read(trained), trained.parent) else ()
+
+def _told_of(trained: Path, made: onnx.ModelProto) -> tuple[str, ...]:
+    """Returns what is to be known of a trained file, and of what was made of it."""
+    from laurel_graph import onnx_file
+    from laurel_graph.opset.plain import is_plain
+
+    read = onnx_file.read(trained)
+    changes_form = is_plain(read) and any(laurel_nodes(graph) for graph in graphs_of(made.graph))
+    return (NOTE,) * is_untrained(read, trained.parent) + (_OURS_NOW,) * changes_form
 
 
 def _with_notes(report: DeployReport, notes: Sequence[str]) -> DeployReport:

@@ -124,6 +124,7 @@ def test_deploy_makes_the_same_file_of_both_forms(files, portable):
     lg.deploy(files / "ours.onnx", files / "a.onnx", portable=portable)
     report = lg.deploy(files / "plain.onnx", files / "b.onnx", portable=portable)
     assert (files / "a.onnx").read_bytes() == (files / "b.onnx").read_bytes()
+    assert any("in plain form" in note for note in report.notes) is not portable
     assert {item.site for item in report.verification.sites} >= {"res_y1", "res_y2", "res_y3"}
     assert METADATA_PLAIN not in {prop.key for prop in onnx.load(files / "b.onnx").metadata_props}
     in_memory = lg.deploy(onnx.load(files / "plain.onnx"), portable=portable).model
