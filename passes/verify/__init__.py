@@ -22,7 +22,7 @@ from laurel_graph.showing import Cell, Shown
 from .check import Check, Findings
 from .compare import MARGIN, Verdict
 from .pair import Pair, Subject, Watched
-from .tolerances import VERIFIED
+from .tolerances import DEPLOYED, VERIFIED
 from .watching import site_values, with_scales
 
 if TYPE_CHECKING:
@@ -321,9 +321,10 @@ def verify(
         model_b: the other one; it must have the inputs and outputs of the first.
         data: an ``.npz`` file with one array per input, or samples in memory; ``None`` draws seeded ones in the
             first style that exercises every residual connection.
-        tolerance: largest difference over a channel's scale that counts as equal; by default 1e-5 in float32 and
-            float64, 5e-3 in float16, 4e-2 in bfloat16, or eight times the first model's own noise where that is more,
-            and 0 for anything else.
+        tolerance: largest difference over a channel's scale that counts as equal; by default what
+            :mod:`~laurel_graph.passes.verify.tolerances` says of two such files (1e-5 in float32 and float64, 2e-5 of a
+            trained file and what was deployed of it, as when it was written; 5e-3 in float16, 4e-2 in bfloat16), or
+            eight times the first model's own noise where that is more, and 0 for anything else.
         batches: the batch sizes of drawn samples (one only, where the model fixes it).
         seed: seed of drawn samples.
         sizes: sizes of symbolic dims of drawn samples.
@@ -342,7 +343,7 @@ def verify(
             second,
             _watched(first, second),
             tolerance=tolerance,
-            usual=VERIFIED,
+            usual=DEPLOYED if _is_served(first, second) else VERIFIED,
             optimize=optimize if isinstance(optimize, tuple) else (optimize, optimize),
         )
         check = Check(pair)
@@ -359,11 +360,15 @@ def _called(model: object) -> str:
 def _watched(first: Subject, second: Subject) -> list[Watched]:
     """The residual connections that both models show; where the second is deployed, folding says at which scales."""
     sites = site_values(first.model, second.model)
-    deployed = [is_deployed(subject.model) for subject in (first, second)]
-    if deployed == [False, True]:
+    if _is_served(first, second):
         folded = _refolded(with_nodes_put_back(copy_of(first.model)), second.model, first.path.parent)
         return [item for item in with_scales(sites, folded, first.model, second.model) if item.is_site]
-    return sites if deployed[0] == deployed[1] else []
+    return sites if is_deployed(first.model) == is_deployed(second.model) else []
+
+
+def _is_served(first: Subject, second: Subject) -> bool:
+    """Whether the second is what the first may have been deployed to."""
+    return is_deployed(second.model) and not is_deployed(first.model)
 
 
 def _refolded(trained: ModelProto, served: ModelProto, folder: Path) -> FoldReport:

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from models import token_net
 from onnx import numpy_helper
 
 import laurel_graph as lg
@@ -189,8 +190,20 @@ def test_the_page_on_verification_names_the_tolerances_that_hold():
 
     text = (Path(__file__).parents[3] / "docs" / "verification.md").read_text()
     assert DEPLOYED["float32"] == DEPLOYED["float64"] and VERIFIED["float32"] == VERIFIED["float64"]
-    said = f"for `deploy` {DEPLOYED['float32']:.0e}, for `verify` {VERIFIED['float32']:.0e}".replace("e-05", "e-5")
-    assert said in text
+    said = f"a trained and a deployed file {DEPLOYED['float32']:.0e}, between others {VERIFIED['float32']:.0e}"
+    assert said.replace("e-05", "e-5") in text
+
+
+def test_verify_allows_a_deployed_file_what_deploy_allowed_it(tmp_path):
+    base = tmp_path / "base.onnx"
+    onnx.save(token_net(), base)
+    lg.transform(base, "rw+lr", output=tmp_path / "trained.onnx")
+    draw_tensors(tmp_path / "trained.onnx")
+    allowed = lg.deploy(tmp_path / "trained.onnx", tmp_path / "served.onnx").allowed
+    later = lg.verify(tmp_path / "trained.onnx", tmp_path / "served.onnx")
+    assert {item.output: item.tolerance for item in later.outputs} == allowed
+    others = lg.verify(tmp_path / "trained.onnx", tmp_path / "trained.onnx")
+    assert all(item.tolerance < allowed[item.output] for item in others.outputs)
 
 
 def test_noise_is_measured_more_often_before_a_large_model_is_refused(tmp_path, monkeypatch):
