@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from laurel_graph.passes.deploy.deploy import deploy_file as deploy
     from laurel_graph.passes.detect.explain import explain
-    from laurel_graph.passes.forms import inline, outline
     from laurel_graph.passes.live.adapters import (
         load_adapter,
         print_trainable_parameters,
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from laurel_graph.passes.live.merge import merge
     from laurel_graph.passes.pipeline import inspect, remove, transform
     from laurel_graph.passes.rewrite.export import export_onnx
+    from laurel_graph.passes.rewrite.forms import inline, outline
     from laurel_graph.passes.verify import verify
     from laurel_graph.tools.functions import bench, doctor, finetune, report, sweep
 
@@ -74,8 +74,8 @@ _HOMES = {
     "deploy": "passes.deploy.deploy:deploy_file",
     "explain": "passes.detect.explain",
     "export_onnx": "passes.rewrite.export",
-    "inline": "passes.forms",
-    "outline": "passes.forms",
+    "inline": "passes.rewrite.forms",
+    "outline": "passes.rewrite.forms",
     "inspect": "passes.pipeline",
     "remove": "passes.pipeline",
     "transform": "passes.pipeline",

@@ -29,7 +29,6 @@ from .choose import FusedSite
 from .costs import CostModel
 from .report import DeployReport
 from .retries import less_and_less
-from .untrained import NOTE, is_untrained
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -77,8 +76,8 @@ def _report(result: PassResult, portable: bool, target: str) -> DeployReport:
     graph = result.graph.graph
     nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.node)
     compared = result.steps[-1].report.detail if result.steps[-1].ran.last else None
-    notes = compared.notes if compared is not None else ()
-    return DeployReport(folded, forms.sites, portable, target, dict(sorted(nodes.items())), compared, notes=notes)
+    made = (folded, forms.sites, portable, target, dict(sorted(nodes.items())), compared)
+    return DeployReport(*made, notes=result.report.notes)
 
 
 def check_trained(model: onnx.ModelProto) -> None:
@@ -218,8 +217,7 @@ def deploy_file(
             pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, rescale=rescale)
             return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,))
 
-        result, notes = less_and_less(attempt, trained)
-        return result, (*notes, *_told_of(Path(trained), result.graph))
+        return less_and_less(attempt, trained)
 
     if isinstance(path, (str, Path)):
         if output is None:
@@ -238,22 +236,6 @@ def deploy_file(
     from laurel_graph.passes.graphsurgeon import is_graph, to_graph
 
     return replace(report, model=to_graph(result.graph) if is_graph(path) else result.graph)
-
-
-_OURS_NOW = (
-    "the trained file is in plain form, and this one holds operators of ai.laurel, which runtimes without functions do "
-    "not run: deploy with portable (--portable) for those."
-)
-
-
-def _told_of(trained: Path, made: onnx.ModelProto) -> tuple[str, ...]:
-    """Returns what is to be known of a trained file, and of what was made of it."""
-    from laurel_graph import onnx_file
-    from laurel_graph.opset.plain import is_plain
-
-    read = onnx_file.read(trained)
-    changes_form = is_plain(read) and any(laurel_nodes(graph) for graph in graphs_of(made.graph))
-    return (NOTE,) * is_untrained(read, trained.parent) + (_OURS_NOW,) * changes_form
 
 
 def _with_notes(report: DeployReport, notes: Sequence[str]) -> DeployReport:

@@ -17,18 +17,18 @@ NOTE = (
 )
 
 
-def is_untrained(model: ModelProto, folder: Path) -> bool:
+def is_untrained(model: ModelProto, folder: Path | None) -> bool:
     """Returns whether every site of a transformed model adds nothing of its own to x + f(x), on random numbers.
 
     Args:
         model: the transformed model.
-        folder: where its external weights lie.
+        folder: where its external weights lie; ``None`` where they all lie in it.
     """
     rng = np.random.default_rng(0)
     specs = read_specs(model)
     for spec in specs.values():
         tensors = {
-            name: np.asarray(tensor_array(model, tensor_name(spec.site, name), folder), np.float64)
+            name: np.asarray(tensor_array(model, tensor_name(spec.site, name), folder or Path()), np.float64)
             for name in spec.tensor_shapes()
         }
         x, f, *previous = rng.standard_normal((2 + spec.previous, 1, spec.width))

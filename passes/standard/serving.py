@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from laurel_graph.errors import RewriteError
+from laurel_graph.onnx_model.walk import graphs_of
+from laurel_graph.opset.plain import is_plain
+from laurel_graph.opset.schema import laurel_nodes
 from laurel_graph.passes.base import NO_FACTS, Facts, Graph, Pass, PassResult, Report, SiteChange, option
 from laurel_graph.passes.deploy.choose import absorb_all, fuse
 from laurel_graph.passes.deploy.costs import CostModel, default_costs
@@ -17,6 +20,7 @@ from laurel_graph.passes.deploy.deploy import (
     mark,
     scales_left,
 )
+from laurel_graph.passes.deploy.untrained import NOTE, is_untrained
 from laurel_graph.passes.facts import Forms, Source, ValueTypes
 from laurel_graph.passes.fold.fold import RESCALE, FoldReport, fold
 from laurel_graph.passes.invariants import KEPT, NOTHING
@@ -45,6 +49,7 @@ class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
         """
         check_trained(graph)
         close_inputs(graph)
+        notes = (NOTE,) if is_untrained(graph, _folder(facts)) else ()
         keep_needed_functions(graph, portable=False)  # shapes pass an operator through its body
         known = facts.get(ValueTypes) or ValueTypes.of(graph)
         done = fold(graph, _folder(facts), known.types, self.rescale)
@@ -58,7 +63,7 @@ class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
             "rescaled": len(done.rescaled),
             "multiplied": len(done.multiplied),
         }
-        report = Report(counters, sites, detail=done)
+        report = Report(counters, sites, notes, done)
         return PassResult(graph, True, report, Facts(done, replace(known, types=done.types)))
 
 
@@ -111,6 +116,12 @@ def _changes(sites: tuple[FusedSite, ...]) -> tuple[SiteChange, ...]:
     )
 
 
+_OURS_NOW = (
+    "the trained file is in plain form, and this one holds operators of ai.laurel, which runtimes without functions do "
+    "not run: deploy with portable (--portable) for those."
+)
+
+
 @dataclass(frozen=True)
 class Mark(Pass, name="mark", requires=NOTHING, ensures=KEPT):
     """Says in the file that it is deployed, and takes out what only a model that trains on needs."""
@@ -124,6 +135,7 @@ class Mark(Pass, name="mark", requires=NOTHING, ensures=KEPT):
 
     def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
         """Changes the metadata, in place."""
+        changes_form = is_plain(graph) and any(laurel_nodes(part) for part in graphs_of(graph.graph))
         folded = facts.get(FoldReport)
         mark(graph, self.portable, self.target, folded.rescale if folded is not None else "all")
-        return PassResult(graph, True)
+        return PassResult(graph, True, Report(notes=(_OURS_NOW,) if changes_form else ()))

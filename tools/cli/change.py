@@ -166,7 +166,7 @@ def remove(model: OnnxModel, output: Output, json: Json = False) -> None:
 
 def inline(model: OnnxModel, output: Output, json: Json = False) -> None:
     """Put plain ai.onnx nodes in the place of the LAuReL ones of MODEL, for runtimes that know no functions."""
-    from laurel_graph.passes.forms import inline as run
+    from laurel_graph.passes.rewrite.forms import inline as run
 
     with progress(f"inlining {model}"):
         run(model, output)
@@ -175,7 +175,7 @@ def inline(model: OnnxModel, output: Output, json: Json = False) -> None:
 
 def outline(model: OnnxModel, output: Output, json: Json = False) -> None:
     """Put the LAuReL nodes of a MODEL back that is in plain form."""
-    from laurel_graph.passes.forms import outline as run
+    from laurel_graph.passes.rewrite.forms import outline as run
 
     with progress(f"outlining {model}"):
         run(model, output)

@@ -303,7 +303,7 @@ def test_finetune_refuses_when_the_output_is_the_input_or_the_model_is_plain(opt
         ({"x": np.zeros((4, 7)), "label": np.zeros(4, int)}, r"'x' has shape \(N, 7\), but the model takes \(N, 6\)"),
         ({"x": np.zeros((4, 6, 1)), "label": np.zeros(4, int)}, r"'x' has shape \(N, 6, 1\)"),
         ({"x": np.zeros((4, 6)), "label": np.zeros(5, int)}, "differ in their number of samples: x 4, label 5"),
-        ({"x": np.zeros((4, 6)), "label": np.array(list("abcd"))}, "name the target's array"),
+        ({"x": np.zeros((4, 6)), "label": np.array(list("abcd"))}, "expected the target beside the inputs"),
         ({"x": np.zeros((4, 6)), "label": np.full(4, 3)}, "class numbers from 3 to 3, but the output has 3 classes"),
         ({"x": np.zeros((4, 6)), "label": np.zeros(4)}, "needs integer class numbers as target, found torch.float64"),
         ({"x": np.zeros((0, 6)), "label": np.zeros(0, int)}, "no samples"),

@@ -18,8 +18,8 @@ from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import LaurelError, NoResidualError
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.opset.schema import DOMAIN, read_specs
-from laurel_graph.passes.forms import inline, outline
 from laurel_graph.passes.pipeline import remove, transform
+from laurel_graph.passes.rewrite.forms import inline, outline
 
 from .generate import Case
 from .trained import train

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from laurel_graph.model_folder import rewritten, writes_folder
-
-from .base import Pipeline
-from .pipeline import run_on_onnx
+from laurel_graph.passes.base import Pipeline
+from laurel_graph.passes.pipeline import run_on_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +32,7 @@ def inline(model: str | Path | onnx.ModelProto | gs.Graph, output: str | Path | 
         ModelError: there is no node of ``ai.laurel`` in the model, or it cannot be read.
         OutputError: *output* cannot be written, or is the input.
     """
-    from .standard.changing import Inline
+    from laurel_graph.passes.standard.changing import Inline
 
     return _run(Inline(), model, output, portable=True)
 
@@ -52,7 +51,7 @@ def outline(model: str | Path | onnx.ModelProto | gs.Graph, output: str | Path |
         ModelError: nothing of the model is written out, or what stands at a site is not what was written there.
         OutputError: *output* cannot be written, or is the input.
     """
-    from .standard.changing import Outline
+    from laurel_graph.passes.standard.changing import Outline
 
     return _run(Outline(), model, output, portable=False)
 

@@ -17,7 +17,7 @@ from laurel_graph.errors import ModelError
 from laurel_graph.onnx_model.tensors import set_tensors
 from laurel_graph.opset import plain
 from laurel_graph.opset.schema import DOMAIN, METADATA_PLAIN, METADATA_UNDO
-from laurel_graph.passes.forms import inline, outline
+from laurel_graph.passes.rewrite.forms import inline, outline
 
 VARIANTS = ("rw", "lr", "rw+lr", "rw+lr+pa")
 NETS = {"tokens": token_net, "image": image_net}
