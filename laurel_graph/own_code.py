@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 ROOMS = ("laurel_graph", "laurel_graph.passes", "laurel_graph.tools")
 
@@ -15,4 +16,4 @@ def is_ours(filename: str) -> bool:
     in which the user's files may be, too.
     """
     files = [sys.modules[name].__file__ for name in ROOMS if name in sys.modules]
-    return filename.startswith(tuple(os.path.dirname(file) + os.sep for file in files if file))
+    return filename.startswith(tuple(f"{Path(file).parent}{os.sep}" for file in files if file))
