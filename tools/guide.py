@@ -15,7 +15,8 @@ from onnx import ModelProto
 from laurel_graph import onnx_file
 from laurel_graph.errors import ConfigError, DataError, ModelError, near
 from laurel_graph.model_folder import folder_files, graph_path, is_folder
-from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata, read_specs
+from laurel_graph.opset.recover import is_deployed
+from laurel_graph.opset.schema import read_specs
 from laurel_graph.outputs import check_outputs, write
 from laurel_graph.outputs.models import model_files
 from laurel_graph.passes.deploy.untrained import is_untrained
@@ -92,7 +93,7 @@ def guide(model: str | Path) -> Guide:
 
 
 def _state(proto: ModelProto, folder: Path) -> str:
-    if read_metadata(proto, METADATA_DEPLOYED) is not None:
+    if is_deployed(proto):
         return "deployed"
     if not read_specs(proto):
         return "plain"

@@ -16,7 +16,8 @@ from laurel_graph.foreign_names import printable
 from laurel_graph.model_folder import folder_files, graph_path
 from laurel_graph.onnx_model import tensors as onnx_tensors
 from laurel_graph.opset.parameters import count_parameters
-from laurel_graph.opset.schema import METADATA_DEPLOYED, read_metadata, read_specs, tensor_name
+from laurel_graph.opset.recover import is_deployed
+from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, write
 from laurel_graph.outputs.kinds import TEXT
 from laurel_graph.outputs.models import model_files
@@ -102,13 +103,12 @@ def write_report(
     rows, curves = [site_row(spec, held) for spec, held in tensors.items()], learned(tensors)
     compared = _compared(model, served)
     measured = _measured(served or model, against)
-    deployed = read_metadata(proto, METADATA_DEPLOYED) is not None
     colours = {variant: f"c{i % _COLOURS}" for i, variant in enumerate(dict.fromkeys(row.variant for row in rows))}
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_cell)
     environment.filters["relative"] = relative
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         model=Path(model).name,
-        state="deployed" if deployed else "transformed" if rows else "not transformed",
+        state="deployed" if is_deployed(proto) else "transformed" if rows else "not transformed",
         version=laurel_graph.__version__,
         nodes=found.nodes,
         answers=[
