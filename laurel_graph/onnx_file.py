@@ -93,8 +93,6 @@ def put_back(model: ModelProto, name: str) -> None:
     """
     from .opset import plain
 
-    if not plain.is_plain(model):
-        return
     try:
         plain.put_back(model)
     except ModelError as error:

@@ -8,7 +8,9 @@ from models import run_onnx
 from onnx import helper, numpy_helper
 from tolerance import relative_difference
 
+from laurel_graph.errors import VerificationError
 from laurel_graph.opset.functions import attach, detach
+from laurel_graph.passes.standard.comparing import Verify
 
 DEPLOY_TOLERANCE = 2e-5
 
@@ -91,6 +93,20 @@ def largest_difference(before, after, optimize=False):
     feeds = feeds_of(before)
     pairs = zip(run_onnx(after, feeds, optimize), run_onnx(before, feeds), strict=True)
     return max(relative_difference(a, b) for a, b in pairs)
+
+
+def refusing(patch, times):
+    """Makes the verification of deployments refuse the first *times*; returns the list of what it was given."""
+    honest, given = Verify.run, []
+
+    def strict(self, graph, facts):
+        given.append(graph)
+        if len(given) <= times:
+            raise VerificationError("an integer has moved")
+        return honest(self, graph, facts)
+
+    patch.setattr(Verify, "run", strict)
+    return given
 
 
 def operators(model):

@@ -120,9 +120,9 @@ def image_net(opset=13, layers=3, width=8):
     return onnx_text(text, weights, opset)
 
 
-def mlp(blocks=3, width=16, batch="n"):
+def mlp(blocks=3, width=16, batch="n", seed=0):
     """A stack of residual MLP blocks x + relu(x W1) W2."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     nodes, tensors, x = [], [], "x"
     for i in range(blocks):
         for j in (1, 2):

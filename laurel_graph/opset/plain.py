@@ -139,7 +139,7 @@ def with_nodes_put_back(model: ModelProto) -> ModelProto:
     Raises:
         ModelError: see :func:`put_back`.
     """
-    if not is_plain(model) or not records_of(model):
+    if not records_of(model):
         return model
     copy = copy_of(model)
     put_back(copy)
@@ -149,7 +149,7 @@ def with_nodes_put_back(model: ModelProto) -> ModelProto:
 def shown_nodes(model: ModelProto) -> list[NodeProto]:
     """Returns the nodes of ``ai.laurel`` of the main graph, and those that are written out in it."""
     made = {name for node in model.graph.node for name in node.output}
-    written = [node for node, _ in records_of(model) if node.output[0] in made] if is_plain(model) else []
+    written = [node for node, _ in records_of(model) if node.output[0] in made]
     return [*laurel_nodes(model.graph), *written]
 
 
@@ -188,8 +188,7 @@ def _body_of(node: NodeProto, opset: int, dtype: str, taken: set[str]) -> list[N
     ours = LaurelNode.of(node)
     assert ours is not None
     body = function(ours.operator, opset, dtype, len(node.output))
-    first = next(name for name in node.output if name)
-    prefix = f"{first}/laurel"
+    prefix = f"{node.output[0]}/laurel"
     while any(name.startswith(f"{prefix}/") for name in taken):
         prefix += "_"
     names = {**dict(zip(body.input, node.input, strict=True)), **dict(zip(body.output, node.output, strict=True))}
@@ -230,7 +229,7 @@ def _standing(
     Raises:
         ModelError: something else stands there, or something else reads what is inside.
     """
-    outside = {name for name in (*node.input, *node.output) if name}
+    outside = {*node.input, *node.output}
     for graph, makers in graphs:
         if not all(name in makers for name in made):
             continue

@@ -40,16 +40,16 @@ def less_and_less(attempt: Callable[[str], PassResult], trained: str | Path) -> 
     Raises:
         VerificationError: the first refusal, where the file quantises nothing as it comes; else the last.
     """
-    reasons: tuple[str, ...] = ()
+    refusal = ""
     for rescale, note in _NOTES.items():
         try:
             result = attempt(rescale)
         except VerificationError as error:
             if rescale == "nothing" or not _quantises_as_it_comes(trained):
                 raise
-            reasons += (str(error).partition("\n")[0],)
+            refusal = str(error).partition("\n")[0]
         else:
-            return result, (note.format(reason=reasons[-1]),) if reasons else ()
+            return result, (note.format(reason=refusal),) if note else ()
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-
-RNG = np.random.default_rng(0)
+from models import mlp
+from onnx import TensorProto, helper
 
 
 def laurel(*args, cwd=None):
@@ -18,26 +17,6 @@ def laurel(*args, cwd=None):
     command = [sys.executable, "-c", "from laurel_graph.tools.cli import main; main()", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
     return done.returncode, done.stdout, done.stderr
-
-
-def mlp(blocks: int, width: int = 16) -> onnx.ModelProto:
-    """A stack of residual MLP blocks x + relu(x W1) W2."""
-    nodes, tensors, x = [], [], "x"
-    for i in range(blocks):
-        for j in (1, 2):
-            array = RNG.standard_normal((width, width)).astype(np.float32) / 4
-            tensors.append(numpy_helper.from_array(array, f"w{i}{j}"))
-        nodes += [
-            helper.make_node("MatMul", [x, f"w{i}1"], [f"h{i}"], name=f"/block.{i}/up/MatMul"),
-            helper.make_node("Relu", [f"h{i}"], [f"r{i}"], name=f"/block.{i}/Relu"),
-            helper.make_node("MatMul", [f"r{i}", f"w{i}2"], [f"f{i}"], name=f"/block.{i}/down/MatMul"),
-            helper.make_node("Add", [x, f"f{i}"], [f"y{i}"], name=f"/block.{i}/Add"),
-        ]
-        x = f"y{i}"
-    nodes.append(helper.make_node("Identity", [x], ["y"]))
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width]) for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "mlp", values[:1], values[1:], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +36,7 @@ def transformed(model):
 def test_apply_refuses_the_adapter_of_another_base_unless_told_not_to_check(transformed, tmp_path):
     import laurel_graph as lg
 
-    onnx.save(mlp(3), tmp_path / "other.onnx")
+    onnx.save(mlp(3, seed=1), tmp_path / "other.onnx")
     config = lg.LaurelConfig(variant="rw+lr+pa", rank=4)
     lg.transform(tmp_path / "other.onnx", config, output=tmp_path / "other.laurel.onnx")
     adapter = lg.save_adapter(tmp_path / "other.laurel.onnx", tmp_path / "a.safetensors")
@@ -121,7 +100,7 @@ def test_verify_is_equal_when_nothing_was_trained(model, transformed):
 
 
 def test_verify_answers_no_when_outputs_differ(model, tmp_path):
-    other = mlp(3)
+    other = mlp(3, seed=1)
     onnx.save(other, tmp_path / "other.onnx")
     code, out, _ = laurel("verify", model, tmp_path / "other.onnx")
     assert code == 1 and "no" in out
