@@ -95,7 +95,9 @@ def read_undo(model: ModelProto) -> dict[str, Any] | None:
         return None
     if not isinstance(undo, dict):
         raise damaged(METADATA_UNDO, "expected one JSON object")
-    version = undo.get("ir_version")
+    if "ir_version" not in undo:
+        raise damaged(METADATA_UNDO, "it does not say which IR version the model had")
+    version = undo["ir_version"]
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or not 0 <= version < 100):
         raise damaged(METADATA_UNDO, f"its ir_version is {version!r}")
     if not isinstance(undo.get("domain"), bool):

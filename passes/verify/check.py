@@ -24,6 +24,9 @@ from .probe import Sample
 from .segments import segments
 from .served import served
 
+_CLEAR = 3.0
+"""A difference of so many times what is allowed is refused at once: noise that is measured again hardly doubles."""
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -48,10 +51,9 @@ class Findings:
     refused: Mapping[str, str]
 
     @property
-    def equal(self) -> bool:
-        """Whether every verdict is."""
-        verdicts = (*self.outputs.values(), *self.algebra.values(), *self.values.values())
-        return all(verdict.equal for verdict in verdicts)
+    def excess(self) -> float:
+        """The largest difference over what is allowed there: above 1 where the models are not equal."""
+        return max(map(_excess, (*self.outputs.values(), *self.algebra.values(), *self.values.values())), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,13 @@ class Check:
 
     def _run(self, choose: Callable[..., Exercise]) -> Findings:
         found = self._once(choose)
-        if found.equal or not self.pair.hurried:
-            return found
-        self.pair.patient = True  # numbers that are large at few places alone have more noise than one draw shows
-        return self._once(choose)
+        if found.excess > 1 and self.pair.hurried:
+            self.pair.patience = 1  # numbers that are large at few places alone have more noise than one draw shows
+            found = self._once(choose)
+        if 1 < found.excess < _CLEAR and not self.pair.exact:
+            self.pair.patience = 2
+            found = self._once(choose)
+        return found
 
     def _once(self, choose: Callable[..., Exercise]) -> Findings:
         pair = self.pair
@@ -104,7 +109,8 @@ class Check:
 
 
 def _worse(a: Verdict, b: Verdict) -> Verdict:
-    def excess(verdict: Verdict) -> float:
-        return verdict.max_rel / verdict.allowed if verdict.allowed else float("inf") if verdict.max_rel else 0.0
+    return replace(max(a, b, key=_excess), idle=a.idle and b.idle)
 
-    return replace(max(a, b, key=excess), idle=a.idle and b.idle)
+
+def _excess(verdict: Verdict) -> float:
+    return verdict.max_rel / verdict.allowed if verdict.allowed else float("inf") if verdict.max_rel else 0.0

@@ -31,6 +31,13 @@ What is computed in 16 bits is moved by half a unit: those types round every res
 _DRAWS = 4
 """How often that is done for each sample; less often where so many numbers are compared that each channel has many."""
 
+_LAST_DRAWS = 16
+"""How often before a model is refused that is barely too far apart.
+
+Where one number moves all that follow it (a sum that cancels, the one large feature of a language model), each draw
+moves every channel by as much or as little together: the largest of four draws is half of what it is of many by chance.
+"""
+
 _MANY = 1 << 21
 """Numbers on one sample from which on fewer draws are enough: one of a float32 model, two of one that rounds."""
 
@@ -99,7 +106,7 @@ class Pair:
         half: the 16-bit type that one of them computes in, or "".
         wide: copies in float32 are compared in place of 16-bit models.
         hurried: the noise was measured less often somewhere, because so many numbers are compared.
-        patient: it is never to be.
+        patience: 1: it is never to be; 2: it is to be measured as often as before a refusal.
     """
 
     def __init__(
@@ -116,7 +123,7 @@ class Pair:
         self.given, self.usual, self.exact, self.optimize = tolerance, usual, tolerance is not None, optimize
         self.rounds = rounds_activations(first.model) or rounds_activations(second.model)
         self.rng = np.random.default_rng(0)
-        self.hurried = self.patient = False
+        self.hurried, self.patience = False, 0
         self.outputs = self._matched_outputs()
         self.half = half_type(first.model) or half_type(second.model)
         self.wide = bool(self.half) and fits_float32(first.model) and fits_float32(second.model)
@@ -160,7 +167,9 @@ class Pair:
 
     def draws(self, result: Mapping[str, Array]) -> int:
         """How often the noise is measured on one sample."""
-        if self.patient or sum(array.size for array in result.values()) < _MANY:
+        if self.patience > 1:
+            return _LAST_DRAWS
+        if self.patience or sum(array.size for array in result.values()) < _MANY:
             return _DRAWS
         self.hurried = True
         return 2 if self.half or self.rounds else 1

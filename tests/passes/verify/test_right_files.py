@@ -74,3 +74,25 @@ def test_every_hidden_feature_is_seen_when_samples_have_few_places(shape):
     session = ort.InferenceSession(model.SerializeToString())
     found = drawn(model, lambda x: {"y": session.run(None, x)[0]}, ["y"], [], batches=(1, 3), seed=0, sizes=None)
     assert (np.concatenate([result["y"].reshape(-1, 512) for result in found.results]).max(axis=0) > 0).all()
+
+
+def cancelling(seed, moved):
+    """Two networks with one sum that cancels and moves every feature; the weights of the second differ by *moved*."""
+    rng = np.random.default_rng(seed)
+    first = rng.standard_normal((16, 1)).astype(np.float32)
+    second = (first + 2e-3 * rng.standard_normal((16, 1))).astype(np.float32)
+    back = (1e2 * rng.standard_normal((1, 16))).astype(np.float32)
+    other = (first * (1 + rng.uniform(-1, 1, first.shape) * moved)).astype(np.float32)
+    models = []
+    for weight in (first, other):
+        net = Network()
+        small = net.op("Sub", net.op("MatMul", "x", net.const(weight)), net.op("MatMul", "x", net.const(second)))
+        net.op("Add", "x", net.op("MatMul", small, net.const(back)), out="y")
+        models.append(net.model([("x", FLOAT, (1, 16))], "y"))
+    return models
+
+
+@pytest.mark.parametrize("seed", [4, 27, 41, 74])
+def test_noise_is_measured_again_before_a_model_is_refused_that_is_barely_too_far_apart(seed):
+    assert lg.verify(*cancelling(seed, 1.2e-6)).equal
+    assert not lg.verify(*cancelling(seed, 1e-4)).equal
