@@ -160,6 +160,8 @@ def _moved(right: Sequence[dict[str, np.ndarray]], wrong: Sequence[dict[str, np.
 
 def main(names: Sequence[str]) -> int:
     """Prints a line per network and variant; the exit code tells whether all was caught."""
+    if unknown := sorted(set(names) - set(networks())):
+        sys.exit(f"there is no network {unknown[0]!r}: expected some of {', '.join(networks())}, or none for all.")
     missed, total, seen = [], 0, 0
     for name in names or networks():
         for variant in VARIANTS:
