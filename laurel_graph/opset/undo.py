@@ -162,11 +162,12 @@ _SMALL = 1 << 16
 
 
 def _content(item: Any) -> Iterator[bytes]:
-    """Yields the bytes of an item; a weight's own numbers as they lie there, without a copy."""
+    """Yields the bytes of an item; a weight's own numbers as they lie there."""
     if isinstance(item, TensorProto) and (item.data_location == TensorProto.EXTERNAL or item.HasField("raw_data")):
         yield TensorProto(name=item.name, data_type=item.data_type, dims=item.dims).SerializeToString()
-        yield len(item.raw_data).to_bytes(8, "little")
-        yield item.raw_data
+        numbers = item.raw_data  # protobuf copies them each time that it is asked
+        yield len(numbers).to_bytes(8, "little")
+        yield numbers
     elif hasattr(item, "SerializeToString"):
         yield item.SerializeToString(deterministic=True)
     else:
