@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from . import algebra
 from .compare import Verdict
 from .drawing import Exercise, drawn, given
-from .pair import Pair, Watched
+from .pair import DRAWS, LAST_DRAWS, Pair, Watched
 from .probe import Sample
 from .segments import segments
 from .served import served
@@ -53,7 +53,8 @@ class Findings:
     @property
     def excess(self) -> float:
         """The largest difference over what is allowed there: above 1 where the models are not equal."""
-        return max(map(_excess, (*self.outputs.values(), *self.algebra.values(), *self.values.values())), default=0.0)
+        verdicts = (*self.outputs.values(), *self.algebra.values(), *self.values.values())
+        return max((verdict.excess for verdict in verdicts), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,11 @@ class Check:
     def _run(self, choose: Callable[..., Exercise]) -> Findings:
         found = self._once(choose)
         if found.excess > 1 and self.pair.hurried:
-            self.pair.patience = 1  # numbers that are large at few places alone have more noise than one draw shows
+            # numbers that are large at few places alone have more noise than one draw shows
+            self.pair.least_draws = DRAWS
             found = self._once(choose)
         if 1 < found.excess < _CLEAR and not self.pair.exact:
-            self.pair.patience = 2
+            self.pair.least_draws = LAST_DRAWS
             found = self._once(choose)
         return found
 
@@ -109,8 +111,4 @@ class Check:
 
 
 def _worse(a: Verdict, b: Verdict) -> Verdict:
-    return replace(max(a, b, key=_excess), idle=a.idle and b.idle)
-
-
-def _excess(verdict: Verdict) -> float:
-    return verdict.max_rel / verdict.allowed if verdict.allowed else float("inf") if verdict.max_rel else 0.0
+    return replace(max(a, b, key=lambda verdict: verdict.excess), idle=a.idle and b.idle)

@@ -120,6 +120,11 @@ class Verdict:
         """Whether the difference is within what is allowed."""
         return self.max_rel <= self.allowed
 
+    @property
+    def excess(self) -> float:
+        """The difference over what is allowed: above 1 where it is not equal."""
+        return _excess((self.max_rel, self.allowed, self.noise))
+
 
 @dataclass
 class _Grouping:

@@ -28,10 +28,10 @@ NUDGE = 2.0
 What is computed in 16 bits is moved by half a unit: those types round every result by as much.
 """
 
-_DRAWS = 4
+DRAWS = 4
 """How often that is done for each sample; less often where so many numbers are compared that each channel has many."""
 
-_LAST_DRAWS = 16
+LAST_DRAWS = 16
 """How often before a model is refused that is barely too far apart.
 
 Where one number moves all that follow it (a sum that cancels, the one large feature of a language model), each draw
@@ -106,7 +106,7 @@ class Pair:
         half: the 16-bit type that one of them computes in, or "".
         wide: copies in float32 are compared in place of 16-bit models.
         hurried: the noise was measured less often somewhere, because so many numbers are compared.
-        patience: 1: it is never to be; 2: it is to be measured as often as before a refusal.
+        least_draws: how often it is to be measured at least, however many numbers are compared.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Pair:
         self.given, self.usual, self.exact, self.optimize = tolerance, usual, tolerance is not None, optimize
         self.rounds = rounds_activations(first.model) or rounds_activations(second.model)
         self.rng = np.random.default_rng(0)
-        self.hurried, self.patience = False, 0
+        self.hurried, self.least_draws = False, 0
         self.outputs = self._matched_outputs()
         self.half = half_type(first.model) or half_type(second.model)
         self.wide = bool(self.half) and fits_float32(first.model) and fits_float32(second.model)
@@ -167,12 +167,10 @@ class Pair:
 
     def draws(self, result: Mapping[str, Array]) -> int:
         """How often the noise is measured on one sample."""
-        if self.patience > 1:
-            return _LAST_DRAWS
-        if self.patience or sum(array.size for array in result.values()) < _MANY:
-            return _DRAWS
-        self.hurried = True
-        return 2 if self.half or self.rounds else 1
+        many = sum(array.size for array in result.values()) >= _MANY
+        few = DRAWS if not many else 2 if self.half or self.rounds else 1
+        self.hurried = self.hurried or few < DRAWS
+        return max(few, self.least_draws)
 
     def nudged(self, feeds: Sample, ulps: float = NUDGE, *, whole: bool = False) -> dict[str, Array]:
         """Moves what is fed. A *whole* 16-bit model adds up, site after site, that its weights are rounded."""
