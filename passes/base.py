@@ -268,10 +268,10 @@ class FunctionPass(Pass, name="function", requires=("unique-names", "order"), en
         return PassResult(after, after is graph or after != graph)
 
     def _on_graph(self, model: Graph, facts: Facts) -> Graph:
-        from .facts import Source
+        from .facts import weights_folder
         from .graphsurgeon.convert import to_graph, to_model
 
-        folder = (facts.get(Source) or Source()).folder or ""
+        folder = weights_folder(facts) or ""
         surgeon = to_graph(model, folder)
         made = self.function(surgeon)
         if made is not None and not is_graph(made):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from laurel_graph.graph_view import Shape
 
+    from .base import Facts
     from .deploy.choose import FusedSite
 
 
@@ -32,6 +33,11 @@ class Source:
     path: Path | None = None
     folder: Path | None = None
     name: str = ""
+
+
+def weights_folder(facts: Facts) -> Path | None:
+    """Returns the folder of the weight files of the graph, ``None`` where it is not known."""
+    return (facts.get(Source) or Source()).folder
 
 
 @dataclass(frozen=True)

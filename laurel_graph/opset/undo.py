@@ -9,12 +9,16 @@ import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
+from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto
 
 from ..config import SiteSpec
+from ..onnx_model.tensors import inlined
+from ..onnx_model.walk import copy_of, tensors_of
 from .schema import (
     METADATA_CONFIG,
     METADATA_FORMAT,
@@ -84,8 +88,9 @@ def read_undo(model: ModelProto) -> dict[str, Any] | None:
 
     Its keys: ``ir_version`` (a number or ``None``), ``domain`` (whether the import of ours came with it), ``metadata``
     (pairs of texts), ``nodes`` (each ``new``, the values of what stands there now, and ``old``, the node that stood
-    there, in base64), ``tensors`` and ``inputs`` (names of ours), and ``digests`` (what :func:`digests_of` gave for the
-    model as it was; not in files of older versions and in rebuilt records).
+    there, in base64), ``tensors`` and ``inputs`` (names of ours), ``digests`` (what :func:`digests_of` gave for the
+    model as it was; not in files of older versions and in rebuilt records), and ``files`` (whether the numbers in its
+    weight files are in them; missing in files of older versions, where they are not).
 
     Raises:
         ModelError: the record is damaged.
@@ -108,6 +113,8 @@ def read_undo(model: ModelProto) -> dict[str, Any] | None:
     digests = undo.get("digests", {})
     if not isinstance(digests, dict) or not _are_texts(list(digests.values())):
         raise damaged(METADATA_UNDO, "its digests are no texts by name")
+    if not isinstance(undo.get("files", False), bool):
+        raise damaged(METADATA_UNDO, "its files is neither true nor false")
     pairs = undo.get("metadata")
     if not isinstance(pairs, list) or not all(_are_texts(pair) and len(pair) == 2 for pair in pairs):
         raise damaged(METADATA_UNDO, "its metadata are no pairs of texts")
@@ -137,15 +144,25 @@ def old_node(record: dict[str, Any]) -> NodeProto:
 _PARTS = {"node": "nodes", "initializer": "weights", "sparse_initializer": "weights"}
 _PARTS |= {"input": "inputs and outputs", "output": "inputs and outputs", "functions": "functions"}
 _PARTS |= {"ir_version": "versions", "opset_import": "versions"}
+HOLD_TENSORS: Final = ("nodes", "weights", "functions")
+"""Parts that hold tensors, which may lie in weight files."""
 _NOTES = "notes"
 """What everything else is called: metadata, names, doc strings, stated shapes."""
 
 
-def digests_of(model: ModelProto) -> dict[str, str]:
+def digests_of(model: ModelProto, folder: str | Path | None = None) -> dict[str, str]:
     """Returns part of the model to a digest of it: nodes, weights, inputs and outputs, functions, versions, notes.
 
-    Of a weight in another file, its name, type and shape count; where it lies does not.
+    Args:
+        model: the model.
+        folder: of its weight files. Whether a weight lies there or in the model then makes no difference. Without it,
+            only name, type and shape of the weights that lie there count.
+
+    Raises:
+        ModelError: a weight file cannot be read.
     """
+    if folder is not None:
+        model = _with_inner_tensors(model, folder)
     hashes = {part: sha256() for part in (*_PARTS.values(), _NOTES)}
     for holder in (model, model.graph):
         for descriptor, value in holder.ListFields():
@@ -153,7 +170,7 @@ def digests_of(model: ModelProto) -> dict[str, str]:
                 continue
             hashed = hashes[_PARTS.get(descriptor.name, _NOTES)]
             for item in value if descriptor.is_repeated else [value]:
-                for data in (descriptor.name.encode(), *_content(item)):
+                for data in (descriptor.name.encode(), *_content(item, folder)):
                     hashed.update(len(data).to_bytes(8, "little") + data if len(data) < _SMALL else data)
     return {part: hashed.hexdigest()[:32] for part, hashed in hashes.items()}
 
@@ -161,11 +178,25 @@ def digests_of(model: ModelProto) -> dict[str, str]:
 _SMALL = 1 << 16
 
 
-def _content(item: Any) -> Iterator[bytes]:
+def _with_inner_tensors(model: ModelProto, folder: str | Path) -> ModelProto:
+    """The model itself, or a copy that holds all tensors but the weights of its graph, if some lie in files."""
+    if all(tensor.data_location != TensorProto.EXTERNAL for tensor in _inner_tensors(model)):
+        return model
+    model = copy_of(model)
+    for tensor in _inner_tensors(model):
+        tensor.CopyFrom(inlined(tensor, folder))
+    return model
+
+
+def _inner_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    return islice(tensors_of(model), len(model.graph.initializer), None)
+
+
+def _content(item: Any, folder: str | Path | None) -> Iterator[bytes]:
     """Yields the bytes of an item; a weight's own numbers as they lie there."""
     if isinstance(item, TensorProto) and (item.data_location == TensorProto.EXTERNAL or item.HasField("raw_data")):
         yield TensorProto(name=item.name, data_type=item.data_type, dims=item.dims).SerializeToString()
-        numbers = item.raw_data  # protobuf copies them each time that it is asked
+        numbers = (item if folder is None else inlined(item, folder)).raw_data  # protobuf copies them for every call
         yield len(numbers).to_bytes(8, "little")
         yield numbers
     elif hasattr(item, "SerializeToString"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
@@ -21,6 +22,7 @@ from laurel_graph.errors import RewriteError
 from laurel_graph.formula import initial_parameters, resolve
 from laurel_graph.onnx_model.tensors import make_tensor
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
+from laurel_graph.onnx_model.weight_file import weight_locations
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.nodes import ELEMENT_TYPES
 from laurel_graph.opset.schema import DOMAIN, Operator, read_specs, tensor_name
@@ -61,7 +63,12 @@ class _Edits:
 
 
 def insert(
-    model: ModelProto, plans: Sequence[SitePlan], config: LaurelConfig, *, adapter_inputs: bool = False
+    model: ModelProto,
+    plans: Sequence[SitePlan],
+    config: LaurelConfig,
+    *,
+    adapter_inputs: bool = False,
+    folder: Path | None = None,
 ) -> InsertReport:
     """Replaces the joins of *plans* by LAuReL residuals that compute the same bits at the start, in place.
 
@@ -80,6 +87,7 @@ def insert(
         config: kept in the model's metadata.
         adapter_inputs: declare the LAuReL tensors as graph inputs with the initializers as defaults, so that a runtime
             can be given another adapter with every request.
+        folder: of the model's weight files; with it, what :func:`~.restore.remove` says later covers their numbers.
 
     Raises:
         RewriteError: a join is not there, is none that can be rewritten, or a name is taken. The model is unchanged.
@@ -91,7 +99,8 @@ def insert(
         return InsertReport((), (), 0)
     undo = read_undo(model) or {
         **new_undo(model, domain=all(entry.domain != DOMAIN for entry in model.opset_import)),
-        "digests": digests_of(model),
+        "digests": digests_of(model, folder),
+        "files": folder is not None or not weight_locations(model),
     }
     undo["nodes"] += _apply(edits.nodes)
     model.graph.initializer.extend(edits.tensors)

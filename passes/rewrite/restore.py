@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto
 
 from laurel_graph.errors import LaurelError, ModelError
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
+from laurel_graph.onnx_model.weight_file import weight_locations
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.plain import unmark
@@ -29,18 +31,19 @@ from laurel_graph.opset.schema import (
     read_metadata,
     read_specs,
 )
-from laurel_graph.opset.undo import digests_of, old_node, put_records, read_undo
+from laurel_graph.opset.undo import HOLD_TENSORS, digests_of, old_node, put_records, read_undo
 from laurel_graph.passes.read_onnx.fused_adds import take_apart
 
 from .onnx import key_of
 
 
-def remove(model: ModelProto, *, compare: bool = True) -> tuple[str, ...]:
+def remove(model: ModelProto, *, compare: bool = True, folder: Path | None = None) -> tuple[str, ...]:
     """Gives *model* back as it was before :func:`~.onnx.insert`, in place: every proto, metadata, opset, IR version.
 
     Args:
         model: the model.
         compare: look at all of it, weights included, to tell whether it is the original.
+        folder: of the model's weight files, for that.
 
     Returns:
         Sentences: what is not as it was, because the rest of the model was changed since.
@@ -79,7 +82,7 @@ def remove(model: ModelProto, *, compare: bool = True) -> tuple[str, ...]:
         model.ClearField("ir_version")
     else:
         model.ir_version = version
-    return _changes(model, undo.get("digests", {})) if compare else ()
+    return _changes(model, undo, folder) if compare else ()
 
 
 def _sites_of(metadata: Mapping[str, str]) -> set[str]:
@@ -167,21 +170,30 @@ def _check_rest(model: ModelProto, undo: Mapping[str, Any], put_in: set[str]) ->
         raise damaged(METADATA_UNDO, f"the tensor {tensors[0]!r} was put in, and it does not say so")
 
 
-def _changes(model: ModelProto, digests: Mapping[str, str]) -> tuple[str, ...]:
-    """Says what of a restored model is not what was transformed."""
+def _changes(model: ModelProto, undo: Mapping[str, Any], folder: Path | None) -> tuple[str, ...]:
+    """Says what of a restored model is not what was transformed, or was not compared."""
+    digests = undo.get("digests")
     if not digests:
         return (
             "the residual connections are out again; whether the rest is what was transformed cannot be told, because "
             "the record of an older version, or one that was rebuilt, does not say what that was.",
         )
-    found = digests_of(model)
-    changed = [part for part in found if found[part] != digests.get(part)]
-    if not changed:
-        return ()
-    return (
-        "what comes back is not the original to the bit: the model was changed after laurel transform "
-        f"({', '.join(changed)}); the residual connections are out again, everything else is as it is now.",
-    )
+    covered = bool(undo.get("files"))
+    blind = bool(weight_locations(model)) and (not covered or folder is None)
+    unknown = HOLD_TENSORS if covered and blind else ()
+    found = digests_of(model, folder if covered else None)
+    changed = [part for part in found if found[part] != digests.get(part) and part not in unknown]
+    if changed:
+        return (
+            "what comes back is not the original to the bit: the model was changed after laurel transform "
+            f"({', '.join(changed)}); the residual connections are out again, everything else is as it is now.",
+        )
+    if blind:
+        return (
+            "the residual connections are out again, and all that the model file itself holds is as it was; whether "
+            "the numbers in its weight files are cannot be told, because the folder, or a record of them, is missing.",
+        )
+    return ()
 
 
 def _drop(items: Any, names: set[str]) -> None:

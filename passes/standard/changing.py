@@ -23,7 +23,7 @@ from laurel_graph.passes.base import (
     kind_of,
     option,
 )
-from laurel_graph.passes.facts import Example, Reference, Source
+from laurel_graph.passes.facts import Example, Reference, Source, weights_folder
 from laurel_graph.passes.invariants import KEPT, NOTHING
 
 from .finding import selected
@@ -45,7 +45,7 @@ class Insert(Pass, name="insert", takes=(ONNX, TORCH), requires=NOTHING, ensures
         """
         chosen, config, found = selected(graph, facts, self.config)
         if kind_of(graph) == ONNX:
-            base = self._insert_onnx(graph, chosen.plans, config)
+            base = self._insert_onnx(graph, chosen.plans, config, facts)
         else:
             base = self._insert_torch(graph, chosen.plans, config)
         sites = [
@@ -62,12 +62,12 @@ class Insert(Pass, name="insert", takes=(ONNX, TORCH), requires=NOTHING, ensures
         left = found.after_a_change() if chosen.plans else found
         return PassResult(graph, bool(chosen.plans), Report(counters, tuple(sites), detail=chosen), left)
 
-    def _insert_onnx(self, graph: Any, plans: Any, config: LaurelConfig) -> int:
+    def _insert_onnx(self, graph: Any, plans: Any, config: LaurelConfig, facts: Facts) -> int:
         from laurel_graph.opset.parameters import count_parameters
         from laurel_graph.passes.rewrite.onnx import insert
 
         base = count_parameters(graph)
-        insert(graph, plans, config, adapter_inputs=self.adapter_inputs)
+        insert(graph, plans, config, adapter_inputs=self.adapter_inputs, folder=weights_folder(facts))
         return base
 
     def _insert_torch(self, graph: Any, plans: Any, config: LaurelConfig) -> int:
@@ -101,7 +101,7 @@ class Remove(Pass, name="remove", takes=(ONNX, TORCH), requires=NOTHING, ensures
         from laurel_graph.passes.rewrite.restore import remove
 
         sites = tuple(SiteChange(site, "removed") for site in read_specs(graph))
-        notes = remove(graph)
+        notes = remove(graph, folder=weights_folder(facts))
         soundness.check(graph)  # the record of what was there comes from the file
         return PassResult(graph, True, Report({"sites": len(sites)}, sites, notes))
 

@@ -21,13 +21,11 @@ from laurel_graph.passes.deploy.deploy import (
     scales_left,
 )
 from laurel_graph.passes.deploy.untrained import NOTE, is_untrained
-from laurel_graph.passes.facts import Forms, Source, ValueTypes
+from laurel_graph.passes.facts import Forms, ValueTypes, weights_folder
 from laurel_graph.passes.fold.fold import RESCALE, FoldReport, fold
 from laurel_graph.passes.invariants import KEPT, NOTHING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from laurel_graph.passes.deploy.choose import FusedSite
 
 
@@ -49,10 +47,10 @@ class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
         """
         check_trained(graph)
         close_inputs(graph)
-        notes = (NOTE,) if is_untrained(graph, _folder(facts)) else ()
+        notes = (NOTE,) if is_untrained(graph, weights_folder(facts)) else ()
         keep_needed_functions(graph, portable=False)  # shapes pass an operator through its body
         known = facts.get(ValueTypes) or ValueTypes.of(graph)
-        done = fold(graph, _folder(facts), known.types, self.rescale)
+        done = fold(graph, weights_folder(facts), known.types, self.rescale)
         keep_needed_functions(graph, portable=False)
         sites = tuple(
             SiteChange(s.site, f"{s.operator} became {s.result}: α {s.alpha}, β {s.beta}", s.reason) for s in done.sites
@@ -67,10 +65,6 @@ class Fold(Pass, name="fold", requires=NOTHING, ensures=KEPT):
         return PassResult(graph, True, report, Facts(done, replace(known, types=done.types)))
 
 
-def _folder(facts: Facts) -> Path | None:
-    return (facts.get(Source) or Source()).folder
-
-
 @dataclass(frozen=True)
 class Absorb(Pass, name="absorb", requires=NOTHING, ensures=KEPT):
     """Lets the linear map at the end of each projection skip take the low-rank part in, whatever it costs."""
@@ -78,7 +72,7 @@ class Absorb(Pass, name="absorb", requires=NOTHING, ensures=KEPT):
     def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
         """Changes weights of skips, in place; hands on the ``Forms`` of those sites."""
         known = facts.get(ValueTypes) or ValueTypes.of(graph)
-        sites = absorb_all(graph, base=_folder(facts), types=known.types)
+        sites = absorb_all(graph, base=weights_folder(facts), types=known.types)
         keep_needed_functions(graph, portable=False)
         taken = [site for site in sites if site.form == "absorbed"]
         report = Report({"absorbed": len(taken), "left": len(sites) - len(taken)}, _changes(sites), detail=sites)
@@ -98,7 +92,7 @@ class Fuse(Pass, name="fuse", requires=NOTHING, ensures=KEPT):
         known, earlier = facts.get(ValueTypes), facts.get(Forms) or Forms()
         costs = self.costs or default_costs()
         types = known.types if known is not None else None
-        done = fuse(graph, costs, portable=self.portable, base=_folder(facts), types=types)
+        done = fuse(graph, costs, portable=self.portable, base=weights_folder(facts), types=types)
         keep_needed_functions(graph, self.portable)
         made: list[object] = [Forms((*earlier.sites, *done))]
         if (folded := facts.get(FoldReport)) is not None:

@@ -11,7 +11,7 @@ from onnx import NodeProto, helper, numpy_helper, parser
 import laurel_graph as lg
 from laurel_graph.errors import ModelError
 from laurel_graph.opset.schema import METADATA_SITES, METADATA_UNDO, read_specs
-from laurel_graph.opset.undo import old_node
+from laurel_graph.opset.undo import digests_of, old_node
 
 MLP = """<ir_version: 8, opset_import: ["" : 17]>
 mlp (float[N, 8] x) => (float[N, 8] y) { h = MatMul (x, w)  r = Relu (h)  f = MatMul (r, w)  y = Add (x, f) }"""
@@ -196,3 +196,64 @@ def test_remove_says_nothing_when_the_original_comes_back(base, transformed, rec
             tensor.raw_data = bytes(len(tensor.raw_data))  # trained
     assert lg.remove(transformed) == base
     assert not recwarn.list
+
+
+@pytest.fixture
+def with_weight_file(base, tmp_path):
+    """A model with weights in a file beside it, in itself (large enough to move there), and in a node."""
+    base.graph.node[0].input[1] = "constant"
+    value = numpy_helper.from_array(np.eye(8, dtype=np.float32), "value")
+    base.graph.node.insert(0, helper.make_node("Constant", [], ["constant"], value=value))
+    base.graph.initializer.append(numpy_helper.from_array(np.ones((32, 32), np.float32), "unused"))
+    onnx.save_model(
+        base,
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    model = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    large = next(tensor for tensor in model.graph.initializer if tensor.name == "unused")
+    large.CopyFrom(numpy_helper.from_array(np.ones((32, 32), np.float32), "unused"))
+    onnx.save(model, tmp_path / "m.onnx")
+    lg.transform(tmp_path / "m.onnx", lg.LaurelConfig(rank=2), output=tmp_path / "t.onnx")
+    return tmp_path
+
+
+def test_remove_says_nothing_when_weights_lie_in_files_and_are_as_they_were(with_weight_file, recwarn):
+    lg.remove(with_weight_file / "t.onnx", with_weight_file / "back.onnx")
+    assert not [str(one.message) for one in recwarn.list]
+    assert onnx.load(with_weight_file / "back.onnx").graph == onnx.load(with_weight_file / "m.onnx").graph
+
+
+@pytest.mark.parametrize(("name", "part"), [("w", "weights"), ("value", "nodes")])
+def test_remove_says_so_when_a_number_in_a_weight_file_was_changed(name, part, with_weight_file):
+    model = onnx.load(with_weight_file / "t.onnx", load_external_data=False)
+    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
+    entries = {e.key: e.value for e in next(t for t in tensors if t.name == name).external_data}
+    path = with_weight_file / entries["location"]
+    data = bytearray(path.read_bytes())
+    data[int(entries["offset"]) + 3] ^= 1
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match=rf"not the original to the bit: .* \({part}\)"):
+        lg.remove(with_weight_file / "t.onnx", with_weight_file / "back.onnx")
+
+
+def test_remove_says_that_numbers_in_files_were_not_compared_when_the_record_does_not_cover_them(with_weight_file):
+    model = onnx.load(with_weight_file / "t.onnx", load_external_data=False)
+    original = onnx.load(with_weight_file / "m.onnx", load_external_data=False)
+
+    def as_older_versions_wrote_it(undo):
+        del undo["files"]
+        undo["digests"] = digests_of(original)
+
+    change(model, METADATA_UNDO, as_older_versions_wrote_it)
+    large = next(tensor for tensor in model.graph.initializer if tensor.name == "unused")
+    large.CopyFrom(next(tensor for tensor in original.graph.initializer if tensor.name == "unused"))
+    for node, old in zip(model.graph.node, original.graph.node, strict=True):
+        if old.op_type == "Constant":
+            node.CopyFrom(old)
+    onnx.save(model, with_weight_file / "t.onnx")
+    with pytest.warns(UserWarning, match="the numbers in its weight files are cannot be told"):
+        lg.remove(with_weight_file / "t.onnx", with_weight_file / "back.onnx")
