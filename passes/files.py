@@ -24,7 +24,7 @@ from laurel_graph.outputs.models import model_files, stage_model, write_model
 
 from .base import NO_FACTS, ONNX, Facts, PassResult, Pipeline, kind_of
 from .facts import Reference, Source
-from .graphsurgeon import is_graph, origin_folder
+from .graphsurgeon import is_graph, origin_folder, origin_model
 
 if TYPE_CHECKING:
     from laurel_graph.outputs import Staged
@@ -61,8 +61,13 @@ def as_file(model: Any) -> Iterator[Path]:
         yield path
 
 
-def check_not_itself(output: str | Path, model: ModelProto) -> None:
+def check_not_itself(output: str | Path, model: ModelProto, given: object = None) -> None:
     """Checks that *output* is not the file that a model of memory was read from, as far as its content tells.
+
+    Args:
+        output: the file to write.
+        model: the model.
+        given: what a person gave for it: of a ``gs.Graph``, what it was made of counts too.
 
     Raises:
         OutputError: a model of the same nodes and weights' shapes lies there.
@@ -77,7 +82,7 @@ def check_not_itself(output: str | Path, model: ModelProto) -> None:
         there.ParseFromString(path.read_bytes())
     except DecodeError:  # no model that anybody could have read
         return
-    if _skeleton(there) == _skeleton(model):
+    if _skeleton(there) in [_skeleton(one) for one in (model, origin_model(given)) if one is not None]:
         raise OutputError(
             f"the output {path} holds the model that is given, or one of the same nodes; the input is never "
             "overwritten: choose another name."

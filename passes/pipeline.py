@@ -343,7 +343,7 @@ def _read_to_change(model: Any, output: str | Path | None) -> tuple[onnx.ModelPr
     if output is not None:
         check_weights_known(proto, folder or "")
         if source is None:
-            check_not_itself(output, proto)
+            check_not_itself(output, proto, model)
     weights = () if folder is None else weight_files(proto, folder)
     check_outputs(output, inputs=(source, *weights, *folder_files(model)), kind=MODEL)
     return (deepcopy(proto) if proto is model else proto), name, source, folder

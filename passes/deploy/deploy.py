@@ -226,7 +226,7 @@ def deploy_file(
         return _with_notes(_report(result, portable, target), notes)
     with as_file(path) as trained:
         if output is not None:
-            check_not_itself(output, onnx_file.read(trained))
+            check_not_itself(output, onnx_file.read(trained), path)
         result, notes = run(trained, trained.with_name("deployed.onnx") if output is None else output)
     report = _with_notes(_report(result, portable, target), notes)
     if output is not None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from .convert import to_graph, to_model
 
 ORIGIN = "laurel_origin"
@@ -38,6 +40,12 @@ def origin_folder(graph: object) -> str | Path:
     from .convert import folders_of
 
     return next(iter(folders_of(graph)), "")
+
+
+def origin_model(graph: object) -> ModelProto | None:
+    """Returns the model that a ``gs.Graph`` of :func:`.convert.to_graph` was made of; ``None`` of anything else."""
+    found = vars(graph).get(ORIGIN) if is_graph(graph) else None
+    return None if found is None else cast("ModelProto", found[0])
 
 
 def wants_graph(function: Any) -> bool:

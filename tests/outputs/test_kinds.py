@@ -15,6 +15,7 @@ from torch_models import PreNorm
 import laurel_graph as lg
 from laurel_graph.errors import ConfigError, OutputError
 from laurel_graph.outputs import write
+from laurel_graph.passes.graphsurgeon import to_graph
 
 
 @pytest.fixture
@@ -114,3 +115,17 @@ def test_the_file_of_a_model_of_memory_stays_when_it_is_named_as_output(folder, 
     assert source.read_bytes() == before and (folder / "link.onnx").is_symlink()
     for _ in range(2):  # what was made before is replaced
         run(folder / "new.onnx")
+
+
+@pytest.mark.parametrize("command", ["transform", "deploy"])
+def test_the_file_of_a_graph_that_was_edited_by_hand_stays_when_it_is_named_as_output(folder, command):
+    source = folder / ("model.onnx" if command == "transform" else "t.onnx")
+    before = source.read_bytes()
+    graph = to_graph(onnx.load(source))
+    graph.outputs[0].name = "renamed"
+    with pytest.raises(OutputError, match="the input is never overwritten"):
+        if command == "transform":
+            lg.transform(graph, lg.LaurelConfig(variant="rw"), output=source)
+        else:
+            lg.deploy(graph, source)
+    assert source.read_bytes() == before
