@@ -26,7 +26,7 @@ def reference(
     def run(sample: Sample) -> dict[str, Array]:
         return runner.run({**vectors, **pair.widened(sample)})
 
-    sites = [item.name for item in pair.watched if item.is_site]
+    sites = [item.name for item in pair.watched if item.is_site and item.name not in pair.constant]
     exercise = choose(run, list(pair.outputs), sites)
     values = {item: Comparison(item.axes, alike=True) for item in pair.watched}
     algebra = {name: Comparison() for name in pair.outputs}

@@ -16,7 +16,7 @@ from laurel_graph.onnx_model.walk import copy_of
 
 from .compare import EPSILON, Comparison, Verdict, is_float
 from .precision import fits_float32, half_type, in_float32
-from .probe import Sample, seed_draws
+from .probe import Sample, constant_sums, seed_draws
 from .probe import nudged as moved
 from .quantisers import rounds_activations, unrounded
 
@@ -107,6 +107,7 @@ class Pair:
         wide: copies in float32 are compared in place of 16-bit models.
         hurried: the noise was measured less often somewhere, because so many numbers are compared.
         least_draws: how often it is to be measured at least, however many numbers are compared.
+        constant: sums of the first model that no sample moves, because all weights of theirs are zero.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Pair:
         self.rounds = rounds_activations(first.model) or rounds_activations(second.model)
         self.rng = np.random.default_rng(0)
         self.hurried, self.least_draws = False, 0
+        self.constant = constant_sums(first.model, first.path.parent)
         self.outputs = self._matched_outputs()
         self.half = half_type(first.model) or half_type(second.model)
         self.wide = bool(self.half) and fits_float32(first.model) and fits_float32(second.model)

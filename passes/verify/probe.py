@@ -14,9 +14,12 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 from laurel_graph import runtime
 from laurel_graph.errors import ModelError
+from laurel_graph.formula import residual
+from laurel_graph.onnx_model.tensors import array_of
 from laurel_graph.onnx_model.walk import RANDOM, graphs_of
 from laurel_graph.opset.laurel_node import LaurelNode
-from laurel_graph.opset.schema import DOMAIN, Operator
+from laurel_graph.opset.plain import shown_nodes
+from laurel_graph.opset.schema import DOMAIN, Operator, read_specs
 
 from .compare import EPSILON, as_array
 
@@ -40,6 +43,30 @@ def random_nodes(model: ModelProto) -> list[NodeProto]:
     nodes = [node for graph in graphs_of(model.graph) for node in graph.node]
     nodes += [node for function in model.functions for node in function.node]
     return [node for node in nodes if not node.domain and (node.op_type in RANDOM or _trains(node))]
+
+
+def constant_sums(model: ModelProto, folder: str | Path) -> frozenset[str]:
+    """Returns the sums of residuals that are the same whatever they are fed: α and β, for one, are both zero.
+
+    Args:
+        model: the model.
+        folder: of its weight files.
+    """
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    widths = {site: spec.width for site, spec in read_specs(model).items()}
+    found = set()
+    for node in shown_nodes(model):
+        ours = LaurelNode.of(node)
+        if ours is None or ours.site not in widths or not set(ours.tensors.values()) <= held.keys():
+            continue
+        tensors = {part: array_of(held[name], folder).astype(np.float64) for part, name in ours.tensors.items()}
+        if all(array.any() for array in tensors.values()):
+            continue  # nothing is switched off
+        x, f, *previous = np.random.default_rng(0).standard_normal((2 + ours.operator.links, 3, widths[ours.site]))
+        made = residual(x, f, tensors, previous, terms=ours.operator.terms, options=dict(ours.operator.options))
+        if not np.ptp(made, axis=0).any():
+            found.add(ours.output)
+    return frozenset(found)
 
 
 def _trains(node: NodeProto) -> bool:

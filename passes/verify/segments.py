@@ -45,7 +45,8 @@ def segments(pair: Pair, exercise: Exercise) -> dict[Watched, Comparison]:
             moved = _restored(reference.run(pair.nudged(feeds)))
             for item, comparison in comparisons.items():
                 comparison.add_noise(result[item.name], moved[item.name])
-    if still := [item for item in cuts if not any(is_alive(result[item.name], ALIVE) for result in expected)]:
+    living = [item for item in cuts if item.name not in pair.constant]
+    if still := [item for item in living if not any(is_alive(result[item.name], ALIVE) for result in expected)]:
         raise VerificationError(
             f"no sample exercises the residual connection {still[0].site or still[0].name!r}: the sum "
             f"{still[0].name!r} is not finite, or the same everywhere. Give data that does (--data, an .npz with "

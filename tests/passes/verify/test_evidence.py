@@ -89,3 +89,26 @@ def test_what_cannot_be_far_apart_is_not_equal_when_noise_changes_all_and_all_di
     comparison.add_noise(array, np.roll(array, 1))
     comparison.add(array, np.roll(array, 1))
     assert not comparison.verdict(0.0).equal
+
+
+@pytest.mark.parametrize("variant", ["rw", "rw+lr", "rw+pa"])
+@pytest.mark.parametrize("sites", [("two",), ("one", "two")])
+def test_residuals_whose_weights_are_all_zero_are_compared_although_no_sample_moves_them(tmp_path, variant, sites):
+    """α and β of both residuals, or of the second alone, are zero: so is their sum, in either file."""
+    text = """(float[b,4] z) { f = MatMul(x, W) one = Add(x, f) r = Relu(one) g = MatMul(r, W) two = Add(one, g)
+      h = MatMul(two, W) z = Add(h, c) }"""
+    path = file(tmp_path, text, c=np.arange(4, dtype=np.float32))
+    model = lg.transform(path, lg.LaurelConfig(variant=variant, rank=2, weights="free"), run=False).model
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("laurel."):
+            off = tensor.name.split(".")[-1] in ("alpha", "beta") and any(f"{site}." in tensor.name for site in sites)
+            tensor.raw_data = bytes(len(tensor.raw_data)) if off else np.full(tensor.dims, 0.5, np.float32).tobytes()
+    onnx.save(model, tmp_path / "t.onnx")
+    report = lg.deploy(tmp_path / "t.onnx", tmp_path / "d.onnx")
+    assert report.verification and {"res_one", "res_two"} <= {item.site for item in report.verification.sites}
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(".alpha"):
+            tensor.raw_data = np.float32(0.1).tobytes()
+    onnx.save(model, tmp_path / "other.onnx")
+    assert not lg.verify(tmp_path / "other.onnx", tmp_path / "d.onnx")
+    assert not lg.verify(tmp_path / "t.onnx", tmp_path / "other.onnx")
