@@ -5,7 +5,8 @@
 Each family and precision is built, transformed, moved away from its start, deployed as fused operators and as plain
 nodes, and verified by itself; then ``onnxruntime_genai`` generates with each folder. One row says how many sites there
 are, how many each comparison compared, and how many of the generated tokens are those of the tuned folder; the column
-``itself`` says how many are where ONNX Runtime does not optimise that folder. Needs transformers, onnxruntime-genai and what its builder needs.
+``itself`` says how many are where ONNX Runtime does not optimise that folder. Needs transformers, onnxruntime-genai and
+what its builder needs.
 """
 
 from __future__ import annotations
