@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from laurel_graph.passes.deploy.deploy import deploy_file as deploy
     from laurel_graph.passes.detect.explain import explain
     from laurel_graph.passes.live.adapters import (
+        adapter_checkpoints,
         load_adapter,
         print_trainable_parameters,
         save_adapter,
@@ -58,6 +59,7 @@ _HOMES = {
     "LaurelResidual": "torch_residual.module",
     "parameter_groups": "torch_residual.module",
     "trainable_parameters": "torch_residual.module",
+    "adapter_checkpoints": "passes.live.adapters",
     "apply_adapter": "adapters",
     "attach": "passes.live.attach",
     "detach": "passes.live.attach",
@@ -98,6 +100,7 @@ __all__ = [
     "SiteOverride",
     "SiteSpec",
     "__version__",
+    "adapter_checkpoints",
     "apply_adapter",
     "attach",
     "bench",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,36 @@ def print_trainable_parameters(model: nn.Module) -> None:
 
 
 # Inside ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def adapter_checkpoints(model: nn.Module) -> Iterator[nn.Module]:
+    """Lets the trainers of ``transformers`` and TRL write what trains alone into their checkpoints, and resume from it.
+
+    Inside, ``save_pretrained`` leaves the frozen parameters of *model* out, which is what a ``Trainer`` calls for every
+    checkpoint; buffers stay, because training may change them. Such a folder completes an attached model of the same
+    base (``trainer.train(resume_from_checkpoint=True)``); it is no model by itself.
+
+    Args:
+        model: the attached model of ``transformers`` that is trained.
+
+    Raises:
+        ModelError: nothing is attached, or the model is none of ``transformers``.
+    """
+    records(model, "keep")
+    refuse_merged(model, "its checkpoints need all its weights")
+    if not hasattr(model, "_keys_to_ignore_on_save"):
+        raise ModelError(
+            f"{type(model).__name__} is no model of transformers, whose trainers alone write checkpoints in this way; "
+            "lg.save_adapter(model, path) writes what trains of any model."
+        )
+    before: Any = model._keys_to_ignore_on_save
+    frozen = {name for name, each in model.named_parameters(remove_duplicate=False) if not each.requires_grad}
+    model._keys_to_ignore_on_save = frozen.union(before or ())  # type: ignore[assignment]
+    try:
+        yield model
+    finally:
+        model._keys_to_ignore_on_save = before
 
 
 def _records(model: nn.Module) -> list[tuple[nn.Module, Record]]:

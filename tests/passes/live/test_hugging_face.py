@@ -4,9 +4,11 @@ import copy
 import io
 
 import pytest
+import safetensors.torch
 import torch
 
 import laurel_graph as lg
+from laurel_graph.errors import ModelError
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -287,6 +289,51 @@ def test_training_goes_on_where_it_stopped_when_the_trainer_resumes(tmp_path):
     assert trainer.state.global_step == 4
     for (name, now), before in zip(model.named_parameters(), start.parameters(), strict=True):
         assert torch.equal(now, before) != now.requires_grad or not now.requires_grad, name
+
+
+def test_checkpoints_hold_what_trains_alone_when_asked_and_training_resumes_from_them(tmp_path):
+    torch.manual_seed(0)
+    model = llama()
+    lg.attach(model, lg.LaurelConfig(variant="rw+lr", rank=3), kwargs={"input_ids": ids()})
+    fresh = copy.deepcopy(model)
+    data = [{"input_ids": row, "labels": row} for row in ids(9, 8)]
+
+    def run(trained, steps, resume):
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=2, use_cpu=True, report_to=[], save_steps=2,
+            max_steps=steps, disable_tqdm=True, logging_steps=1000, learning_rate=1e-2,
+        )  # fmt: skip
+        transformers.Trainer(model=trained, args=arguments, train_dataset=data).train(resume_from_checkpoint=resume)
+
+    with lg.adapter_checkpoints(model):
+        run(model, 4, False)
+    held = safetensors.torch.load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert set(held) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with lg.adapter_checkpoints(fresh):
+        run(fresh, 4, str(tmp_path / "checkpoint-2"))
+    for (name, found), wanted in zip(fresh.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, msg=name)
+    model.save_pretrained(tmp_path / "whole")
+    assert len(safetensors.torch.load_file(tmp_path / "whole" / "model.safetensors")) > len(held)
+
+
+def test_checkpoints_of_the_adapter_are_refused_when_no_trainer_of_transformers_writes_them():
+    with pytest.raises(ModelError, match="has no LAuReL attached"), lg.adapter_checkpoints(llama()):
+        pass
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    block = Joined(model)
+    lg.attach(block, lg.LaurelConfig(variant="rw"), torch.ones(2, 4))
+    with pytest.raises(ModelError, match="is no model of transformers"), lg.adapter_checkpoints(block):
+        pass
+
+
+class Joined(torch.nn.Module):
+    def __init__(self, branch):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x):
+        return x + self.branch(x)
 
 
 def test_graph_is_whole_when_a_causal_model_is_compiled():
