@@ -69,7 +69,7 @@ def import_onnx(
         source = graph_path(path_or_model)
         model, base_dir = read_with_records(source), source.parent
     specs = read_specs(model)
-    trained = Trainable(trainable, specs)
+    trained = Trainable(trainable, specs, model)
     sites = LaurelSites(model, specs, trained, base_dir)
     converter = Converter(model, default_registry(), base_dir, trained.is_parameter, dropout, sites.translate)
     module = converter.run()

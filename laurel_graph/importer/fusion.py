@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..torch_residual.module import LaurelResidual
 from .operators.activation import softmax
-from .operators.arithmetic import divide, square
+from .operators.arithmetic import divide, known_power
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class _Matcher:
         if plus is None or not self._last_mean(plus[0]):
             return None
         squared = plus[0].args[0]
-        by_power = self.calls(squared, square) and squared.args[1] == 2
+        by_power = self.calls(squared, known_power) and squared.args[1] == 2
         by_product = self.calls(squared, torch.mul) and squared.args[0] is squared.args[1]
         if not (by_power or by_product):
             return None

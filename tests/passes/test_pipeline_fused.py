@@ -5,6 +5,7 @@ import pytest
 from models import onnx_text, run_onnx
 from tolerance import assert_close
 
+from laurel_graph import import_onnx, trainable_parameters
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import NoResidualError
 from laurel_graph.passes.pipeline import inspect, remove, transform
@@ -42,6 +43,16 @@ def test_transform_keeps_the_start_and_remove_the_model_when_the_add_is_fused(na
     for actual, expected in zip(run_onnx(new, feeds), run_onnx(model, feeds), strict=True):
         assert_close(actual, expected, "float32")
     assert remove(new).SerializeToString() == model.SerializeToString()
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("name", NETS)
+def test_nothing_of_the_base_trains_when_the_add_came_out_of_a_fused_operator(name, opset):
+    """The exponent and the epsilon of a norm that came apart are named after the site, and are not learned."""
+    new = transform(onnx_text(NETS[name], WEIGHTS, opset=opset), LaurelConfig(variant="rw+lr", rank=2)).model
+    (residual,) = inspect(new).residuals
+    found = set(trainable_parameters(import_onnx(new)))
+    assert found == {f"laurel.{residual.site}.{tensor}" for tensor in ("w", "A", "B")}
 
 
 def test_transform_is_refused_with_a_reason_when_channels_have_four_axes_of_space():

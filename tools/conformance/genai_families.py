@@ -132,7 +132,7 @@ def take_through(place: Path, family: str, precision: str, variant: str) -> dict
     for old in (tuned, deployed, portable):
         shutil.rmtree(old, ignore_errors=True)
     sites = len(lg.inspect(base).residuals)
-    lg.transform(base, lg.LaurelConfig(variant=variant, rank=4), output=tuned)
+    lg.transform(base, lg.LaurelConfig(variant=variant, rank=4, weights="free"), output=tuned)
     _move(tuned)
     served = lg.deploy(tuned, deployed)
     plain = lg.deploy(tuned, portable, portable=True)

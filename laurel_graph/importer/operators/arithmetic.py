@@ -68,22 +68,16 @@ def power(x: Tensor, y: Tensor) -> Tensor:
     return torch.pow(x.to(torch.int64) if x.dtype != torch.int64 else x, exact).to(x.dtype)
 
 
-def square(x: Tensor, exponent: float) -> Tensor:
-    """x to a power that is known: products are cheaper than pow and as exact."""
-    return torch.pow(x, exponent)
+def known_power(x: Tensor, exponent: float) -> Tensor:
+    """x to a power that is known, in the type of x: products are cheaper than pow and as exact."""
+    return torch.pow(x, exponent) if x.dtype.is_floating_point else power(x, torch.tensor(exponent))
 
 
 def _pow(node: Node) -> Value:
     exponent = node.const(1)
-    if exponent is not None and exponent.numel() == 1 and exponent.dim() == 0 and exponent.dtype.is_floating_point:
-        return node.emit(square, node[0], float(exponent)) if _is_float(node[0]) else node.emit(power, *node.inputs)
+    if exponent is not None and exponent.dim() == 0 and exponent.dtype.is_floating_point:
+        return node.emit(known_power, node[0], float(exponent))
     return node.emit(power, *node.inputs)
-
-
-def _is_float(value: Value) -> bool:
-    if isinstance(value.const, Tensor):
-        return value.const.dtype.is_floating_point
-    return value.elem_type in (1, 10, 11, 16)
 
 
 def _arithmetic(fn: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Node], Value]:
