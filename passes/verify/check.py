@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from . import algebra
-from .compare import Verdict
+from .compare import MARGIN, Verdict
 from .drawing import Exercise, drawn, given
 from .pair import DRAWS, LAST_DRAWS, Pair, Watched
 from .probe import Sample
@@ -25,7 +25,7 @@ from .segments import segments
 from .served import served
 
 _CLEAR = 3.0
-"""A difference of so many times what is allowed is refused at once: noise that is measured again hardly doubles."""
+"""A difference of so many times what noise allows is refused at once: noise that is measured again hardly doubles."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Findings:
     refused: Mapping[str, str]
 
     @property
-    def excess(self) -> float:
-        """The largest difference over what is allowed there: above 1 where the models are not equal."""
+    def unequal(self) -> list[Verdict]:
+        """The verdicts that say that the models are not equal."""
         verdicts = (*self.outputs.values(), *self.algebra.values(), *self.values.values())
-        return max((verdict.excess for verdict in verdicts), default=0.0)
+        return [verdict for verdict in verdicts if verdict.excess > 1]
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class Check:
 
     def _run(self, choose: Callable[..., Exercise]) -> Findings:
         found = self._once(choose)
-        if found.excess > 1 and self.pair.hurried:
+        if found.unequal and self.pair.hurried:
             # numbers that are large at few places alone have more noise than one draw shows
             self.pair.least_draws = DRAWS
             found = self._once(choose)
-        if 1 < found.excess < _CLEAR and not self.pair.exact:
+        if found.unequal and not self.pair.exact and all(_is_near(verdict) for verdict in found.unequal):
             self.pair.least_draws = LAST_DRAWS
             found = self._once(choose)
         return found
@@ -108,6 +108,11 @@ class Check:
         situations = tuple(dict.fromkeys(exercise.situations))
         count = len(exercise.samples)
         return Findings(shown, heads, verdicts, count, exercise.style, situations, exercise.refused)
+
+
+def _is_near(verdict: Verdict) -> bool:
+    """Whether more noise than was measured could make a difference a right one."""
+    return verdict.max_rel < _CLEAR * MARGIN * verdict.noise
 
 
 def _worse(a: Verdict, b: Verdict) -> Verdict:

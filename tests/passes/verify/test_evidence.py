@@ -7,6 +7,7 @@ from onnx import helper, numpy_helper
 
 import laurel_graph as lg
 from laurel_graph.errors import VerificationError
+from laurel_graph.passes.verify.check import Check
 from laurel_graph.passes.verify.compare import Comparison
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 3]>'
@@ -112,3 +113,13 @@ def test_residuals_whose_weights_are_all_zero_are_compared_although_no_sample_mo
     onnx.save(model, tmp_path / "other.onnx")
     assert not lg.verify(tmp_path / "other.onnx", tmp_path / "d.onnx")
     assert not lg.verify(tmp_path / "t.onnx", tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize("share", [2.5e-5, 1e-9])
+def test_a_pair_is_run_once_when_no_noise_could_make_it_right(tmp_path, share, monkeypatch):
+    """Twice the tolerance apart, and noise is a tenth of it: it is not measured again before the pair is refused."""
+    once, calls = Check._once, []
+    monkeypatch.setattr(Check, "_once", lambda check, choose: calls.append(check) or once(check, choose))
+    text = "(float[b,4] y) { y = MatMul(x, W) }"
+    report = lg.verify(file(tmp_path, text), file(tmp_path, text, W=WEIGHTS * np.float32(1 + share)))
+    assert bool(report) == (share < 1e-5) and len(calls) == 1
