@@ -37,6 +37,7 @@ from .record import (
     refuse_merged,
     take_out,
     undo,
+    unhooked,
 )
 
 
@@ -133,6 +134,19 @@ def attached(
         adapter: its name.
         record: of a model that holds other adapters.
     """
+    with unhooked(model):
+        return _attached(model, choose, config, inputs, saved, adapter, record)
+
+
+def _attached(
+    model: nn.Module,
+    choose: Callable[[Planner], Plan],
+    config: str,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    saved: Sequence[str],
+    adapter: str,
+    record: Record | None,
+) -> AttachReport:
     seen = look(model, *inputs)
     plan = choose(Planner(seen, replace(detect(seen.view), model=type(model).__name__)))
     base = sum(parameter.numel() for parameter in model.parameters())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -166,6 +169,7 @@ def put_in(model: nn.Module, record: Record) -> None:
             residual.requires_grad_(True)
         block.__dict__[ATTRIBUTE] = Block(part.points, record.state, None if part.home is block else part.home)
         block.__class__ = live_class(part.own, part.recipe)
+        _follow(block)
         _avoid_fast_paths(model, block, record)
     if adapter.has_memory and forget not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(forget)
@@ -197,6 +201,7 @@ def take_out(model: nn.Module, record: Record, *, learned: bool = False) -> None
     for part in adapter.parts:
         block, live = part.block, type(part.block)
         block.__class__ = part.own
+        _follow(block)
         block.__dict__.pop(ATTRIBUTE, None)
         for name in part.residuals:
             part.home._modules.pop(name, None)
@@ -234,11 +239,12 @@ def place_of(block: nn.Module, model: nn.Module) -> tuple[torch.device | None, t
 
     Residuals have values, so they are never on the meta device.
     """
+    hooked = getattr(vars(block).get("_hf_hook"), "execution_device", None)
     for owner in (block, model):
         found = [p for p in owner.parameters() if p.is_floating_point() and not _is_ours(p, owner)]
         if found:
             dtypes = [p.dtype for p in found]
-            device = found[0].device
+            device = found[0].device if hooked is None else torch.device(hooked)
             return (None if device.type == "meta" else device), max(dict.fromkeys(dtypes), key=dtypes.count)
     return None, None
 
@@ -247,19 +253,48 @@ def _is_ours(parameter: nn.Parameter, owner: nn.Module) -> bool:
     return any(parameter is p for m in owner.modules() if isinstance(m, LaurelResidual) for p in m.parameters())
 
 
+_BENEATH = "_old_forward"
+"""Where accelerate keeps the forward that its hook goes around, which moves weights and inputs between devices."""
+
+
+@contextmanager
+def unhooked(model: nn.Module) -> Iterator[None]:
+    """Takes the forwards that accelerate laid on modules away for a while; what they go around runs by itself.
+
+    Weights that such a hook keeps elsewhere are on the meta device meanwhile.
+    """
+    held = [vars(module) for module in model.modules() if "_hf_hook" in vars(module) and _BENEATH in vars(module)]
+    laid = [(values, values.pop("forward")) for values in held if "forward" in values]
+    try:
+        yield
+    finally:
+        for values, forward in laid:
+            values["forward"] = forward
+
+
+def _follow(block: nn.Module) -> None:
+    """Lets a hook of accelerate around *block* go around the forward of the class that the block has now."""
+    beneath = vars(block).get(_BENEATH)
+    if getattr(beneath, "__self__", None) is block:
+        vars(block)[_BENEATH] = types.MethodType(type(block).forward, block)
+
+
 def _own_forward(block: nn.Module, record: Record) -> None:
     """A forward that lies on the object itself hides the class's: one that is the class's own is taken away."""
-    own = vars(block).get("forward")
+    hooked = _BENEATH in vars(block)
+    own = vars(block).get(_BENEATH if hooked else "forward")
     if own is None:
         return
     if getattr(own, "__self__", None) is block and getattr(own, "__func__", None) is type(block).forward:
+        if hooked:
+            return
         record.attributes.append((block, "forward", own))
         del vars(block)["forward"]
         return
     who = getattr(own, "__module__", type(own).__name__)
     raise RewriteError(
         f"the forward of a {type(block).__name__} was replaced on the object itself, by {who}: attach before "
-        "that (before accelerate's dispatch_model or device_map), then do it again."
+        "that, then do it again."
     )
 
 

@@ -10,6 +10,7 @@ import torch
 import laurel_graph as lg
 from laurel_graph.errors import ModelError
 
+accelerate = pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 
@@ -315,6 +316,35 @@ def test_checkpoints_hold_what_trains_alone_when_asked_and_training_resumes_from
         torch.testing.assert_close(found, wanted, msg=name)
     model.save_pretrained(tmp_path / "whole")
     assert len(safetensors.torch.load_file(tmp_path / "whole" / "model.safetensors")) > len(held)
+
+
+def spread(model):
+    """As a device_map over several devices: accelerate lays a forward of its own on every module."""
+    places = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    places |= {f"model.layers.{i}": "cpu" for i in range(2)}
+    return accelerate.dispatch_model(model, places, main_device="cpu", force_hooks=True)
+
+
+def offload(model):
+    return accelerate.cpu_offload(model, execution_device="cpu")
+
+
+@pytest.mark.parametrize("laid", [spread, offload])
+def test_model_on_several_devices_is_attached_and_detached_as_any_other(laid):
+    torch.manual_seed(0)
+    model = llama().eval()
+    before = logits(model, {"input_ids": ids()})
+    laid(model)
+    hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
+    report = lg.attach(model, lg.LaurelConfig(variant="rw+lr", rank=3), kwargs={"input_ids": ids()})
+    assert len(report.plans) == 4 and torch.equal(logits(model, {"input_ids": ids()}), before)
+    noise(model)
+    assert not torch.allclose(logits(model, {"input_ids": ids()}), before, atol=1e-3)
+    with lg.disabled(model):
+        assert torch.equal(logits(model, {"input_ids": ids()}), before)
+    lg.detach(model)
+    assert torch.equal(logits(model, {"input_ids": ids()}), before)
+    assert hooks == [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
 
 
 def test_checkpoints_of_the_adapter_are_refused_when_no_trainer_of_transformers_writes_them():
