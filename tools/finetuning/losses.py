@@ -233,26 +233,32 @@ def _pearson(target: str, pairs: bool) -> Metric:
     return Metric("pearson", True, sums, value)
 
 
+def _weighted(total: Tensor, weight: Tensor) -> Tensor:
+    """The sums of one batch of which :func:`_mean` makes a mean and how far it is to be trusted."""
+    t, w = total.double(), weight.double()
+    return torch.stack([t, w, t * t, t * w, w * w, torch.ones_like(w)])
+
+
+def _mean(sums: Tensor) -> tuple[float, float]:
+    """The weighted mean, and its standard error as the batches' means scatter around it; NaN of fewer than two."""
+    total, weight, tt, tw, ww, batches = sums.tolist()
+    mean = total / max(weight, 1e-300)
+    if batches < 2:
+        return mean, float("nan")
+    spread = max(tt - 2 * mean * tw + mean * mean * ww, 0.0) * batches / (batches - 1)
+    return mean, float(spread**0.5 / max(weight, 1e-300))
+
+
 def _perplexity(loss: Loss) -> Metric:
-    mean = _mean_loss(loss)
-
     def value(sums: Tensor) -> tuple[float, float]:
-        found = mean.value(sums)[0]
-        return math.exp(found) if found < 700 else math.inf, float("nan")
+        found, error = _mean(sums)
+        return (math.exp(found), math.exp(found) * error) if found < 700 else (math.inf, float("nan"))
 
-    return Metric("perplexity", False, mean.sums, value)
+    return Metric("perplexity", False, _mean_loss(loss).sums, value)
 
 
 def _mean_loss(loss: Loss) -> Metric:
-    def sums(output: Tensor, batch: Batch) -> Tensor:
-        total, weight = loss(output, batch)
-        return torch.stack([total.double(), weight.double()])
-
-    def value(sums: Tensor) -> tuple[float, float]:
-        total, weight = sums.tolist()
-        return total / max(weight, 1e-300), float("nan")
-
-    return Metric("loss", False, sums, value)
+    return Metric("loss", False, lambda output, batch: _weighted(*loss(output, batch)), _mean)
 
 
 def _user_metric(reference: str) -> Metric:
@@ -264,13 +270,9 @@ def _user_metric(reference: str) -> Metric:
             mean = torch.as_tensor(found, dtype=torch.float64, device=output.device).reshape(())
         except (TypeError, ValueError, RuntimeError):
             raise ConfigError(f"metric = {reference!r} must return one number, found {found!r:.80}.") from None
-        return torch.stack([mean * len(output), torch.ones_like(mean) * len(output)])
+        return _weighted(mean * len(output), torch.ones_like(mean) * len(output))
 
-    def value(sums: Tensor) -> tuple[float, float]:
-        total, count = sums.tolist()
-        return total / max(count, 1), float("nan")
-
-    return Metric(reference.rpartition(":")[2], True, sums, value)
+    return Metric(reference.rpartition(":")[2], True, sums, _mean)
 
 
 def build_metric(name: str | None, loss_name: str, loss: Loss, target: str, pairs: bool = False) -> Metric:
