@@ -1,10 +1,11 @@
 """Runs every form of five models on every runtime that is installed, and says where the answer is right.
 
-``python -m`` this module ``[--where RUNTIME=PYTHON_OR_FOLDER ...] [--only RUNTIME ...] [--models NAME ...] [--keep FOLDER]
-[--check [FILE]] [--write FILE]``. The LAuReL parameters are moved from their start, so that a runtime that left them out
-would be seen. What is right is what ONNX Runtime computes, unoptimised, of the transformed file with its function bodies.
-A table goes to stdout. The program returns 1 if a cell is wrong, if a portable form does not run where the original
-does, or, with ``--check``, if a cell is worse than in the stored table; with ``--write`` it stores what it found.
+``python -m`` this module ``[--where RUNTIME=PYTHON_OR_FOLDER ...] [--only RUNTIME ...] [--models NAME ...]
+[--keep FOLDER] [--check [FILE]] [--write FILE]``. The LAuReL parameters are moved from their start, so that a runtime
+that left them out would be seen. What is right is what ONNX Runtime computes, unoptimised, of the transformed file with
+its function bodies. A table goes to stdout. The program returns 1 if a cell is wrong, if a portable form does not run
+where the original does, or, with ``--check``, if a cell is worse than in the stored table; with ``--write`` it stores
+what it found.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def worse(cells: Sequence[Cell], stored: Mapping[str, Mapping[str, Mapping[str, 
 
 
 def broken(cells: Sequence[Cell]) -> list[str]:
-    """Returns a sentence for every wrong cell, and for every portable form that does not run where the original does."""
+    """Returns a sentence for every wrong cell, and every portable form that does not run where the original does."""
     runs = {(cell.runtime, cell.model) for cell in cells if cell.form == "original" and cell.verdict == RIGHT}
     found = []
     for cell in cells:
