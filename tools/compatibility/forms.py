@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,8 @@ from laurel_graph.config import LaurelConfig
 from laurel_graph.passes.deploy.deploy import deploy_file
 from laurel_graph.passes.pipeline import transform
 from laurel_graph.passes.rewrite.forms import inline
+
+from .changers import write_ort_format
 
 FORMS = ("original", "transformed", "transformed --portable", "deployed", "deployed --portable", "ORT format")
 """In the order of the table."""
@@ -48,11 +48,3 @@ def tune(source: Path, output: Path, seed: int = 0) -> None:
             scale = STEP / np.sqrt(parameter.shape[-1]) if parameter.ndim >= 2 else STEP
             parameter.add_(scale * torch.randn(parameter.shape, generator=random).to(parameter.dtype))
     write_back(module, source, output)
-
-
-def write_ort_format(source: Path, output: Path) -> None:
-    """Writes *source* in the format of ONNX Runtime's minimal builds, by ONNX Runtime's own converter."""
-    from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        convert_onnx_models_to_ort(source, output.parent, [OptimizationStyle.Fixed])

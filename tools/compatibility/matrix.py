@@ -26,7 +26,7 @@ from laurel_graph.tools.console import note, quiet_runtime, say
 
 from .census import LISTS, unknown_operators
 from .forms import FORMS, write_forms
-from .networks import NETWORKS, write_networks
+from .networks import NETWORKS, Network, write_networks
 from .runtimes import RUNTIMES, Answer, Runtime, ask, version_of
 
 STORED = Path(__file__).with_name("expected.json")
@@ -62,23 +62,24 @@ class Cell:
     difference: float = 0.0
 
 
-def try_runtime(runtime: Runtime, files: Mapping[str, Mapping[str, Path]], where: str = "") -> Iterator[Cell]:
-    """Yields the cells of one runtime.
+def try_runtime(
+    runtime: Runtime, model: str, paths: Mapping[str, Path], network: Network, where: str = ""
+) -> Iterator[Cell]:
+    """Yields the cells of one runtime and one model.
 
     Args:
         runtime: an installed runtime.
-        files: model to form to file.
+        model: the model's name.
+        paths: form to file.
+        network: what it is run on.
         where: see :func:`~.runtimes.ask`.
     """
-    for model, paths in files.items():
-        forms = [form for form in paths if form != ORT_FORM or runtime.worker.startswith("onnxruntime")]
-        network = NETWORKS[model]
-        truth = {form: _truth(paths[form], network.feeds) for form in ("original", "transformed")}
-        for form, answer in zip(
-            forms, ask(runtime, [paths[form] for form in forms], network.feeds, where), strict=True
-        ):
-            wanted = truth["original" if form == "original" else "transformed"]
-            yield _judged(Cell(runtime.key, model, form, REFUSED), answer, wanted, network.tolerance)
+    forms = [form for form in paths if form != ORT_FORM or runtime.worker.startswith("onnxruntime")]
+    truth = {form: _truth(paths[form], network.feeds) for form in ("original", "transformed")}
+    answers = ask(runtime, [paths[form] for form in forms], network.feeds, where)
+    for form, answer in zip(forms, answers, strict=True):
+        wanted = truth["original" if form == "original" else "transformed"]
+        yield _judged(Cell(runtime.key, model, form, REFUSED), answer, wanted, network.tolerance)
 
 
 def _truth(path: Path, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
@@ -211,7 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             titles[runtime.key] = f"{runtime.title} {version}" if version else f"{runtime.title}: absent"
             if version:
                 note(f"{runtime.title} {version} ...")
-                cells += list(try_runtime(runtime, files, where))
+                for name, paths in files.items():
+                    cells += try_runtime(runtime, name, paths, NETWORKS[name], where)
         say(table(cells, titles))
         say("")
         say(census_table(files))

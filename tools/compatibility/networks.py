@@ -9,9 +9,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laurel_graph.tools.benchmarks.networks import Bottleneck, Layer
+
+from .changers import quantise_statically, quiet
 
 WIDTH, HEADS, LAYERS, VOCABULARY, LONGEST = 32, 2, 2, 50, 24
 TOKENS, PAST = 6, 5
@@ -126,12 +125,12 @@ def write_networks(folder: Path, names: tuple[str, ...]) -> dict[str, Path]:
             torch.manual_seed(0)
             made[name] = _exported(module().eval(), _F[name], name == "encoder")
     if "qdq" in names:
-        with _quiet():
+        with quiet():
             made["qdq"] = _quantised(made["cnn"], folder)
     if "fp16" in names:
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        with _quiet():
+        with quiet():
             made["fp16"] = convert_float_to_float16(made["encoder"], keep_io_types=True)
     for name in names:
         onnx.save(made[name], paths[name])
@@ -147,7 +146,7 @@ def _exported(module: nn.Module, feeds: dict[str, NDArray[Any]], is_open: bool) 
         module.eval()
     example = tuple(torch.from_numpy(array) for array in feeds.values())
     axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=LONGEST)}
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             module,
             example,
@@ -164,28 +163,8 @@ def _exported(module: nn.Module, feeds: dict[str, NDArray[Any]], is_open: bool) 
 
 
 def _quantised(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """Returns *model* in 8 bits, weights in 7: full-range products saturate on processors without VNNI."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            rng = np.random.default_rng(1)
-            self.left = [rng.standard_normal((1, 3, 16, 16)).astype(np.float32) for _ in range(8)]
-
-        def get_next(self) -> Any:
-            return {"image": self.left.pop()} if self.left else None
-
+    rng = np.random.default_rng(1)
+    samples = [{"image": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(8)]
     onnx.save(model, folder / "float.onnx")
-    quantize_static(folder / "float.onnx", folder / "int8.onnx", Reader(), QuantFormat.QDQ, reduce_range=True)
+    quantise_statically(folder / "float.onnx", folder / "int8.onnx", samples)
     return onnx.load(folder / "int8.onnx")
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keeps what exporters and quantisers say of their own steps off the terminal."""
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
