@@ -18,6 +18,7 @@ from laurel_graph.model_folder import rewritten, writes_folder
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.opset import functions
+from laurel_graph.opset.changed import why_gone
 from laurel_graph.opset.recover import DEPLOYED, is_deployed
 from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes
 from laurel_graph.opset.undo import read_undo
@@ -84,6 +85,8 @@ def check_trained(model: onnx.ModelProto) -> None:
     """Raises RewriteError where a model holds nothing to fold, or is deployed already."""
     if is_deployed(model):
         raise RewriteError("the model is deployed already; deploy the trained file it was made from.")
+    if why := why_gone(model):
+        raise RewriteError(f"the model cannot be deployed: {why}")
     if not any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
         raise RewriteError("the model holds no LAuReL residual; transform (and train) it before deploying it.")
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from laurel_graph import onnx_file
 from laurel_graph.adapters import apply_adapter, save_adapter
 from laurel_graph.config import LaurelConfig
 from laurel_graph.errors import LaurelError
@@ -42,6 +43,9 @@ COMMANDS = ("inspect", "remove", "finetune", "apply", "deploy")
 WORKS, SAYS, WRONG, SILENT, FAILED = "works", "says", "WRONG", "SILENT", "FAILED"
 FAULTS = (WRONG, SILENT, FAILED)
 
+FAR = 0.5
+"""How far one step of training may move a result."""
+
 TWICE = 2
 """How much further off a tool's result may be than the same tool's result on the original."""
 
@@ -55,7 +59,8 @@ class Outcome:
         changer: the tool.
         form: one of :data:`FORMS`.
         step: ``result``, or one of :data:`COMMANDS`.
-        verdict: ``works``; ``says`` what is missing; ``WRONG``; ``SILENT``, a loss without a word; ``FAILED``, a traceback.
+        verdict: ``works``; ``says`` what is missing; ``WRONG``; ``SILENT``, a loss without a word; ``FAILED``, another
+            error than ours.
         detail: the sentence, or how far off it is.
     """
 
@@ -120,8 +125,8 @@ def _try_form(changer: Changer, form: str, files: _Files, own: float) -> Iterato
     allowed = max(FLOAT32, TWICE * own)
     try:
         made = run(changed, files.feeds)
-    except Exception as error:
-        yield "result", WRONG, f"does not run: {_first_line(error)}"
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        yield "result", SAYS, f"ONNX Runtime: {_first_line(error)}"
     else:
         off = _difference(made, run(source, files.feeds))
         yield "result", WORKS if off <= allowed else WRONG, f"{off:.1e} of {allowed:.1e}"
@@ -157,17 +162,17 @@ def _remove(changed: Path, output: Path, form: str, files: _Files, allowed: floa
 
 
 def _finetune(changed: Path, output: Path, form: str, files: _Files, allowed: float) -> str:
-    before = run(changed, files.feeds)
+    wanted = run(files.forms[form], files.feeds)
     rng = np.random.default_rng(0)
     count = 4
     names = _inputs_of(changed)
     data: dict[str, NDArray[Any]] = {}
     for name, array in zip(names, files.feeds.values(), strict=True):
         data[name] = np.repeat(array[:1], count, 0)
-    data["target"] = np.repeat(before[0][:1], count, 0) + rng.standard_normal(before[0][:1].shape).astype(np.float32)
+    data["target"] = np.repeat(wanted[0][:1], count, 0) + rng.standard_normal(wanted[0][:1].shape).astype(np.float32)
     finetune(changed, data, output, loss="mse", epochs=1, lr=0.01, batch_size=1, quiet=True)
-    moved = _difference(run(output, files.feeds), before)
-    return "" if moved > 0 else "lost: training moved nothing"
+    moved = _difference(run(output, files.feeds), wanted)
+    return "" if 0 < moved < FAR else f"trained, {moved:.1e} from where it was"
 
 
 def _apply(changed: Path, output: Path, form: str, files: _Files, allowed: float) -> str:
@@ -208,10 +213,10 @@ def run(path: Path, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
 
 
 def _inputs_of(path: Path) -> list[str]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return [value.name for value in session.get_inputs()]
+    """The inputs of a file that a run has to be given."""
+    graph = onnx_file.read(path).graph
+    held = {tensor.name for tensor in graph.initializer}
+    return [value.name for value in graph.input if value.name not in held]
 
 
 def _difference(found: Sequence[NDArray[Any]], wanted: Sequence[NDArray[Any]]) -> float:

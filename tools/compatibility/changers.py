@@ -59,11 +59,11 @@ def quantise_statically(source: Path, output: Path, samples: list[Feeds]) -> Non
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        left = list(samples)
+    left = list(samples)
 
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> Any:
-            return dict(self.left.pop()) if self.left else None
+            return dict(left.pop()) if left else None
 
     ready = output.with_suffix(".ready.onnx")
     quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)

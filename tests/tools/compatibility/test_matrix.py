@@ -74,10 +74,10 @@ def test_a_worker_that_dies_is_started_again_behind_the_file_it_died_over(files,
     paths, network = files
     dying = tmp_path / "python"
     dying.write_text(
-        "#!/bin/sh\ncase \"$2\" in *) cat > " + str(tmp_path / "jobs") + ";; esac\n"
-        "echo '{\"version\": \"1\"}'\n"
+        '#!/bin/sh\ncase "$2" in *) cat > ' + str(tmp_path / "jobs") + ";; esac\n"
+        'echo \'{"version": "1"}\'\n'
         "grep -q base.onnx " + str(tmp_path / "jobs") + " && kill -11 $$\n"
-        "echo '{\"refused\": \"no\"}'\n"
+        'echo \'{"refused": "no"}\'\n'
     )
     dying.chmod(0o755)
     answers = ask(RUNTIME["reference"], [paths["original"], paths["deployed"]], network.feeds, str(dying))
@@ -117,5 +117,3 @@ def test_the_census_counts_what_a_form_adds(files):
         cells = [cell.strip() for cell in row.split("|")[2:-1]]
         assert cells[0] == "as the original" and cells[1] == "ai.laurel"
         assert "ai.laurel" not in cells[2] and "ai.laurel" not in cells[4]
-
-
