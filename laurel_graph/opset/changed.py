@@ -51,8 +51,8 @@ def why_gone(model: ModelProto) -> str:
     named = ", ".join(map(repr, gone[:3])) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
     return (
         f"its records speak of {len(read_specs(model))} LAuReL residuals, and {len(gone)} of them ({named}) are no "
-        f"nodes of {DOMAIN} any more: a tool inlined, fused or quantised them. The file computes what it did; train, deploy "
-        "and remove in the file from before that tool, and use the tool on what laurel deploy writes."
+        f"nodes of {DOMAIN} any more: a tool inlined, fused or quantised them. The file computes what it did; train, "
+        "deploy and remove in the file from before that tool, and use the tool on what laurel deploy writes."
     )
 
 
