@@ -165,6 +165,7 @@ def deploy_file(
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
     costs: CostModel | None = None,
+    opset: int = 0,
 ) -> DeployReport:
     """Deploys the trained file *path* to *output*, which is written only if it computes what *path* computes.
 
@@ -185,9 +186,10 @@ def deploy_file(
         seed: seed of the drawn inputs.
         sizes: sizes of symbolic dims of drawn inputs.
         costs: the cost model; the one of the package by default.
+        opset: version of the default domain to write, newer than the trained file's; 0 leaves it as it is.
 
     Raises:
-        RewriteError: see :func:`deploy`.
+        RewriteError: see :func:`deploy` and :func:`~.newer.raise_opset`.
         VerificationError: the deployed model is further from the trained one than the tolerance, or no sample
             exercises the model; nothing is written.
         OutputError: *output* is a file that is read here, cannot be written, or is missing for a file.
@@ -204,6 +206,7 @@ def deploy_file(
                 seed=seed,
                 sizes=sizes,
                 costs=costs,
+                opset=opset,
             )
         return replace(made, notes=(*made.notes, *new.notes))
     from laurel_graph import onnx_file
@@ -217,7 +220,9 @@ def deploy_file(
 
     def run(trained: str | Path, to: str | Path) -> tuple[PassResult, tuple[str, ...]]:
         def attempt(rescale: str) -> PassResult:
-            pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, rescale=rescale)
+            pipeline = deploying(
+                portable=portable, target=target, costs=costs, compare=compare, rescale=rescale, opset=opset
+            )
             return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,))
 
         return less_and_less(attempt, trained)

@@ -170,7 +170,7 @@ def _finetune(changed: Path, output: Path, form: str, files: _Files, allowed: fl
     for name, array in zip(names, files.feeds.values(), strict=True):
         data[name] = np.repeat(array[:1], count, 0)
     data["target"] = np.repeat(wanted[0][:1], count, 0) + rng.standard_normal(wanted[0][:1].shape).astype(np.float32)
-    finetune(changed, data, output, loss="mse", epochs=1, lr=0.01, batch_size=1, quiet=True)
+    finetune(changed, data, output, loss="mse", epochs=1, lr=0.001, batch_size=1, quiet=True)
     moved = _difference(run(output, files.feeds), wanted)
     return "" if 0 < moved < FAR else f"trained, {moved:.1e} from where it was"
 
