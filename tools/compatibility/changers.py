@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def _quantize_dynamic(source: Path, output: Path, _: Feeds) -> None:
     quantize_dynamic(source, output, extra_options={"MatMulConstBOnly": True}, reduce_range=True)
 
 
-def quantise_statically(source: Path, output: Path, samples: list[Feeds]) -> None:
+def quantise_statically(source: Path, output: Path, samples: Sequence[Feeds]) -> None:
     """Quantises a file in 8 bits with QuantizeLinear and DequantizeLinear around operators, after pre-processing.
 
     Weights take 7 bits: full-range products saturate on processors without VNNI.

@@ -140,7 +140,7 @@ def broken(cells: Sequence[Cell]) -> list[str]:
 def table(cells: Sequence[Cell], titles: Mapping[str, str]) -> str:
     """Returns the matrix in Markdown: a row for each runtime, then what each refuses in its words."""
     lines = ["| runtime | " + " | ".join(FORMS) + " |", "|---" * (len(FORMS) + 1) + "|"]
-    reasons: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[tuple[str, str], list[Cell]] = {}
     for key, title in titles.items():
         row = []
         for form in FORMS:
@@ -149,7 +149,7 @@ def table(cells: Sequence[Cell], titles: Mapping[str, str]) -> str:
             for cell in here:
                 groups.setdefault(cell.verdict, []).append(cell.model)
                 if cell.verdict != RIGHT:
-                    reasons.setdefault((title, cell.detail), []).append(f"{cell.model} {form}")
+                    reasons.setdefault((title, form), []).append(cell)
             if not here:
                 row.append("–")
             elif len(groups) == 1:
@@ -158,8 +158,8 @@ def table(cells: Sequence[Cell], titles: Mapping[str, str]) -> str:
                 row.append("; ".join(f"{verdict}: {', '.join(models)}" for verdict, models in groups.items()))
         lines.append(f"| {title} | " + " | ".join(row) + " |")
     told = [
-        f"- {title}, {places[0]}{f' and {len(places) - 1} more' * (len(places) > 1)}: `{reason.replace('`', '')}`"
-        for (title, reason), places in reasons.items()
+        f"- {title}, {form}, {found[0].model}: `{found[0].detail.replace('`', '')}`"
+        for (title, form), found in reasons.items()
     ]
     return "\n".join([*lines, "", *told])
 
@@ -203,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             note(f"{name} ...")
             (folder / name).mkdir(exist_ok=True)
             files[name] = write_forms(base, folder / name)
-        titles, cells = {}, []
+        titles: dict[str, str] = {}
+        cells: list[Cell] = []
         for runtime in RUNTIMES:
             if options.only and runtime.key not in options.only:
                 continue

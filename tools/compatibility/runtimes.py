@@ -77,7 +77,7 @@ class Answer:
 
 def version_of(runtime: Runtime, where: str = "") -> str:
     """Returns the version of a runtime, "" where it is not installed; for *where* see :func:`ask`."""
-    return _start(runtime, where, [], "")[0].get("version", "")
+    return str(_start(runtime, where, [], "")[0].get("version", ""))
 
 
 def ask(runtime: Runtime, files: Sequence[Path], feeds: Mapping[str, NDArray[Any]], where: str = "") -> list[Answer]:

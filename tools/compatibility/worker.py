@@ -41,7 +41,11 @@ def _reference() -> tuple[str, Callable[[str, Feeds, str], Answer]]:
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    return onnx.__version__, lambda path, feeds, _: (ReferenceEvaluator(path).run(None, feeds), "")
+    def run(path: str, feeds: Feeds, _: str) -> Answer:
+        found: Any = ReferenceEvaluator(path).run(None, feeds)
+        return found, ""
+
+    return onnx.__version__, run
 
 
 def _openvino() -> tuple[str, Callable[[str, Feeds, str], Answer]]:
