@@ -84,14 +84,16 @@ class _Files:
     sites: int
 
 
-def try_model(name: str, base: Path, folder: Path, changers: Sequence[Changer]) -> Iterator[Outcome]:
-    """Yields every outcome of one model."""
+def try_model(
+    name: str, base: Path, feeds: Mapping[str, NDArray[Any]], folder: Path, changers: Sequence[Changer]
+) -> Iterator[Outcome]:
+    """Yields every outcome of the model *base*, which is run on *feeds*."""
     forms = {form: folder / f"{form}.onnx" for form in FORMS}
     sites = len(transform(base, LaurelConfig(VARIANT, rank=RANK, previous=2), output=forms["transformed"]).report.plans)
     tune(forms["transformed"], forms["tuned"])
     deploy_file(forms["tuned"], forms["deployed"])
     save_adapter(forms["tuned"], folder / "tuned.safetensors")
-    files = _Files(folder, base, forms, folder / "tuned.safetensors", NETWORKS[name].feeds, sites)
+    files = _Files(folder, base, forms, folder / "tuned.safetensors", feeds, sites)
     for changer in changers:
         if importlib.util.find_spec(changer.module) is None:
             continue
@@ -259,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(temporary)
         for name, base in write_networks(folder, tuple(options.models or ("cnn", "encoder"))).items():
             (folder / name).mkdir()
-            outcomes += try_model(name, base, folder / name, changers)
+            outcomes += try_model(name, base, NETWORKS[name].feeds, folder / name, changers)
     say(table(outcomes))
     faults = [outcome for outcome in outcomes if outcome.verdict in FAULTS]
     if options.json:
