@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from . import soundness
-from .errors import ModelError
+from .errors import LaurelError, ModelError
 from .onnx_model.tensors import make_tensor, set_tensor, tensor_array
 
 __all__ = [
@@ -81,8 +81,10 @@ def read_with_records(path: str | Path, *, to_look: bool = False) -> ModelProto:
             raise
         warnings.warn(str(error), stacklevel=2)
     lost = changed.mend(model)
-    if to_look and (gone := changed.why_gone(model)):
-        lost.append(gone)
+    try:
+        lost += [gone] if to_look and (gone := changed.why_gone(model)) else []
+    except LaurelError as error:  # of records that nothing asks for
+        lost.append(str(error))
     for line in lost:
         warnings.warn(f"{path}: {line}", stacklevel=2)
     recover_records(model, str(path))

@@ -139,11 +139,11 @@ def _with_own_tensors(model: ModelProto) -> None:
     Which node is which site is told by their order, which the records keep, and by their operators; where either does
     not fit, or a tensor of another site's name is no shared one, the model stays as it is.
     """
-    specs = {} if is_deployed(model) else read_specs(model)
+    nodes = [] if is_deployed(model) else list(_ours(model))
+    specs = read_specs(model) if nodes else {}
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     if all(tensor_name(site, role) in held for site, spec in specs.items() for role in spec.tensor_shapes()):
         return
-    nodes = list(_ours(model))
     if len(nodes) != len(specs) or read_undo(model) is None:
         return
     wanted: list[tuple[LaurelNode, SiteSpec]] = list(zip(nodes, specs.values(), strict=True))
