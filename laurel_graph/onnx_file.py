@@ -82,7 +82,8 @@ def read_with_records(path: str | Path, *, to_look: bool = False) -> ModelProto:
         warnings.warn(str(error), stacklevel=2)
     lost = changed.mend(model)
     try:
-        lost += [gone] if to_look and (gone := changed.why_gone(model)) else []
+        if to_look and (gone := changed.why_gone(model)):
+            lost.append(gone)
     except LaurelError as error:  # of records that nothing asks for
         lost.append(str(error))
     for line in lost:
