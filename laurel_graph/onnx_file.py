@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from . import soundness
-from .errors import ModelError
+from .errors import LaurelError, ModelError
 from .onnx_model.tensors import make_tensor, set_tensor, tensor_array
 
 __all__ = [
@@ -71,7 +71,7 @@ def read_with_records(path: str | Path, *, to_look: bool = False) -> ModelProto:
     Raises:
         ModelError: as for :func:`read`, and for :func:`put_back`.
     """
-    from .opset import functions
+    from .opset import changed, functions
 
     model = read(path)
     try:
@@ -80,6 +80,14 @@ def read_with_records(path: str | Path, *, to_look: bool = False) -> ModelProto:
         if not to_look:
             raise
         warnings.warn(str(error), stacklevel=2)
+    lost = changed.mend(model)
+    try:
+        if to_look and (gone := changed.why_gone(model)):
+            lost.append(gone)
+    except LaurelError as error:  # of records that nothing asks for
+        lost.append(str(error))
+    for line in lost:
+        warnings.warn(f"{path}: {line}", stacklevel=2)
     recover_records(model, str(path))
     functions.complete(model)
     return model

@@ -44,14 +44,16 @@ def deploying(
     costs: CostModel | None = None,
     compare: Pass | None = None,
     rescale: str = "all",
+    opset: int = 0,
 ) -> Pipeline:
     """Returns what :func:`laurel_graph.deploy` runs; *compare* is its last pass, ``Verify`` where a file is written.
 
-    *rescale* is the option of ``Fold``.
+    *rescale* is the option of ``Fold``, *opset* that of ``RaiseOpset``.
     """
-    from .standard.serving import Fold, Fuse, Mark
+    from .standard.serving import Fold, Fuse, Mark, RaiseOpset
 
-    passes = (Fold(rescale), Fuse(portable, costs), Mark(portable, target))
+    raising = (RaiseOpset(opset),) if opset else ()
+    passes = (Fold(rescale), Fuse(portable, costs), *raising, Mark(portable, target))
     return Pipeline(passes if compare is None else (*passes, compare))
 
 

@@ -37,6 +37,7 @@ OURS: Mapping[str, str] = {
     "fold": "serving:Fold",
     "absorb": "serving:Absorb",
     "fuse": "serving:Fuse",
+    "raise_opset": "serving:RaiseOpset",
     "mark": "serving:Mark",
     "verify": "comparing:Verify",
 }

@@ -19,6 +19,7 @@ from ..errors import AdapterError, ModelError, check_order
 from ..fingerprint import Fingerprint, compare
 from ..formula import unresolve
 from ..model_folder import folder_files, graph_path, is_folder, rewritten, writes_folder
+from ..opset.changed import why_not_trained
 from ..opset.schema import METADATA_CONFIG, read_metadata, read_specs, tensor_name
 from .file import Adapter, Array, check_finite, check_names, listed, read_adapter, rounded, shapes_of, to_bytes
 from .places import moved
@@ -266,6 +267,8 @@ def _of_file(path: Path) -> Adapter:
 
 def _specs_of(proto: onnx.ModelProto, path: str | Path) -> tuple[dict[str, SiteSpec], dict[str, onnx.TensorProto]]:
     """The sites of a transformed file and its initializers by name, which hold all tensors of the sites."""
+    if why := why_not_trained(proto):
+        raise AdapterError(f"{path}: {why}")
     specs = read_specs(proto)
     if not specs:
         raise AdapterError(
@@ -277,7 +280,9 @@ def _specs_of(proto: onnx.ModelProto, path: str | Path) -> tuple[dict[str, SiteS
     }
     gone = [name for name in shapes if name not in held]
     if gone:
-        raise AdapterError(f"{path} does not hold {listed(gone)} any more: it was deployed; use the file from before.")
+        raise AdapterError(
+            f"{path} does not hold {listed(gone)} any more: a tool changed it; use the file from before."
+        )
     check_names(f"{path} and its own metadata", shapes, {name: tuple(held[name].dims) for name in shapes})
     return specs, held
 

@@ -69,21 +69,17 @@ ort::Status* name_unknown_dims(ort::TensorInfo* shape, size_t axes) {
   return g_api->SetSymbolicDimensions(shape, names.data(), axes);
 }
 
-// Every output has x's shape.
-ort::Status* infer_shapes(const ort::CustomOp* op, ort::ShapeContext* context) {
-  ort::TensorInfo* x = nullptr;
-  if (ort::Status* status = g_api->ShapeInferContext_GetInputTypeShape(context, static_cast<size_t>(0), &x)) {
-    return status;
-  }
-  size_t axes = 0;
-  if (ort::Status* status = g_api->GetDimensionsCount(x, &axes)) return status;
-  if (axes == 0) return nullptr;  // x has an unknown number of axes
-  if (ort::Status* status = name_unknown_dims(x, axes)) return status;
-  for (int i = 0; i < of(op).op.outputs(); ++i) {
-    if (ort::Status* status = g_api->ShapeInferContext_SetOutputTypeShape(context, static_cast<size_t>(i), x)) {
-      if (i == 0) return status;
-      g_api->ReleaseStatus(status);  // the node does without its second output
-    }
+// y has x's shape, or f's where nothing is known of x. The sum has it too, but nobody tells here whether the node has
+// that output, and ONNX Runtime takes the shape of one that is not there for memory that is not there.
+ort::Status* infer_shapes(const ort::CustomOp*, ort::ShapeContext* context) {
+  for (size_t input : {0, 1}) {
+    ort::TensorInfo* info = nullptr;
+    if (ort::Status* status = g_api->ShapeInferContext_GetInputTypeShape(context, input, &info)) return status;
+    size_t axes = 0;
+    if (ort::Status* status = g_api->GetDimensionsCount(info, &axes)) return status;
+    if (axes == 0) continue;  // an unknown number of them
+    if (ort::Status* status = name_unknown_dims(info, axes)) return status;
+    return g_api->ShapeInferContext_SetOutputTypeShape(context, 0, info);
   }
   return nullptr;
 }

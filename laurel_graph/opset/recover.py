@@ -37,7 +37,9 @@ from .schema import (
 )
 from .undo import new_undo, read_undo, write_records
 
-DEPLOYED = "Part of a deployed model: its weights are folded; train and remove in the file it was made from."
+DEPLOYED_HINT = "its weights are folded; train and remove in the file it was made from"
+
+DEPLOYED = f"Part of a deployed model: {DEPLOYED_HINT}."
 """The doc string of function bodies in deployed files: tools that drop the model's metadata keep it."""
 
 _NORM = 1e-5
@@ -115,7 +117,7 @@ def recover(model: ModelProto) -> Recovered:
     ours = [name for name in held if any(name.startswith(tensor_name(site.name, "")) for site in sites)]
     undo["tensors"] += ours
     undo["inputs"] += [value.name for value in model.graph.input if value.name in ours]
-    undo["nodes"] += [_before(node) for site in sites for node in site.nodes]
+    undo["nodes"] += [before(node) for site in sites for node in site.nodes]
     config = read_metadata(model, METADATA_CONFIG) or LaurelConfig().to_json()
     write_records(model, config, (*known.values(), *(site.spec for site in sites)), undo)
     attach(model)
@@ -208,8 +210,8 @@ def _bound(tensors: dict[str, TensorProto]) -> str:
     return "sigmoid" if np.all(alpha < 2) and np.all(beta < 2) else "free"
 
 
-def _before(node: NodeProto) -> dict[str, Any]:
-    """The record of an addition of skip and branch in the node's place."""
+def before(node: NodeProto) -> dict[str, Any]:
+    """Returns the record of an addition of skip and branch in the place of a node of ``ai.laurel``."""
     old = helper.make_node("Add", [node.input[0], node.input[1]], [node.output[0]], name=node.name)
     if node.HasField("doc_string"):
         old.doc_string = node.doc_string

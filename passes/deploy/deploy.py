@@ -18,6 +18,7 @@ from laurel_graph.model_folder import rewritten, writes_folder
 from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.onnx_model.weight_file import has_external_weights
 from laurel_graph.opset import functions
+from laurel_graph.opset.changed import why_gone
 from laurel_graph.opset.recover import DEPLOYED, is_deployed
 from laurel_graph.opset.schema import DOMAIN, METADATA_DEPLOYED, PREFIX, laurel_nodes
 from laurel_graph.opset.undo import read_undo
@@ -84,6 +85,8 @@ def check_trained(model: onnx.ModelProto) -> None:
     """Raises RewriteError where a model holds nothing to fold, or is deployed already."""
     if is_deployed(model):
         raise RewriteError("the model is deployed already; deploy the trained file it was made from.")
+    if why := why_gone(model):
+        raise RewriteError(f"the model cannot be deployed: {why}")
     if not any(laurel_nodes(graph) for graph in graphs_of(model.graph)):
         raise RewriteError("the model holds no LAuReL residual; transform (and train) it before deploying it.")
 
@@ -162,6 +165,7 @@ def deploy_file(
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
     costs: CostModel | None = None,
+    opset: int = 0,
 ) -> DeployReport:
     """Deploys the trained file *path* to *output*, which is written only if it computes what *path* computes.
 
@@ -182,9 +186,10 @@ def deploy_file(
         seed: seed of the drawn inputs.
         sizes: sizes of symbolic dims of drawn inputs.
         costs: the cost model; the one of the package by default.
+        opset: version of the default domain to write, newer than the trained file's; 0 leaves it as it is.
 
     Raises:
-        RewriteError: see :func:`deploy`.
+        RewriteError: see :func:`deploy` and :func:`~.newer.raise_opset`.
         VerificationError: the deployed model is further from the trained one than the tolerance, or no sample
             exercises the model; nothing is written.
         OutputError: *output* is a file that is read here, cannot be written, or is missing for a file.
@@ -201,6 +206,7 @@ def deploy_file(
                 seed=seed,
                 sizes=sizes,
                 costs=costs,
+                opset=opset,
             )
         return replace(made, notes=(*made.notes, *new.notes))
     from laurel_graph import onnx_file
@@ -214,7 +220,9 @@ def deploy_file(
 
     def run(trained: str | Path, to: str | Path) -> tuple[PassResult, tuple[str, ...]]:
         def attempt(rescale: str) -> PassResult:
-            pipeline = deploying(portable=portable, target=target, costs=costs, compare=compare, rescale=rescale)
+            pipeline = deploying(
+                portable=portable, target=target, costs=costs, compare=compare, rescale=rescale, opset=opset
+            )
             return run_on_file(pipeline, trained, to, facts=facts, inputs=(given,))
 
         return less_and_less(attempt, trained)

@@ -18,6 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from laurel_graph.errors import LaurelError, ModelError
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.onnx_model.weight_file import weight_locations
+from laurel_graph.opset.changed import why_not_trained
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.plain import unmark
@@ -52,6 +53,8 @@ def remove(model: ModelProto, *, compare: bool = True, folder: Path | None = Non
         ModelError: the model holds no record of an insertion, the record is damaged or of another model, or the nodes
             were changed since. The model is of no use then.
     """
+    if why := why_not_trained(model):
+        raise ModelError(f"the original cannot be given back: {why}")
     undo = read_undo(model)
     if undo is None:
         hint = (

@@ -1,4 +1,4 @@
-"""``fold``, ``absorb``, ``fuse`` and ``mark``: the passes that make a trained ONNX graph cheap to run."""
+"""``fold``, ``absorb``, ``fuse``, ``raise_opset``, ``mark``: the passes that make a trained ONNX graph cheap to run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from laurel_graph.passes.deploy.deploy import (
     mark,
     scales_left,
 )
+from laurel_graph.passes.deploy.newer import raise_opset
 from laurel_graph.passes.deploy.untrained import NOTE, is_untrained
 from laurel_graph.passes.facts import Forms, ValueTypes, weights_folder
 from laurel_graph.passes.fold.fold import RESCALE, FoldReport, fold
@@ -108,6 +109,22 @@ def _changes(sites: tuple[FusedSite, ...]) -> tuple[SiteChange, ...]:
         SiteChange(s.site, f"{s.form}: {s.operator or 'plain operators'}" if s.form else "left alone", s.reason)
         for s in sites
     )
+
+
+@dataclass(frozen=True)
+class RaiseOpset(Pass, name="raise_opset", requires=NOTHING, ensures=KEPT):
+    """Converts the graph to a newer opset; the function bodies of ours are written for it."""
+
+    opset: int = option(0, "version of the default domain; 0 leaves it as it is")
+
+    def run(self, graph: Graph, facts: Facts = NO_FACTS) -> PassResult:
+        """Converts the nodes, in place.
+
+        Raises:
+            RewriteError: see :func:`~laurel_graph.passes.deploy.newer.raise_opset`.
+        """
+        changed = self.opset != 0 and raise_opset(graph, self.opset)
+        return PassResult(graph, changed, Report({"opset": self.opset} if changed else {}))
 
 
 _OURS_NOW = (

@@ -192,6 +192,7 @@ def deploy(
     ] = None,
     tolerance: Annotated[float | None, typer.Option(help="Largest difference over the output's scale.")] = None,
     size: Size = None,
+    opset: Annotated[int, typer.Option(help="Write a newer opset than the trained file has; 0: the same.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the drawn samples.")] = 0,
     measure: Annotated[
         bool,
@@ -216,6 +217,7 @@ def deploy(
             tolerance=tolerance,
             seed=seed,
             sizes=parse_sizes(size),
+            opset=opset,
         )
     report = done.to_dict()
     if measure:

@@ -23,6 +23,7 @@ from laurel_graph.adapters.trained import trained_tensors
 from laurel_graph.errors import ConfigError, DataError, TrainingError, VerificationError
 from laurel_graph.model_folder import graph_path, rewritten, writes_folder
 from laurel_graph.onnx_model.walk import copy_of
+from laurel_graph.opset.changed import why_not_trained
 from laurel_graph.opset.parameters import weights_of
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, staged
@@ -86,6 +87,8 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
         check_outputs(options.tuned, kind=MODEL)
     check_outputs(options.adapter, kind=ORT_ADAPTER if _is_ort(options.adapter) else ADAPTER)
     specs = read_specs(model)
+    if not (options.train or options.head) and (why := why_not_trained(model)):
+        raise ConfigError(f"{options.model} has no LAuReL tensors to train: {why}")
     if not (specs or options.train or options.head):
         raise ConfigError(
             f"{options.model} has no LAuReL tensors to train: run `laurel transform` first, or name initializers "

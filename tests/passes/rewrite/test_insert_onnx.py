@@ -436,7 +436,7 @@ def test_remove_says_so_when_the_model_was_changed_since():
     model = token_net()
     insert(model, token_plans(), CONFIG)
     del model.graph.node[2]
-    with pytest.raises(ModelError, match="1 of 3 rewritten nodes are not there any more"):
+    with pytest.raises(ModelError, match=r"3 LAuReL residuals, and 1 of them .* are no nodes of ai\.laurel any more"):
         remove(model)
 
 
