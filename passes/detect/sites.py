@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from laurel_graph.config import MAX_PREVIOUS
@@ -43,12 +43,19 @@ _LONGEST_WALK = 32
 
 
 def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
-    """Returns the residual connections in topological order, named and placed on their streams."""
-    former = _names(view, found, [view.vertices[item.adds[-1]].scope for item in found])
-    names = _names(view, found, [_scope(view, item) for item in found])
+    """Returns one residual connection for each of *found*, in topological order, named and placed on their streams.
+
+    One that stands in several bodies of an If, because each of them holds the network, is one site: the first of them
+    has the others as its ``copies``.
+    """
     streams, segments = _streams(view, found)
     axes = _feature_axes(view, found, streams)
-    shared = _shared(view, found)
+    firsts = _firsts(view, found, axes)
+    once = [place for place, first in enumerate(firsts) if place == first]
+    former = _names(view, found, [view.vertices[item.adds[-1]].scope for item in found], once)
+    names = _names(view, found, [_scope(view, item) for item in found], once)
+    former, names = ([listed[first] for first in firsts] for listed in (former, names))
+    shared = _shared(view, found, once)
     made: list[Residual] = []
     length: Counter[int] = Counter()
     alike: dict[tuple[int, Shape, int], list[int]] = defaultdict(list)
@@ -82,12 +89,44 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
                 blocked=blocked or _blocked(axis, width, join),
                 rank=item.rank,
                 former=former[place] if former[place] != names[place] else "",
+                body=join.body,
             )
         )
         length[streams[place]] += 1
         for group in groups if linked else ():
             alike[group].append(place)
-    return tuple(made)
+    return tuple(
+        replace(residual, copies=tuple(other for other, first in zip(made, firsts, strict=True) if first == place)[1:])
+        if firsts[place] == place
+        else residual
+        for place, residual in enumerate(made)
+    )
+
+
+def _firsts(view: GraphView, found: Sequence[Found], axes: Sequence[tuple[int, int | None]]) -> list[int]:
+    """Returns for each residual connection the first one that it is a copy of, which is itself for most.
+
+    The bodies of an If may hold one network each: a decoder that starts, and the same one with what it remembers. Then
+    the branches of two joins end in the same weights, of the graph around both, and the joins count in the same order.
+    """
+    firsts = list(range(len(found)))
+    waiting: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    count: Counter[tuple[object, ...]] = Counter()
+    for place, item in enumerate(found):
+        join = view.vertices[item.adds[0]]
+        weight = _branch_weight(view, item.branches[0]) if item.branches else ""
+        if join.body not in view.choices or not (join.site or weight):
+            continue
+        choice, number = view.choices[join.body]
+        rank = len(join.shape) if join.shape is not None else None
+        alike = choice, join.site, weight, item.kind, len(item.adds), len(item.branches), axes[place], join.dtype, rank
+        earlier = waiting[alike]
+        if number == 0:
+            earlier.append(place)
+        elif (nth := count[alike, number]) < len(earlier):
+            firsts[place] = earlier[nth]
+            count[alike, number] += 1
+    return firsts
 
 
 def _alike(shape: Shape | None, stream: int, segment: int) -> list[tuple[int, Shape, int]]:
@@ -117,15 +156,18 @@ def _blocked(axis: int, width: int | None, join: Vertex) -> str:
 # Names ----------------------------------------------------------------------------------------------------------------
 
 
-def _names(view: GraphView, found: Sequence[Found], scopes: Sequence[str | None]) -> list[str]:
-    """Module path and a number; without a path the join's own name."""
+def _names(
+    view: GraphView, found: Sequence[Found], scopes: Sequence[str | None], once: Sequence[int]
+) -> dict[int, str]:
+    """Module path and a number; without a path the join's own name. Those of *once* are named."""
     count: Counter[str] = Counter()
     used: set[str] = {view.vertices[item.adds[0]].site for item in found} - {""}
-    names: list[str] = []
-    for item, scope in zip(found, scopes, strict=True):
+    names: dict[int, str] = {}
+    for place in once:
+        item, scope = found[place], scopes[place]
         join = view.vertices[item.adds[-1]]
         if site := view.vertices[item.adds[0]].site:
-            names.append(site)
+            names[place] = site
             continue
         if scope is None:
             name = unique = "res_" + _identifier(join.name or join.key).replace(".", "_")
@@ -140,7 +182,7 @@ def _names(view: GraphView, found: Sequence[Found], scopes: Sequence[str | None]
             number += 1
             unique = f"{name}{number}" if scope is not None else f"{name}_{number}"
         used.add(unique)
-        names.append(unique)
+        names[place] = unique
     return names
 
 
@@ -358,10 +400,10 @@ def _activated(view: GraphView, index: int, at_join: Mapping[int, int]) -> int |
     return None
 
 
-def _shared(view: GraphView, found: Sequence[Found]) -> list[str]:
-    """Names what several sites have in common: their weights, hence their module."""
+def _shared(view: GraphView, found: Sequence[Found], once: Sequence[int]) -> list[str]:
+    """Names what several sites have in common: their weights, hence their module. Copies of one site count once."""
     weights = [_branch_weight(view, item.branches[0]) if item.branches else "" for item in found]
-    count = Counter(weight for weight in weights if weight)
+    count = Counter(weights[place] for place in once if weights[place])
     return [weight if count[weight] > 1 else "" for weight in weights]
 
 
