@@ -14,9 +14,9 @@ from onnx import numpy_helper, shape_inference
 
 from ..graph_view import Shape
 from .bodies import Body, as_model
+from .order import free_names
 from .shape_rules import Types as TypeTable
 from .shape_rules import complete, merged
-from .order import free_names
 from .walk import graphs_of, subgraphs
 
 Types = Mapping[str, tuple[Shape | None, str | None]]

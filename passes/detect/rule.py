@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from laurel_graph.detection import Detection, Evidence, Rejected, Residual
+from laurel_graph.detection import Detection, Evidence, Rejected
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex
 
 from . import reasons as why

@@ -299,7 +299,9 @@ class _Builder:
         if not form.comes_apart:
             more["blocked"] = self.blocked or _FUSED_ADVICE.format(op=node.op_type)
         elif statistics:
-            more["blocked"] = self.blocked or f"{node.op_type} gives out its mean or deviation, which only training needs"
+            more["blocked"] = (
+                self.blocked or f"{node.op_type} gives out its mean or deviation, which only training needs"
+            )
         total = at(values, form.total)
         named = next(name for name in (total, *values) if name)
         addends = [self.lookup(name, names) for place in form.addends if (name := at(node.input, place))]
@@ -400,9 +402,7 @@ class _Builder:
             formal: self.lookup(name, names) for formal, name in zip(function.input, node.input, strict=False) if name
         }
         more, blocked, prefix = self.more, self.blocked, self.prefix
-        self.blocked = (
-            blocked or f"it stands inside the model-local function {function.name!r}; inline functions first"
-        )
+        self.blocked = blocked or f"it stands inside the model-local function {function.name!r}; inline functions first"
         self.prefix = f"{prefix}{node.output[0]}/"
         self.depth += 1
         self.graph(function.node, inner)
@@ -455,7 +455,7 @@ class _Builder:
         carried: Sequence[int | None],
         inner: MutableMapping[str, int],
     ) -> None:
-        """The inputs of a body. What a step starts from is no value of the graph around: it changes from step to step."""
+        """The inputs of a body: other values at every step, not those of the graph around that the first starts from."""
         lead = len(graph.input) - len(carried)
         for place, value in enumerate(graph.input):
             start = carried[place - lead] if place >= lead else None

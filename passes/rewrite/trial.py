@@ -23,6 +23,7 @@ from laurel_graph.graph_view import Dim
 from laurel_graph.onnx_model.shape_rules import Types
 from laurel_graph.onnx_model.shapes import tensor_types
 from laurel_graph.onnx_model.walk import copy_of
+from laurel_graph.passes.verify.bodies import alone, bodies_in, first_step, needed
 from laurel_graph.passes.verify.compare import EPSILON, Comparison, Verdict
 from laurel_graph.passes.verify.precision import half_type
 from laurel_graph.passes.verify.probe import bring_out, made_in, nudged, open_vectors, random_nodes
@@ -69,17 +70,26 @@ class Trial:
     Args:
         model: the model; it is copied.
         folder: where its external weights lie, ``None`` for a model without.
-        values: names of values to look at; those that are none of the main graph are left out.
+        values: names of values to look at, scoped in bodies; those that are none of the model's are left out.
+        sample: what to run it on; by default one is drawn.
 
     Attributes:
         seen: value to what a run showed; empty where the model does not run.
         note: why it does not, or "".
+        inner: path to the trial of a body that holds some of the values, which runs by itself.
     """
 
-    def __init__(self, model: ModelProto, folder: Path | None, values: Sequence[str]) -> None:
+    def __init__(
+        self, model: ModelProto, folder: Path | None, values: Sequence[str], sample: Sample | None = None
+    ) -> None:
         self._model, self._folder = copy_of(model), folder
         self._sampler: Sampler | None = None
         self._sample: Sample = {}
+        self._other: Sample = {}
+        self._bodies = {
+            path: body for path, body in bodies_in(self._model).items() if any(v.startswith(path) for v in values)
+        }
+        self.inner: dict[str, Trial] = {}
         self._outputs: dict[str, Array] = {}
         self._noise: list[dict[str, Array]] | None = None
         self._opened = False
@@ -90,19 +100,53 @@ class Trial:
         try:
             self._session = self._probe()
             self._opened = True
-            self._sampler = Sampler(model)
-            self._run_first()
+            if sample is None:
+                self._sampler = Sampler(model)
+                self._run_first()
+            else:
+                self._keep(sample, _run(self._session, sample))
         except ModelError as error:
             what = "does not run on a drawn sample" if self._opened else "does not open"
             done = "rewritten files were opened, and not run" if self._opened else "nothing was run"
             self.note = f"the model itself {what} on this ONNX Runtime, so that {done}: {_first_line(error)}"
+        self._look_inside(values)
+
+    def _look_inside(self, values: Sequence[str]) -> None:
+        """Runs each body that holds some of *values* by itself, whether the model runs it on the sample or not."""
+        for path, body in self._bodies.items() if self._sample else ():
+            feeds = first_step(self._model, body, self._around)
+            if feeds is None:
+                self.note = f"the body {path[:-1]} cannot be run by itself, so that nothing in it was run"
+                continue
+            names = [value[len(path) :] for value in values if value.startswith(path)]
+            child = self.inner[path] = Trial(alone(self._model, body, feeds), self._folder, names, feeds)
+            self.seen.update((path + name, seen) for name, seen in child.seen.items())
+            if child.note:
+                self.note = f"in the body {path[:-1]}: {child.note}"
 
     # ---- the model as it was ------------------------------------------------------------------------------------
 
     def _probe(self) -> onnxruntime.InferenceSession:
         probe = copy_of(self._model)
-        bring_out(probe, self._values)
+        bring_out(probe, [*self._values, *self._needed()])
         return _opened(probe, self._folder, optimize=False, kernels=True)
+
+    def _needed(self) -> list[str]:
+        names = [name for body in self._bodies.values() for name in needed(self._model, body)]
+        inputs = {value.name for value in self._model.graph.input}
+        return [name for name in dict.fromkeys(names) if name not in inputs]
+
+    def _arrays(self, sample: Sample, found: Mapping[str, Any]) -> dict[str, Array]:
+        """The values around the bodies, as a run on *sample* gave them."""
+        arrays = {name: array for name in self._needed() if (array := _array(found.get(name))) is not None}
+        return {**sample, **arrays}
+
+    def _keep(self, sample: Sample, found: Mapping[str, Any]) -> None:
+        """Keeps what a run on the first sample showed."""
+        self._sample, self._around = sample, self._arrays(sample, found)
+        outputs = [value.name for value in self._model.graph.output]
+        self._outputs = {name: array for name in outputs if (array := _array(found.get(name))) is not None}
+        self.seen = {name: seen for name in self._values if (seen := _seen(found.get(name))) is not None}
 
     def _run_first(self) -> None:
         assert self._sampler is not None
@@ -114,10 +158,7 @@ class Trial:
             except ModelError as error:
                 refused = refused or error
                 continue
-            self._sample = sample
-            outputs = [value.name for value in self._model.graph.output]
-            self._outputs = {name: array for name in outputs if (array := _array(found.get(name))) is not None}
-            self.seen = {name: seen for name in self._values if (seen := _seen(found.get(name))) is not None}
+            self._keep(sample, found)
             return
         raise refused or ModelError("no sample can be drawn")
 
@@ -141,6 +182,8 @@ class Trial:
         types, again = tensor_types(self._model)[0], self._second()
         found: Types = {}
         for name, seen in self.seen.items():
+            if name not in self._values:
+                continue
             stated = types.get(name, (None, None))[0]
             if stated is None or len(stated) != len(seen.shape):
                 stated = (None,) * len(seen.shape)
@@ -150,34 +193,47 @@ class Trial:
             for said, size, second in zip(stated, seen.shape, firm, strict=True):
                 dims.append(size if isinstance(said, int) or size == second else said)
             found[name] = tuple(dims), seen.dtype
+        for path, child in self.inner.items():
+            found.update((path + name, known) for name, known in child.known().items())
         return found
 
     def _second(self) -> Mapping[str, Seen]:
         """What a sample of other sizes shows; the same as the first one where the model leaves no size open."""
-        assert self._sampler is not None
-        batch, length = _OTHER
-        at = self._sampler.situation(self._sampler.kinds[0], batch, length=length)
-        sample = self._sampler.draw(at, seed=1)
+        sample = self._other
+        if self._sampler is not None:
+            batch, length = _OTHER
+            at = self._sampler.situation(self._sampler.kinds[0], batch, length=length)
+            sample = self._sampler.draw(at, seed=1)
+        if not sample:
+            return {}
         if all(array.shape == self._sample[name].shape for name, array in sample.items()):
             return self.seen
         try:
             found = _run(self._session, sample)
         except ModelError:
             return {}
+        around = self._arrays(sample, found)
+        for path, child in self.inner.items():
+            child._other = first_step(self._model, self._bodies[path], around) or {}
         return {name: seen for name in self._values if (seen := _seen(found.get(name))) is not None}
 
     def release(self) -> None:
         """Closes the session of the model as it was."""
         self._session = None
+        for child in self.inner.values():
+            child.release()
 
     # ---- the rewritten model ------------------------------------------------------------------------------------
 
-    def check(self, rewritten: ModelProto | Path, fused: Sequence[str] = ()) -> str:
+    def check(self, rewritten: ModelProto | Path, fused: Sequence[str] = (), folder: Path | None = None) -> str:
         """Opens the rewritten model, with the fused kernels and without, and runs it on the sample.
+
+        Bodies in which something was rewritten are run by themselves, too.
 
         Args:
             rewritten: the model, or the file as it will be served.
             fused: sites at which an operator came apart that hid the add.
+            folder: where the external weights of a rewritten model lie, if not where those of the model do.
 
         Returns:
             A sentence for the user where the outputs differ by more than nothing because operators came apart, else "".
@@ -188,7 +244,22 @@ class Trial:
         """
         if not self._opened:
             return ""
-        verdicts = self._verdicts(rewritten, fused)
+        told = self._check_inside(rewritten, fused, folder)
+        return self._check_whole(rewritten, fused, folder) or told
+
+    def _check_inside(self, rewritten: ModelProto | Path, fused: Sequence[str], folder: Path | None) -> str:
+        """Holds every body that was run by itself against what stands in its place now."""
+        if not self.inner:
+            return ""
+        after = onnx_file.read(rewritten) if isinstance(rewritten, Path) else rewritten
+        home = rewritten.parent if isinstance(rewritten, Path) else folder
+        there, told = bodies_in(after), ""
+        for path, child in self.inner.items():
+            told = child.check(alone(after, there[path], child._sample), fused, home) or told
+        return told
+
+    def _check_whole(self, rewritten: ModelProto | Path, fused: Sequence[str], folder: Path | None) -> str:
+        verdicts = self._verdicts(rewritten, fused, folder)
         plain = self._without_rounding(rewritten, fused) if fused else None
         if plain is not None:
             return _told(plain, fused) + _rounds(verdicts)
@@ -200,7 +271,7 @@ class Trial:
             return None
         folder = rewritten.parent if isinstance(rewritten, Path) else self._folder
         after = onnx_file.read(rewritten) if isinstance(rewritten, Path) else rewritten
-        trial = Trial(unrounded(self._model), self._folder, ())
+        trial = Trial(unrounded(self._model), self._folder, (), self._sample if self._sampler is None else None)
         trial.release()
         return trial._verdicts(unrounded(after), fused, folder) if trial._opened and trial._sample else None
 
