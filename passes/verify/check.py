@@ -8,6 +8,8 @@ Three comparisons, each of which the second model has to pass:
              there: errors of earlier parts neither hide nor excuse those of later ones.
 *served*     both files as they are served; their outputs are compared.
 
+Bodies of If, Loop and Scan in which residuals stand are compared in the same way, as models of their own.
+
 What may differ is the tolerance, or what the first model itself does where its numbers are moved by their last bits.
 """
 
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 from . import algebra
 from .compare import Verdict
 from .drawing import Exercise, drawn, given
+from .inside import insides
 from .pair import DRAWS, LAST_DRAWS, Pair, Watched
 from .probe import Sample
 from .segments import segments
@@ -105,6 +108,7 @@ class Check:
             else:
                 heads[item.name] = _worse(heads[item.name], verdict)
         shown = {name: pair.verdict(comparison, served=True) for name, comparison in as_served.items()}
+        verdicts |= insides(pair, exercise.samples, lambda child, inner: Check(child)._run(inner))
         situations = tuple(dict.fromkeys(exercise.situations))
         count = len(exercise.samples)
         return Findings(shown, heads, verdicts, count, exercise.style, situations, exercise.refused)
