@@ -138,7 +138,8 @@ class Trial:
 
     def _arrays(self, sample: Sample, found: Mapping[str, Any]) -> dict[str, Array]:
         """The values around the bodies, as a run on *sample* gave them."""
-        arrays = {name: array for name in self._needed() if (array := _array(found.get(name))) is not None}
+        names = [*self._needed(), *self._values] if self._bodies else []  # earlier skips may enter a body, too
+        arrays = {name: array for name in names if (array := _array(found.get(name))) is not None}
         return {**sample, **arrays}
 
     def _keep(self, sample: Sample, found: Mapping[str, Any]) -> None:
@@ -255,6 +256,13 @@ class Trial:
         home = rewritten.parent if isinstance(rewritten, Path) else folder
         there, told = bodies_in(after), ""
         for path, child in self.inner.items():
+            feeds = first_step(after, there[path], self._around)
+            if feeds is None:
+                raise VerificationError(
+                    f"the body {path[:-1]} of the rewritten model cannot be run by itself, as that of the model as it "
+                    "was can. Nothing was written."
+                )
+            child._sample = {**child._sample, **feeds}
             told = child.check(alone(after, there[path], child._sample), fused, home) or told
         return told
 

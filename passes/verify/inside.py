@@ -25,7 +25,7 @@ from .bodies import alone, bodies_in, first_step, needed, next_step
 from .compare import Verdict
 from .drawing import Exercise, Run, drawn
 from .pair import Pair, Subject, Watched
-from .probe import Runner, Sample, bring_out
+from .probe import Runner, Sample, bring_out, made_in
 
 if TYPE_CHECKING:
     from .check import Findings
@@ -57,11 +57,12 @@ def insides(pair: Pair, samples: Sequence[Sample], compare: Compare) -> dict[Wat
     }
     if not bodies:
         return {}
-    around = _around(pair, samples, bodies)
+    pairs = {path: (body, there[path]) for path, body in bodies.items()}
+    around = _around(pair, samples, pairs)
     found: dict[Watched, Verdict] = {}
     for path, body in bodies.items():
-        steps = list(_steps(pair, body, around))
-        if not steps or not set(needed(second, there[path])) <= {*needed(first, body)}:
+        steps = list(_steps(pair, pairs[path], around))
+        if not steps:
             if alone(first, body, {}).graph == alone(second, there[path], {}).graph:
                 continue  # the same to the bit
             raise VerificationError(
@@ -111,11 +112,13 @@ def _compared(
     return {**found.values, **results}
 
 
-def _around(pair: Pair, samples: Sequence[Sample], bodies: Mapping[str, Body]) -> list[dict[str, Array]]:
-    """What the graph around the bodies of the first model computes on each sample."""
+def _around(pair: Pair, samples: Sequence[Sample], bodies: Mapping[str, tuple[Body, Body]]) -> list[dict[str, Array]]:
+    """What the graph around the bodies of the first model computes on each sample: all that either body reads."""
     model = copy_of(pair.first.model)
-    given = {value.name for value in model.graph.input}
-    names = {name for body in bodies.values() for name in needed(model, body)} - given
+    made = {*made_in(model), *(tensor.name for tensor in model.graph.initializer)}
+    read = {name for first, _ in bodies.values() for name in needed(model, first)}
+    read |= {name for _, second in bodies.values() for name in needed(pair.second.model, second)} & made
+    names = read - {value.name for value in model.graph.input}
     if not names:
         return [dict(sample) for sample in samples]
     bring_out(model, sorted(names))
@@ -123,12 +126,13 @@ def _around(pair: Pair, samples: Sequence[Sample], bodies: Mapping[str, Body]) -
     return [{**sample, **runner.run(sample, names)} for sample in samples]
 
 
-def _steps(pair: Pair, body: Body, around: Sequence[Mapping[str, Array]]) -> Iterator[Sample]:
-    model = pair.first.model
+def _steps(pair: Pair, bodies: tuple[Body, Body], around: Sequence[Mapping[str, Array]]) -> Iterator[Sample]:
+    model, body = pair.first.model, bodies[0]
     for values in around:
-        feeds = first_step(model, body, values)
-        if feeds is None:
+        both = [first_step(side.model, each, values) for side, each in zip((pair.first, pair.second), bodies)]
+        if both[0] is None or both[1] is None:
             continue
+        feeds: dict[str, Array] | None = {**both[1], **both[0]}
         yield feeds
         runner = Runner(pair.first.path, alone(model, body, feeds), False) if body.node.op_type == "Loop" else None
         for _ in range(STEPS - 1) if runner is not None else ():
