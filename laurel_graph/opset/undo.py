@@ -84,8 +84,9 @@ def read_undo(model: ModelProto) -> dict[str, Any] | None:
 
     Its keys: ``ir_version`` (a number or ``None``), ``domain`` (whether the import of ours came with it), ``metadata``
     (pairs of texts), ``nodes`` (each ``new``, the values of what stands there now, and ``old``, the node that stood
-    there, in base64, and for one in a body of If, Loop or Scan the ``body``'s path), ``tensors`` and ``inputs`` (names of ours), and ``digests`` (what :func:`digests_of` gave for the
-    model as it was; not in files of older versions and in rebuilt records).
+    there, in base64; ``body`` is the path of the body of If, Loop or Scan that they stand in), ``tensors`` and
+    ``inputs`` (names of ours), and ``digests`` (what :func:`digests_of` gave for the model as it was; not in files of
+    older versions and in rebuilt records).
 
     Raises:
         ModelError: the record is damaged.

@@ -10,7 +10,7 @@ from itertools import takewhile
 from laurel_graph.config import MAX_PREVIOUS
 from laurel_graph.detection import Residual
 from laurel_graph.foreign_names import path_parts
-from laurel_graph.graph_view import GraphView, Role, Shape, Vertex
+from laurel_graph.graph_view import GraphView, Role, Shape, Vertex, bare
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
     axes = _feature_axes(view, found, streams)
     firsts = _firsts(view, found, axes)
     once = [place for place, first in enumerate(firsts) if place == first]
-    former = _names(view, found, [view.vertices[item.adds[-1]].scope for item in found], once)
-    names = _names(view, found, [_scope(view, item) for item in found], once)
-    former, names = ([listed[first] for first in firsts] for listed in (former, names))
+    formerly = _names(view, found, [view.vertices[item.adds[-1]].scope for item in found], once)
+    named = _names(view, found, [_scope(view, item) for item in found], once)
+    former, names = ([listed[first] for first in firsts] for listed in (formerly, named))
     shared = _shared(view, found, once)
     made: list[Residual] = []
     length: Counter[int] = Counter()
@@ -170,7 +170,7 @@ def _names(
             names[place] = site
             continue
         if scope is None:
-            name = unique = "res_" + _identifier(join.name or join.key).replace(".", "_")
+            name = unique = "res_" + _identifier(join.name or bare(join.key, join.body)).replace(".", "_")
             number = 1
         else:
             path = _identifier(scope) if scope else ""

@@ -71,7 +71,7 @@ class _Builder:
         self, view: GraphView, types: Types, model: onnx.ModelProto, opset: int, seen: shape_rules.Types
     ) -> None:
         self.view, self.model, self.opset, self.seen = view, model, opset, seen
-        self.types = {**types, **seen}
+        self.types: Types = {**types, **seen}
         self.functions = {(f.domain, f.name): f for f in model.functions if f.domain != DOMAIN}
         self.constants: MutableMapping[str, onnx.TensorProto] = {}
         self.held: dict[tuple[str, str], list[Body]] = defaultdict(list)
@@ -130,8 +130,9 @@ class _Builder:
         inner, owner = (self.body, self.prefix), names
         if not self.depth:
             while isinstance(owner, ChainMap) and self.body is not None and name not in self.stored[self.body.path]:
-                owner, around = owner.maps[1], self.body.around
-                self.body, self.prefix = around, self.prefix.removesuffix(self.body.path.removeprefix(_path(around)))
+                owner, here = owner.maps[1], self.body
+                self.prefix = self.prefix.removesuffix(here.path.removeprefix(_path(here.around)))
+                self.body = here.around
         shape, dtype = tuple(tensor.dims), dtype_name(tensor.data_type)
         owner[name] = self.put(Role.CONSTANT, "initializer", name, (), shape=shape, dtype=dtype)
         self.body, self.prefix = inner
@@ -455,7 +456,7 @@ class _Builder:
         carried: Sequence[int | None],
         inner: MutableMapping[str, int],
     ) -> None:
-        """The inputs of a body: other values at every step, not those of the graph around that the first starts from."""
+        """The inputs of a body: other values at every step, not those that the first starts from."""
         lead = len(graph.input) - len(carried)
         for place, value in enumerate(graph.input):
             start = carried[place - lead] if place >= lead else None

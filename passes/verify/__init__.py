@@ -95,7 +95,8 @@ class VerifyReport(Shown):
         samples: how many samples were run.
         outputs: one difference per output, of the files as they are served.
         sites: one difference per residual connection that both models show, in graph order, per value that one of
-            them stores at another scale, and per output of a body of If, Loop or Scan with residual connections; ONNX Runtime's optimisation and rounding to integers are off there.
+            them stores at another scale, and per output of a body of If, Loop or Scan with residual connections; ONNX
+            Runtime's optimisation and rounding to integers are off there.
         style: how the floats of the samples were drawn, "" for given data.
         situations: the situations that were compared (batches, prompt and step, padded or not); empty for given data.
         refused: the situations that were not, because the first model itself does not run in them, with its reason.

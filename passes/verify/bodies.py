@@ -6,12 +6,12 @@ is. What it takes from around it is there in either case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, ValueInfoProto, helper
+from onnx import ModelProto, ValueInfoProto, helper
 
 from laurel_graph.onnx_model.bodies import CONTROL, Body, as_model, inside, taken_in
 from laurel_graph.onnx_model.walk import attribute_of
@@ -70,7 +70,7 @@ def _first_slices(body: Body, read: list[Array | None]) -> list[Array | None]:
 
 
 def next_step(body: Body, feeds: Mapping[str, Array], results: Mapping[str, Array]) -> dict[str, Array] | None:
-    """Returns what the body of a Loop reads in the step after the one that gave *results*; ``None`` for other bodies."""
+    """Returns what the body of a Loop reads in the step after that of *results*; ``None`` for other bodies."""
     if body.node.op_type != "Loop":
         return None
     count, _, *carried = (value.name for value in body.graph.input)
@@ -88,16 +88,3 @@ def alone(model: ModelProto, body: Body, feeds: Mapping[str, Array]) -> ModelPro
 
 def _info(name: str, array: Array) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
-
-
-def of_one(values: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Returns those of *values*, by scoped name, that stand in the body at *path*, by the names that they have there."""
-    return {name[len(path) :]: value for name, value in values.items() if name.startswith(path)}
-
-
-def nodes_of(graph: GraphProto) -> Iterator[Any]:
-    """Yields the nodes of a graph and of every graph inside."""
-    for node in graph.node:
-        yield node
-    for body in inside(graph):
-        yield from nodes_of(body.graph)

@@ -49,12 +49,8 @@ def insides(pair: Pair, samples: Sequence[Sample], compare: Compare) -> dict[Wat
         VerificationError: a body cannot be run by itself, so that nothing can be said of it.
     """
     first, second = pair.first.model, pair.second.model
-    there, ours = bodies_in(second), {model_side: _sites(side) for model_side, side in enumerate((first, second))}
-    bodies = {
-        path: body
-        for path, body in bodies_in(first).items()
-        if path in there and any(path in sites for sites in ours.values())
-    }
+    there, ours = bodies_in(second), _sites(first) | _sites(second)
+    bodies = {path: body for path, body in bodies_in(first).items() if path in there and path in ours}
     if not bodies:
         return {}
     pairs = {path: (body, there[path]) for path, body in bodies.items()}
@@ -66,8 +62,9 @@ def insides(pair: Pair, samples: Sequence[Sample], compare: Compare) -> dict[Wat
             if alone(first, body, {}).graph == alone(second, there[path], {}).graph:
                 continue  # the same to the bit
             raise VerificationError(
-                f"the body {printable(path[:-1])} cannot be run by itself on what the graph around it computes, so that "
-                "nothing can be said of the residual connections in it. Take it out of its node, and deploy it alone."
+                f"the body {printable(path[:-1])} cannot be run by itself on what the graph around it computes, so "
+                "that nothing can be said of the residual connections in it. Take it out of its node, and deploy it "
+                "alone."
             )
         found |= {
             replace(item, name=path + item.name, other=path + item.other): verdict
@@ -82,11 +79,9 @@ def _compared(
     from .watching import site_values
 
     models = alone(pair.first.model, bodies[0], steps[0]), alone(pair.second.model, bodies[1], steps[0])
-    sides = [
-        Subject(side.path, model, part=True) for side, model in zip((pair.first, pair.second), models, strict=True)
-    ]
+    first, second = Subject(pair.first.path, models[0], True), Subject(pair.second.path, models[1], True)
     watched = site_values(*models)
-    child = Pair(*sides, watched, tolerance=pair.given, usual=pair.usual, optimize=pair.optimize)
+    child = Pair(first, second, watched, tolerance=pair.given, usual=pair.usual, optimize=pair.optimize)
 
     def choose(run: Run, outputs: Sequence[str], sites: Sequence[str]) -> Exercise:
         exercise = Exercise(style="computed")
@@ -127,22 +122,23 @@ def _around(pair: Pair, samples: Sequence[Sample], bodies: Mapping[str, tuple[Bo
 
 
 def _steps(pair: Pair, bodies: tuple[Body, Body], around: Sequence[Mapping[str, Array]]) -> Iterator[Sample]:
-    model, body = pair.first.model, bodies[0]
+    """What the bodies read: in one run on each sample, in the first steps of a loop."""
     for values in around:
-        both = [first_step(side.model, each, values) for side, each in zip((pair.first, pair.second), bodies)]
-        if both[0] is None or both[1] is None:
+        first = first_step(pair.first.model, bodies[0], values)
+        second = first_step(pair.second.model, bodies[1], values)
+        if first is None or second is None:
             continue
-        feeds: dict[str, Array] | None = {**both[1], **both[0]}
-        yield feeds
-        runner = Runner(pair.first.path, alone(model, body, feeds), False) if body.node.op_type == "Loop" else None
-        for _ in range(STEPS - 1) if runner is not None else ():
-            feeds = next_step(body, feeds, runner.run(feeds))
+        feeds: Sample | None = {**second, **first}
+        for step in range(STEPS if bodies[0].node.op_type == "Loop" else 1):
+            if step:
+                runner = Runner(pair.first.path, alone(pair.first.model, bodies[0], first), False)
+                feeds = next_step(bodies[0], feeds, runner.run(feeds))
             if feeds is None:
                 break
             yield feeds
 
 
-def _sites(model: ModelProto) -> Collection[str]:
+def _sites(model: ModelProto) -> set[str]:
     """The paths of the bodies of the main graph in which, however deep, a residual of ours stands."""
     written = {node.output[0] for node, _ in records_of(model)}
 
@@ -166,8 +162,8 @@ def check_insides(first: ModelProto, compared: Collection[tuple[str, str]]) -> N
     for path, site in _standing(first.graph):
         if not any(name.startswith(path) and other == site for name, other in compared):
             raise VerificationError(
-                f"the residual connection {site!r} in the body {printable(path[:-1])} is not to be seen in the deployed "
-                "model, which cannot be verified there."
+                f"the residual connection {site!r} in the body {printable(path[:-1])} is not to be seen in the "
+                "deployed model, which cannot be verified there."
             )
 
 
