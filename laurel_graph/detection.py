@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .config import SiteSpec
 from .errors import ModelError
-from .graph_view import bare
+from .foreign_names import bare
 from .showing import Cell, Shown, counted
 
 if TYPE_CHECKING:

@@ -349,23 +349,6 @@ _OTHER_TYPE = frozenset({Role.META, Role.OTHER, Role.PASS, Role.MIX, Role.CONV, 
 _MOMENT = frozenset({Role.PASS, Role.MATH, Role.REDUCE, Role.ADD, Role.MUL, Role.ACTIVATION, Role.RESHAPE})
 
 
-def bare(name: str, path: str) -> str:
-    """Returns the name that a value has in its own graph.
-
-    Args:
-        name: its scoped name: the path of the body that makes it, "" for the main graph, and its own name.
-        path: the path of a body that sees it.
-    """
-    while path and not name.startswith(path):
-        path = around(path)
-    return name[len(path) :]
-
-
-def around(path: str) -> str:
-    """Returns the path of the graph around the body at *path*."""
-    return path[: path.rfind("]/", 0, -2) + 2] if "]/" in path[:-2] else ""
-
-
 def size(shape: Shape | None) -> int:
     """Returns the number of elements, -1 if unknown."""
     total = 1

@@ -10,7 +10,7 @@ from typing import ClassVar
 from laurel_graph.config import MAX_PREVIOUS, LaurelConfig, SiteOverride
 from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import NoResidualError, SelectorError, near
-from laurel_graph.graph_view import around
+from laurel_graph.foreign_names import around
 
 NEAREST_MISSES = 5
 LISTED = 4

@@ -268,9 +268,9 @@ def check_deployed(
     Raises:
         VerificationError: they differ somewhere, or no sample exercises the model.
     """
+    from laurel_graph.passes.bodies.compare import check_insides
     from laurel_graph.passes.verify import SiteDifference, report_of
     from laurel_graph.passes.verify.check import Check
-    from laurel_graph.passes.verify.inside import check_insides
     from laurel_graph.passes.verify.pair import Pair
     from laurel_graph.passes.verify.tolerances import DEPLOYED
     from laurel_graph.passes.verify.watching import check_coverage, site_values, with_scales

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from laurel_graph.detection import Detection, Residual
-from laurel_graph.graph_view import Role, bare
+from laurel_graph.foreign_names import bare
+from laurel_graph.graph_view import Role
 
 from .paths import LONGEST_CHAIN
 
@@ -14,14 +15,16 @@ def existing_blocks(found: Detection) -> dict[str, tuple[str, ...]]:
     Args:
         found: what detection says, with its graph.
     """
-    view, blocks = found.view, {}
+    view = found.view
+    blocks: dict[str, tuple[str, ...]] = {}
     for item in found.evidence if view is not None else ():
         residual = item.verdict
         if not isinstance(residual, Residual) or residual.kind != "laurel" or view is None:
             continue
         if any(view.vertices[add].role is Role.LAUREL for add in item.adds):
             continue
-        index, weights = item.branches[0], []
+        index = item.branches[0]
+        weights: list[str] = []
         for _ in range(LONGEST_CHAIN):
             if index == item.fork:
                 break

@@ -4,42 +4,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 
 from laurel_graph.config import MAX_PREVIOUS
 from laurel_graph.detection import Residual
-from laurel_graph.foreign_names import path_parts
-from laurel_graph.graph_view import GraphView, Role, Shape, Vertex, bare
+from laurel_graph.foreign_names import bare, path_parts
+from laurel_graph.graph_view import GraphView, Role, Shape, Vertex
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A residual connection in terms of the view's vertices.
-
-    Attributes:
-        kind: ``identity``, ``projection`` or ``laurel``.
-        fork: where skip and branches come from.
-        skip: the operand that is the skip.
-        branches: the operands that are branches, inner to outer.
-        adds: the adds, inner to outer.
-        rank: of a LAuReL block that is already there.
-        note: why it cannot be rewritten, or "".
-    """
-
-    kind: str
-    fork: int
-    skip: int
-    branches: tuple[int, ...]
-    adds: tuple[int, ...]
-    rank: int = 0
-    note: str = ""
-
+from .copies import LONGEST_WALK, Found, branch_weight, firsts_of
 
 _ON_STREAM = (Role.PASS, Role.RESHAPE, Role.NORM, Role.ACTIVATION, Role.SLICE, Role.POOL, Role.CONCAT)
 _SAME_ELEMENTS = (Role.PASS, Role.NORM, Role.ACTIVATION, Role.POOL, Role.SOFTMAX, Role.MATH)
 _SOME = (Role.SLICE, Role.UPSAMPLE)
-_LONGEST_WALK = 32
 
 
 def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
@@ -50,7 +27,7 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
     """
     streams, segments = _streams(view, found)
     axes = _feature_axes(view, found, streams)
-    firsts = _firsts(view, found, axes)
+    firsts = firsts_of(view, found, axes)
     once = [place for place, first in enumerate(firsts) if place == first]
     formerly = _names(view, found, [view.vertices[item.adds[-1]].scope for item in found], once)
     named = _names(view, found, [_scope(view, item) for item in found], once)
@@ -101,32 +78,6 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
         else residual
         for place, residual in enumerate(made)
     )
-
-
-def _firsts(view: GraphView, found: Sequence[Found], axes: Sequence[tuple[int, int | None]]) -> list[int]:
-    """Returns for each residual connection the first one that it is a copy of, which is itself for most.
-
-    The bodies of an If may hold one network each: a decoder that starts, and the same one with what it remembers. Then
-    the branches of two joins end in the same weights, of the graph around both, and the joins count in the same order.
-    """
-    firsts = list(range(len(found)))
-    waiting: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    count: Counter[tuple[object, ...]] = Counter()
-    for place, item in enumerate(found):
-        join = view.vertices[item.adds[0]]
-        weight = _branch_weight(view, item.branches[0]) if item.branches else ""
-        if join.body not in view.choices or not (join.site or weight):
-            continue
-        choice, number = view.choices[join.body]
-        rank = len(join.shape) if join.shape is not None else None
-        alike = choice, join.site, weight, item.kind, len(item.adds), len(item.branches), axes[place], join.dtype, rank
-        earlier = waiting[alike]
-        if number == 0:
-            earlier.append(place)
-        elif (nth := count[alike, number]) < len(earlier):
-            firsts[place] = earlier[nth]
-            count[alike, number] += 1
-    return firsts
 
 
 def _alike(shape: Shape | None, stream: int, segment: int) -> list[tuple[int, Shape, int]]:
@@ -267,7 +218,7 @@ def _axis_above(view: GraphView, index: int, shape: Shape | None) -> tuple[int, 
     """Walks up from an operand to the operator that made its features; follows the axis through transposes."""
     back: list[tuple[int, ...]] = []
     part = False
-    for _ in range(_LONGEST_WALK):
+    for _ in range(LONGEST_WALK):
         vertex = view.vertices[index]
         if vertex.role in (Role.CONV, Role.LINEAR, Role.WEIGHTED, Role.UPSAMPLE) and vertex.weighted:
             spatial = vertex.role in (Role.CONV, Role.UPSAMPLE)
@@ -307,7 +258,7 @@ def _moved(
 
 
 def _width_above(view: GraphView, index: int) -> int | None:
-    for _ in range(_LONGEST_WALK):
+    for _ in range(LONGEST_WALK):
         vertex = view.vertices[index]
         if vertex.weighted:
             return vertex.width
@@ -358,7 +309,7 @@ def _join_above(view: GraphView, index: int, at_join: dict[int, int]) -> tuple[i
     The second result tells whether the shape stayed the same on the way.
     """
     intact = True
-    for _ in range(_LONGEST_WALK):
+    for _ in range(LONGEST_WALK):
         if index in at_join:
             return at_join[index], intact
         vertex = view.vertices[index]
@@ -402,15 +353,6 @@ def _activated(view: GraphView, index: int, at_join: Mapping[int, int]) -> int |
 
 def _shared(view: GraphView, found: Sequence[Found], once: Sequence[int]) -> list[str]:
     """Names what several sites have in common: their weights, hence their module. Copies of one site count once."""
-    weights = [_branch_weight(view, item.branches[0]) if item.branches else "" for item in found]
+    weights = [branch_weight(view, item.branches[0]) if item.branches else "" for item in found]
     count = Counter(weights[place] for place in once if weights[place])
     return [weight if count[weight] > 1 else "" for weight in weights]
-
-
-def _branch_weight(view: GraphView, index: int) -> str:
-    for _ in range(_LONGEST_WALK):
-        vertex = view.vertices[index]
-        if vertex.weighted or not vertex.inputs:
-            return vertex.weight
-        index = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])
-    return ""

@@ -19,8 +19,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from laurel_graph.config import LaurelConfig
 from laurel_graph.detection import Residual, SitePlan
 from laurel_graph.errors import RewriteError
+from laurel_graph.foreign_names import bare
 from laurel_graph.formula import initial_parameters, resolve
-from laurel_graph.graph_view import bare
 from laurel_graph.onnx_model.bodies import scopes_of
 from laurel_graph.onnx_model.tensors import make_tensor
 from laurel_graph.onnx_model.walk import default_opset

@@ -17,7 +17,7 @@ from laurel_graph import soundness
 from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import ModelError
-from laurel_graph.graph_view import around
+from laurel_graph.foreign_names import around
 from laurel_graph.onnx_model.bodies import scopes_of
 from laurel_graph.onnx_model.hidden_adds import HIDDEN_ADDS
 from laurel_graph.onnx_model.shape_rules import Types
@@ -29,7 +29,8 @@ from laurel_graph.passes.read_onnx.view import view_of
 from laurel_graph.passes.select import Selection, select
 
 from .restore import remove
-from .trial import Seen, Trial
+from .sessions import Seen
+from .trial import Trial
 
 
 def detect_onnx(

@@ -12,7 +12,8 @@ from laurel_graph.passes.rewrite.placing import detect_onnx
 from laurel_graph.tools.finetuning.finetune import finetune
 from laurel_graph.tools.finetuning.options import FinetuneOptions
 
-WEIGHTS = {"g": np.ones(16, np.float32), "left": (16, 4), "right": (4, 16), "w": (16, 16), "half": 0.5**0.5, "head": (16, 3)}  # fmt: skip
+WEIGHTS = {"left": (16, 4), "right": (4, 16), "w": (16, 16), "head": (16, 3)}
+WEIGHTS |= {"g": np.ones(16, np.float32), "half": np.float32(0.5**0.5)}
 
 
 def gemma_layer():
@@ -22,7 +23,7 @@ def gemma_layer():
         normed = LayerNormalization(high, g) block = Add(m, normed)
         h = MatMul(m, w) a = Tanh(h) both = Add(x, a) sum = Add(both, block) out = Mul(sum, half) y = MatMul(out, head)
     }"""
-    return onnx_text(text, {k: np.float32(v) if isinstance(v, float) else v for k, v in WEIGHTS.items()}, opset=17)
+    return onnx_text(text, WEIGHTS, opset=17)
 
 
 def test_weights_of_a_block_are_found_in_order_when_a_model_has_one_of_its_own():

@@ -20,15 +20,15 @@ from laurel_graph.onnx_model.bodies import Body, inside
 from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.plain import records_of
+from laurel_graph.passes.verify.compare import Verdict
+from laurel_graph.passes.verify.drawing import Exercise, Run, drawn
+from laurel_graph.passes.verify.pair import Pair, Subject, Watched
+from laurel_graph.passes.verify.probe import Runner, Sample, bring_out, made_in
 
-from .bodies import alone, bodies_in, first_step, needed, next_step
-from .compare import Verdict
-from .drawing import Exercise, Run, drawn
-from .pair import Pair, Subject, Watched
-from .probe import Runner, Sample, bring_out, made_in
+from .alone import alone, bodies_in, first_step, needed, next_step
 
 if TYPE_CHECKING:
-    from .check import Findings
+    from laurel_graph.passes.verify.check import Findings
 
 Array = NDArray[Any]
 Compare = Callable[[Pair, Callable[..., Exercise]], "Findings"]
@@ -76,7 +76,7 @@ def insides(pair: Pair, samples: Sequence[Sample], compare: Compare) -> dict[Wat
 def _compared(
     pair: Pair, path: str, bodies: tuple[Body, Body], steps: Sequence[Sample], compare: Compare
 ) -> dict[Watched, Verdict]:
-    from .watching import site_values
+    from laurel_graph.passes.verify.watching import site_values
 
     models = alone(pair.first.model, bodies[0], steps[0]), alone(pair.second.model, bodies[1], steps[0])
     first, second = Subject(pair.first.path, models[0], True), Subject(pair.second.path, models[1], True)
