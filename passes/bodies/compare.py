@@ -128,14 +128,16 @@ def _steps(pair: Pair, bodies: tuple[Body, Body], around: Sequence[Mapping[str, 
         second = first_step(pair.second.model, bodies[1], values)
         if first is None or second is None:
             continue
-        feeds: Sample | None = {**second, **first}
-        for step in range(STEPS if bodies[0].node.op_type == "Loop" else 1):
-            if step:
-                runner = Runner(pair.first.path, alone(pair.first.model, bodies[0], first), False)
-                feeds = next_step(bodies[0], feeds, runner.run(feeds))
-            if feeds is None:
+        feeds = {**second, **first}
+        yield feeds
+        if bodies[0].node.op_type != "Loop":
+            continue
+        runner = Runner(pair.first.path, alone(pair.first.model, bodies[0], first), False)
+        for _ in range(STEPS - 1):
+            following = next_step(bodies[0], feeds, runner.run(feeds))
+            if following is None:
                 break
-            yield feeds
+            yield (feeds := following)
 
 
 def _sites(model: ModelProto) -> set[str]:
