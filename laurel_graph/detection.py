@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .config import SiteSpec
 from .errors import ModelError
+from .foreign_names import bare
 from .showing import Cell, Shown, counted
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Residual:
         blocked: why it cannot be rewritten although it was found, or "".
         rank: the rank of an existing LAuReL block (``kind == "laurel"``), else 0.
         former: another name that it is known by: of an add inside a norm, the one after that norm; or "".
+        body: path of the body of If, Loop or Scan that it stands in, "" for the graph itself. Names of values there
+            are scoped (:mod:`laurel_graph.onnx_model.bodies`).
+        copies: the same connection in the other bodies of an If, each of which holds the same network with the same
+            weights: one site, one set of tensors, several joins.
     """
 
     site: str
@@ -67,25 +72,38 @@ class Residual:
     blocked: str = ""
     rank: int = 0
     former: str = ""
+    body: str = ""
+    copies: tuple[Residual, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form of ``laurel inspect --json``; ``branch`` is the first branch."""
+        """Returns the JSON form of ``laurel inspect --json``; ``branch`` is the first branch.
+
+        Names are those of the graph's own values; ``body`` says in which body of the graph they are.
+        """
+        skip, fork, *branches = (bare(name, self.body) for name in (self.skip, self.fork, *self.branches))
         data: dict[str, Any] = {
             "site": self.site,
             "kind": self.kind,
-            "skip": self.skip,
-            "branch": self.branches[0],
-            "join": self.join,
+            "skip": skip,
+            "branch": branches[0],
+            "join": bare(self.join, self.body),
             "axis": self.axis,
             "width": self.width,
             "dtype": self.dtype,
             "stream": self.stream,
             "index": self.index,
             "shape": list(self.shape) if self.shape is not None else None,
-            "fork": self.fork,
+            "fork": fork,
         }
-        if len(self.branches) > 1:
-            data["branches"] = list(self.branches)
+        if len(branches) > 1:
+            data["branches"] = branches
+        if self.body:
+            data["body"] = self.body.removesuffix("/")
+        if self.copies:
+            data["copies"] = [
+                {key: value for key, value in copy.to_dict().items() if key in ("body", "join", "skip", "branch")}
+                for copy in self.copies
+            ]
         for name in ("source", "shared", "blocked", "rank", "former"):
             if value := getattr(self, name):
                 data[name] = value
@@ -230,8 +248,10 @@ class SitePlan:
         residual: the residual connection.
         spec: its operator and tensors.
         previous: names of the values that enter as earlier activations, nearest first; ``spec.previous`` of them.
+        copies: for each of the residual's copies, the values that enter there.
     """
 
     residual: Residual
     spec: SiteSpec
     previous: tuple[str, ...] = ()
+    copies: tuple[tuple[str, ...], ...] = ()

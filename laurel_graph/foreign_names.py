@@ -150,3 +150,20 @@ def foreign_text(error: BaseException, longest: int = 300) -> str:
     except Exception:  # its own __str__ raises
         text = "it cannot say what it is"
     return printable(" ".join(text.split()), longest)
+
+
+def bare(name: str, path: str) -> str:
+    """Returns the name that a value has in its own graph.
+
+    Args:
+        name: its scoped name: the path of the body that makes it, "" for the main graph, and its own name.
+        path: the path of a body that sees it.
+    """
+    while path and not name.startswith(path):
+        path = around(path)
+    return name[len(path) :]
+
+
+def around(path: str) -> str:
+    """Returns the path of the graph around the body at *path*."""
+    return path[: path.rfind("]/", 0, -2) + 2] if "]/" in path[:-2] else ""

@@ -102,6 +102,7 @@ class Vertex:
         live: a graph output depends on it (set by :meth:`GraphView.finish`).
         folded: stands inside a norm that was written out (set by :meth:`GraphView.finish`).
         fused: an add inside an operator that does more, whose *name* and *scope* are those of what it does besides.
+        body: the path of the body of If, Loop or Scan that it stands in, "" for the graph itself.
         scale: of MUL: elements of the constant it multiplies with, 0 if it has none, -1 if unknown.
     """
 
@@ -131,6 +132,7 @@ class Vertex:
     live: bool = False
     folded: bool = False
     fused: bool = False
+    body: str = ""
     scale: int = 0
 
 
@@ -145,6 +147,7 @@ class GraphView:
         names: value name to vertex.
         nodes: number of nodes of the graph itself.
         notes: sentences for the user.
+        choices: path of a body of an If to the node, which has one such body for each answer, and the body's place.
         consumers: for each vertex the distinct live vertices that read it (set by :meth:`finish`).
     """
 
@@ -154,6 +157,7 @@ class GraphView:
     names: dict[str, int] = field(default_factory=dict)
     nodes: int = 0
     notes: list[str] = field(default_factory=list)
+    choices: dict[str, tuple[str, int]] = field(default_factory=dict)
     consumers: list[list[int]] = field(default_factory=list)
 
     def add(self, vertex: Vertex) -> int:

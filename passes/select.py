@@ -10,6 +10,7 @@ from typing import ClassVar
 from laurel_graph.config import MAX_PREVIOUS, LaurelConfig, SiteOverride
 from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import NoResidualError, SelectorError, near
+from laurel_graph.foreign_names import around
 
 NEAREST_MISSES = 5
 LISTED = 4
@@ -70,7 +71,7 @@ def select(
                 )
     if config.most_earlier(len(found)) > MAX_PREVIOUS:
         found = _with_all_earlier(found)
-    skips = {r.site: r.skip for r in detection.residuals if r.skip not in r.joins}
+    skips = _Skips(detection.residuals)
     plans: list[SitePlan] = []
     skipped = [
         (residual.site, "a LAuReL residual is already there")
@@ -117,9 +118,26 @@ def _matches(site: str, globs: Iterable[str]) -> bool:
     return any(glob == site or fnmatchcase(site, glob) for glob in globs)
 
 
-def _plan(
-    residual: Residual, config: LaurelConfig, skips: dict[str, str], refusal: str, *, any_rank: bool
-) -> SitePlan | str:
+class _Skips:
+    """The skips of all sites that have a name of their own, by the body that they are seen in."""
+
+    def __init__(self, residuals: Iterable[Residual]) -> None:
+        self._skips: dict[str, dict[str, str]] = {}
+        for residual in (each for r in residuals for each in (r, *r.copies)):
+            if residual.skip not in residual.joins:
+                self._skips.setdefault(residual.body, {})[residual.site] = residual.skip
+
+    def earlier(self, residual: Residual, sites: Iterable[str]) -> tuple[str, ...]:
+        """Returns the skips of *sites* as a residual's body sees them: its own first, then those around it."""
+        path, seen = residual.body, [self._skips.get(residual.body, {})]
+        while path:
+            path = around(path)
+            seen.append(self._skips.get(path, {}))
+        found = (next((skips[site] for skips in seen if site in skips), "") for site in sites)
+        return tuple(name for name in found if name)
+
+
+def _plan(residual: Residual, config: LaurelConfig, skips: _Skips, refusal: str, *, any_rank: bool) -> SitePlan | str:
     if residual.kind not in config.include:
         return f"its kind {residual.kind} is not included"
     if not _matches(residual.site, config.sites):
@@ -128,11 +146,14 @@ def _plan(
         return "switched off by an override"
     if refusal:
         return refusal
-    if residual.blocked:
-        return residual.blocked
+    for each in (residual, *residual.copies):
+        if each.blocked:
+            return each.blocked
     if residual.width is None:
         return "the size of its feature axis is unknown"
-    earlier = tuple(skips[site] for site in residual.previous if site in skips)
+    earlier = skips.earlier(residual, residual.previous)
+    others = [skips.earlier(copy, copy.previous) for copy in residual.copies]
+    earlier = earlier[: min(map(len, (earlier, *others)))]
     if not any_rank and (residual.shape is None or residual.dtype is None):
         what = "how many axes it has" if residual.shape is None else "the type of its elements"
         return f"{what} is unknown: neither the file, its weights nor a run says so"
@@ -151,7 +172,7 @@ def _plan(
         return f"variant {config.variant} needs earlier activations and there are none on its stream"
     if len(residual.branches) > 1 and (one := next((one for one in spec.terms if not one.several_branches), None)):
         return f"it adds {len(residual.branches)} branches, and {one.name} is defined for one"
-    return SitePlan(residual, spec, earlier[: spec.previous])
+    return SitePlan(residual, spec, earlier[: spec.previous], tuple(other[: spec.previous] for other in others))
 
 
 def _without_pa(detection: Detection, config: LaurelConfig, plans: Iterable[SitePlan]) -> tuple[str, ...]:
@@ -184,7 +205,11 @@ def _with_all_earlier(found: Iterable[Residual]) -> list[Residual]:
     every: dict[str, tuple[str, ...]] = {}
     for residual in found:
         every[residual.site] = (*residual.previous[:1], *every.get(next(iter(residual.previous), ""), ()))
-    return [replace(residual, previous=every[residual.site]) for residual in found]
+
+    def of(residual: Residual) -> Residual:
+        return replace(residual, previous=every[residual.site], copies=tuple(map(of, residual.copies)))
+
+    return [of(residual) for residual in found]
 
 
 def _nothing_found(detection: Detection) -> str:

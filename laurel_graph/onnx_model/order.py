@@ -52,6 +52,7 @@ def _reads(node: onnx.NodeProto, makers: Container[str]) -> list[str]:
 def free_names(graph: onnx.GraphProto) -> list[str]:
     """Returns the names that a graph's nodes (and its outputs) take from around it, in order of first use."""
     own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    own |= {sparse.values.name for sparse in graph.sparse_initializer}
     found: dict[str, None] = {}
     for node in graph.node:
         names = [*filter(None, node.input), *(name for body in subgraphs(node) for name in free_names(body))]

@@ -13,6 +13,8 @@ import onnx
 from onnx import numpy_helper, shape_inference
 
 from ..graph_view import Shape
+from .bodies import Body, as_model
+from .order import free_names
 from .shape_rules import Types as TypeTable
 from .shape_rules import complete, merged
 from .walk import graphs_of, subgraphs
@@ -105,6 +107,32 @@ def tensor_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[Shape | None, 
         if not _inferred_again(inferred, types, learned):
             break
     return types, note
+
+
+def body_types(model: onnx.ModelProto, body: Body, around: Types, node: onnx.NodeProto) -> TypeTable:
+    """Returns value name to (shape, dtype) of the values of a body; never fails.
+
+    Args:
+        model: the model.
+        body: one of its bodies.
+        around: what is known of the values that it sees.
+        node: the node that holds it.
+    """
+    inputs = {name: value_info(name, *around[name]) for name in free_names(body.graph) if name in around}
+    carried = list(node.input)[2:] if node.op_type == "Loop" else []
+    formals = list(body.graph.input)
+    for formal, name in zip(formals[len(formals) - len(carried) :], carried, strict=True) if carried else ():
+        if not formal.type.HasField("tensor_type") and name in around:  # its size may change from step to step
+            inputs[formal.name] = value_info(formal.name, None, around[name][1])
+    found, _ = tensor_types(as_model(model, body, inputs, with_weights=False))
+    return found
+
+
+def value_info(name: str, shape: Shape | None, dtype: str | None) -> onnx.ValueInfoProto:
+    """Returns what is known of a value as a model states it."""
+    if dtype is None:
+        return onnx.ValueInfoProto(name=name)
+    return onnx.helper.make_tensor_value_info(name, _ELEMENTS[dtype], shape)
 
 
 _ROUNDS = 3

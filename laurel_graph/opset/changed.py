@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from onnx import ModelProto, NodeProto, TensorProto
 
 from ..config import SiteSpec
+from ..onnx_model.bodies import scopes_of
 from ..onnx_model.walk import graphs_of, value_names
 from .laurel_node import LaurelNode
 from .recover import DEPLOYED_HINT, before, is_deployed
@@ -82,7 +83,7 @@ def _without_prefix(model: ModelProto) -> list[str]:
     undo, specs = read_undo(model), read_specs(model)
     if undo is None or not specs:
         return []
-    undo["nodes"] = [before(node) for node in nodes]
+    undo["nodes"] = [before(node, path) for path, graph in scopes_of(model).items() for node in laurel_nodes(graph)]
     undo.pop("digests", None)
     write_records(model, read_metadata(model, METADATA_CONFIG) or "{}", specs.values(), undo)
     return [

@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..config import LaurelConfig, SiteSpec
 from ..errors import ConfigError, LaurelError, ModelError
+from ..onnx_model.bodies import scopes_of
 from ..onnx_model.shapes import dtype_name, tensor_types
 from ..onnx_model.tensors import array_of
 from ..onnx_model.walk import graphs_of
@@ -61,10 +62,10 @@ class Recovered:
 
 @dataclass
 class _Site:
-    """The nodes of one site: the one with all tensors, then those that add further branches."""
+    """The nodes of one site by the path of their body: those with all tensors, those that add further branches."""
 
     name: str
-    nodes: list[NodeProto]
+    nodes: list[tuple[str, NodeProto]]
     spec: SiteSpec
 
 
@@ -117,7 +118,7 @@ def recover(model: ModelProto) -> Recovered:
     ours = [name for name in held if any(name.startswith(tensor_name(site.name, "")) for site in sites)]
     undo["tensors"] += ours
     undo["inputs"] += [value.name for value in model.graph.input if value.name in ours]
-    undo["nodes"] += [before(node) for site in sites for node in site.nodes]
+    undo["nodes"] += [before(node, path) for site in sites for path, node in site.nodes]
     config = read_metadata(model, METADATA_CONFIG) or LaurelConfig().to_json()
     write_records(model, config, (*known.values(), *(site.spec for site in sites)), undo)
     attach(model)
@@ -126,7 +127,7 @@ def recover(model: ModelProto) -> Recovered:
 
 def _sites(model: ModelProto, held: dict[str, TensorProto], types: dict[str, Any]) -> Iterator[_Site]:
     found: dict[str, _Site] = {}
-    for graph in graphs_of(model.graph):
+    for path, graph in scopes_of(model).items():
         for node in laurel_nodes(graph):
             ours = LaurelNode.of(node)
             if ours is None:
@@ -144,11 +145,11 @@ def _sites(model: ModelProto, held: dict[str, TensorProto], types: dict[str, Any
             if site == full or any(name == tensor_name(site, r) for r, name in roles.items()) is False:
                 raise _foreign(node, f"its tensors {sorted(roles.values())} have other names than {PREFIX}.SITE.TENSOR")
             if site in found:
-                found[site].nodes.append(node)
+                found[site].nodes.append((path, node))
             elif tensor_name(site, "one") in roles.values():
                 raise _foreign(node, f"the node of the site {site!r} that it adds to is gone")
             else:
-                found[site] = _Site(site, [node], _spec(site, node, op, roles, held, types))
+                found[site] = _Site(site, [(path, node)], _spec(site, node, op, roles, held, types))
     yield from found.values()
 
 
@@ -210,13 +211,19 @@ def _bound(tensors: dict[str, TensorProto]) -> str:
     return "sigmoid" if np.all(alpha < 2) and np.all(beta < 2) else "free"
 
 
-def before(node: NodeProto) -> dict[str, Any]:
-    """Returns the record of an addition of skip and branch in the place of a node of ``ai.laurel``."""
+def before(node: NodeProto, path: str) -> dict[str, Any]:
+    """Returns the record of an addition of skip and branch in the place of a node of ``ai.laurel``.
+
+    Args:
+        node: the node.
+        path: of the body that it stands in.
+    """
     old = helper.make_node("Add", [node.input[0], node.input[1]], [node.output[0]], name=node.name)
     if node.HasField("doc_string"):
         old.doc_string = node.doc_string
     old.metadata_props.extend(node.metadata_props)
-    return {"new": [node.output[0]], "old": base64.b64encode(old.SerializeToString()).decode()}
+    where = {"body": path} if path else {}
+    return {"new": [node.output[0]], "old": base64.b64encode(old.SerializeToString()).decode(), **where}
 
 
 def _lost(model: ModelProto, sites: list[_Site]) -> Iterator[str]:
@@ -224,7 +231,10 @@ def _lost(model: ModelProto, sites: list[_Site]) -> Iterator[str]:
         f"the records of {len(sites)} sites were gone and are rebuilt from their nodes: which operand of an addition "
         "came first, how A started and from which base adapters were trained cannot be told"
     )
-    if any(len(site.nodes) > 1 or site.nodes[0].output[0].startswith(f"{PREFIX}.") for site in sites):
+    nodes = [node for site in sites for _, node in site.nodes]
+    if any(tensor_name(site.name, "one") in node.input for site in sites for _, node in site.nodes) or any(
+        node.output[0].startswith(f"{PREFIX}.") for node in nodes
+    ):
         yield "sums of several operands come back as additions of two each"
     if any(site.spec.has_rw for site in sites):
         yield "how α and β are bounded is taken from their values"

@@ -88,9 +88,10 @@ def read_undo(model: ModelProto) -> dict[str, Any] | None:
 
     Its keys: ``ir_version`` (a number or ``None``), ``domain`` (whether the import of ours came with it), ``metadata``
     (pairs of texts), ``nodes`` (each ``new``, the values of what stands there now, and ``old``, the node that stood
-    there, in base64), ``tensors`` and ``inputs`` (names of ours), ``digests`` (what :func:`digests_of` gave for the
-    model as it was; not in files of older versions and in rebuilt records), and ``files`` (whether the numbers in its
-    weight files are in them; missing in files of older versions, where they are not).
+    there, in base64; ``body`` is the path of the body of If, Loop or Scan that they stand in), ``tensors`` and
+    ``inputs`` (names of ours), ``digests`` (what :func:`digests_of` gave for the model as it was; not in files of older
+    versions and in rebuilt records), and ``files`` (whether the numbers in its weight files are in them; missing in
+    files of older versions, where they are not).
 
     Raises:
         ModelError: the record is damaged.
@@ -123,6 +124,8 @@ def read_undo(model: ModelProto) -> dict[str, Any] | None:
     for record in undo["nodes"]:
         if not isinstance(record, dict) or not _are_texts(record.get("new")) or not record["new"]:
             raise damaged(METADATA_UNDO, "a record of it does not say what stands in the node's place")
+        if not isinstance(record.get("body", ""), str):
+            raise damaged(METADATA_UNDO, "a record of it does not say in which body its node stands")
         old_node(record)
     return undo
 

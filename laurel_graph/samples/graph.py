@@ -144,8 +144,7 @@ class Walk:
             inner = subgraphs(node) if node.op_type in _CONTROL else []
             if inner and node.op_type == "If":
                 Call(self, node).use(0, "condition")
-            for body in inner:
-                self._graph(body)
+            made = [self._body(body) for body in inner]
             rule = laurel if node.domain == DOMAIN else RULES.get(f"{node.domain}.{node.op_type}")
             rule = rule or RULES.get(node.op_type)
             if rule is not None:
@@ -153,10 +152,23 @@ class Walk:
             for i, name in enumerate(node.output):
                 if name not in self.shapes:
                     stated = self._stated_shape(self._stated[name]) if name in self._stated else None
-                    if stated is None and inner and i < len(inner[0].output):
-                        stated = self.shapes.get(inner[0].output[i].name) if node.op_type == "If" else None
+                    if stated is None and made and i < len(made[0]):
+                        stated = made[0][i] if node.op_type == "If" else None
                     if stated is not None:
                         self.shapes[name] = stated
+
+    def _body(self, graph: GraphProto) -> list[Shape | None]:
+        """Walks a body and returns the shapes of its outputs; another one may give its values the same names."""
+        self._graph(graph)
+        found = [self.shapes.get(value.name) for value in graph.output]
+        names = {value.name for value in (*graph.input, *graph.initializer, *graph.value_info)}
+        names.update(sparse.values.name for sparse in graph.sparse_initializer)
+        names.update(name for node in graph.node for name in node.output)
+        tables: tuple[dict[str, Any], ...] = (self.shapes, self.flows, self.tops, self._numbers, self._tensors)
+        for table in (*tables, self._stated):
+            for name in names:
+                table.pop(name, None)
+        return found
 
     # ---- values -------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnx
 
+from laurel_graph.onnx_model.bodies import bodies_of
 from laurel_graph.onnx_model.editor import GraphEditor
 from laurel_graph.onnx_model.element_range import UnfitError
 from laurel_graph.onnx_model.shapes import Types
-from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.opset import functions
 from laurel_graph.opset.laurel_node import known_nodes
 from laurel_graph.opset.schema import Operator
@@ -29,7 +29,7 @@ class FusedSite:
 
     Attributes:
         site: the site.
-        node: the key of its join.
+        node: the key of its join, with the path of its body before it.
         form: one of :data:`FORMS`.
         operator: the type of the ``ai.laurel`` node that is left, or "".
         costs: what the cost model expects each possible form to add to the plain residual, in µs.
@@ -114,9 +114,9 @@ def _inner_sites(model: onnx.ModelProto, portable: bool) -> list[FusedSite]:
     """Returns the records of sites in subgraphs, which keep their operator or get its function body."""
     why = "it stands in a subgraph"
     return [
-        FusedSite(ours.site, ours.output, *_kept(ours.operator, portable), reason=why)
-        for graph in list(graphs_of(model.graph))[1:]
-        for ours in known_nodes(graph.node)
+        FusedSite(ours.site, body.path + ours.output, *_kept(ours.operator, portable), reason=why)
+        for body in bodies_of(model).values()
+        for ours in known_nodes(body.graph.node)
     ]
 
 

@@ -276,6 +276,7 @@ def check_deployed(
     Raises:
         VerificationError: they differ somewhere, or no sample exercises the model.
     """
+    from laurel_graph.passes.bodies.compare import check_insides
     from laurel_graph.passes.verify import SiteDifference, report_of
     from laurel_graph.passes.verify.check import Check
     from laurel_graph.passes.verify.pair import Pair
@@ -288,6 +289,7 @@ def check_deployed(
     check = Check(Pair(first, second, watched, tolerance=tolerance, usual=DEPLOYED))
     findings = check.on_drawn((1, 3), seed, sizes) if samples is None else check.on_data(samples)
     found = report_of((str(first.path), str(second.path)), findings)
+    check_insides(first.model, {(item.output, item.site) for item in found.sites})
     if (worst := found.first_difference) is not None:
         where = f"site {worst.site!r}: the value" if isinstance(worst, SiteDifference) and worst.site else "the value"
         raise VerificationError(

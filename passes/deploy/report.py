@@ -84,10 +84,12 @@ class DeployReport(Shown):
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form: one object per site, then what holds for the whole file."""
         forms = {form.node: form for form in self.forms}
-        compared = {item.site: item for item in self.verification.sites} if self.verification is not None else {}
+        found = self.verification.sites if self.verification is not None else ()
+        compared = {**{item.site: item for item in found}, **{item.output: item for item in found}}
         sites = []
         for site in self.fold.sites:
             form = forms.get(self.fold.renamed.get(site.node, site.node))
+            here = compared.get(site.node, compared.get(site.site))
             entry: dict[str, Any] = asdict(site)
             del entry["result"]
             if form and form.reason:
@@ -98,7 +100,7 @@ class DeployReport(Shown):
                     "form": form.form if form else "add",
                     "deployed": form.operator if form else "Add",
                     "costs_us": {k: round(v, 2) for k, v in form.costs.items()} if form else {},
-                    **({"max_rel": compared[site.site].max_rel} if site.site in compared else {}),
+                    **({"max_rel": here.max_rel} if here is not None else {}),
                 }
             )
         outputs = [

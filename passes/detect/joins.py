@@ -12,9 +12,9 @@ from laurel_graph.graph_view import GraphView, Role
 from laurel_graph.opset.schema import tensor_name
 
 from .conditions import Entries
+from .copies import Found
 from .paths import LAYOUT, LONGEST_CHAIN, WEIGHTED, Chain, Facts, only_reader
 from .reasons import BIAS, BRANCH_SUM, BROADCAST, NOT_FLOAT
-from .sites import Found
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from laurel_graph.detection import Detection, Evidence, Rejected, Residual
+from laurel_graph.detection import Detection, Evidence, Rejected
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex
 
 from . import reasons as why
@@ -88,14 +88,16 @@ def detect(view: GraphView) -> Detection:
     joins = Joins(view, facts, entries, verdicts=early)
     facts.sweep(chains.keys(), lambda index: _skip_of(joins, chains[index], index))
     found = residual_connections(joins)
+    sites = residuals(view, found)
+    copies = {id(copy) for residual in sites for copy in residual.copies}
     used = [
         Evidence(verdict, item.adds, item.fork, item.skip, item.branches)
-        for verdict, item in zip(residuals(view, found), found, strict=True)
+        for verdict, item in zip(sites, found, strict=True)
     ]
     refused = list(_rejected(joins, {add for item in found for add in item.adds}))
     return Detection(
         model=view.model,
-        residuals=tuple(item.verdict for item in used if isinstance(item.verdict, Residual)),
+        residuals=tuple(residual for residual in sites if id(residual) not in copies),
         rejected=tuple(item.verdict for item in refused if isinstance(item.verdict, Rejected)),
         nodes=view.nodes,
         notes=tuple(view.notes),

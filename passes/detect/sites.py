@@ -4,51 +4,35 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import takewhile
 
 from laurel_graph.config import MAX_PREVIOUS
 from laurel_graph.detection import Residual
-from laurel_graph.foreign_names import path_parts
+from laurel_graph.foreign_names import bare, path_parts
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A residual connection in terms of the view's vertices.
-
-    Attributes:
-        kind: ``identity``, ``projection`` or ``laurel``.
-        fork: where skip and branches come from.
-        skip: the operand that is the skip.
-        branches: the operands that are branches, inner to outer.
-        adds: the adds, inner to outer.
-        rank: of a LAuReL block that is already there.
-        note: why it cannot be rewritten, or "".
-    """
-
-    kind: str
-    fork: int
-    skip: int
-    branches: tuple[int, ...]
-    adds: tuple[int, ...]
-    rank: int = 0
-    note: str = ""
-
+from .copies import LONGEST_WALK, Found, branch_weight, firsts_of
 
 _ON_STREAM = (Role.PASS, Role.RESHAPE, Role.NORM, Role.ACTIVATION, Role.SLICE, Role.POOL, Role.CONCAT)
 _SAME_ELEMENTS = (Role.PASS, Role.NORM, Role.ACTIVATION, Role.POOL, Role.SOFTMAX, Role.MATH)
 _SOME = (Role.SLICE, Role.UPSAMPLE)
-_LONGEST_WALK = 32
 
 
 def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
-    """Returns the residual connections in topological order, named and placed on their streams."""
-    former = _names(view, found, [view.vertices[item.adds[-1]].scope for item in found])
-    names = _names(view, found, [_scope(view, item) for item in found])
+    """Returns one residual connection for each of *found*, in topological order, named and placed on their streams.
+
+    One that stands in several bodies of an If, because each of them holds the network, is one site: the first of them
+    has the others as its ``copies``.
+    """
     streams, segments = _streams(view, found)
     axes = _feature_axes(view, found, streams)
-    shared = _shared(view, found)
+    firsts = firsts_of(view, found, axes)
+    once = [place for place, first in enumerate(firsts) if place == first]
+    formerly = _names(view, found, [view.vertices[item.adds[-1]].scope for item in found], once)
+    named = _names(view, found, [_scope(view, item) for item in found], once)
+    former, names = ([listed[first] for first in firsts] for listed in (formerly, named))
+    shared = _shared(view, found, once)
     made: list[Residual] = []
     length: Counter[int] = Counter()
     alike: dict[tuple[int, Shape, int], list[int]] = defaultdict(list)
@@ -82,12 +66,18 @@ def residuals(view: GraphView, found: Sequence[Found]) -> tuple[Residual, ...]:
                 blocked=blocked or _blocked(axis, width, join),
                 rank=item.rank,
                 former=former[place] if former[place] != names[place] else "",
+                body=join.body,
             )
         )
         length[streams[place]] += 1
         for group in groups if linked else ():
             alike[group].append(place)
-    return tuple(made)
+    return tuple(
+        replace(residual, copies=tuple(other for other, first in zip(made, firsts, strict=True) if first == place)[1:])
+        if firsts[place] == place
+        else residual
+        for place, residual in enumerate(made)
+    )
 
 
 def _alike(shape: Shape | None, stream: int, segment: int) -> list[tuple[int, Shape, int]]:
@@ -117,18 +107,21 @@ def _blocked(axis: int, width: int | None, join: Vertex) -> str:
 # Names ----------------------------------------------------------------------------------------------------------------
 
 
-def _names(view: GraphView, found: Sequence[Found], scopes: Sequence[str | None]) -> list[str]:
-    """Module path and a number; without a path the join's own name."""
+def _names(
+    view: GraphView, found: Sequence[Found], scopes: Sequence[str | None], once: Sequence[int]
+) -> dict[int, str]:
+    """Module path and a number; without a path the join's own name. Those of *once* are named."""
     count: Counter[str] = Counter()
     used: set[str] = {view.vertices[item.adds[0]].site for item in found} - {""}
-    names: list[str] = []
-    for item, scope in zip(found, scopes, strict=True):
+    names: dict[int, str] = {}
+    for place in once:
+        item, scope = found[place], scopes[place]
         join = view.vertices[item.adds[-1]]
         if site := view.vertices[item.adds[0]].site:
-            names.append(site)
+            names[place] = site
             continue
         if scope is None:
-            name = unique = "res_" + _identifier(join.name or join.key).replace(".", "_")
+            name = unique = "res_" + _identifier(join.name or bare(join.key, join.body)).replace(".", "_")
             number = 1
         else:
             path = _identifier(scope) if scope else ""
@@ -140,7 +133,7 @@ def _names(view: GraphView, found: Sequence[Found], scopes: Sequence[str | None]
             number += 1
             unique = f"{name}{number}" if scope is not None else f"{name}_{number}"
         used.add(unique)
-        names.append(unique)
+        names[place] = unique
     return names
 
 
@@ -225,7 +218,7 @@ def _axis_above(view: GraphView, index: int, shape: Shape | None) -> tuple[int, 
     """Walks up from an operand to the operator that made its features; follows the axis through transposes."""
     back: list[tuple[int, ...]] = []
     part = False
-    for _ in range(_LONGEST_WALK):
+    for _ in range(LONGEST_WALK):
         vertex = view.vertices[index]
         if vertex.role in (Role.CONV, Role.LINEAR, Role.WEIGHTED, Role.UPSAMPLE) and vertex.weighted:
             spatial = vertex.role in (Role.CONV, Role.UPSAMPLE)
@@ -265,7 +258,7 @@ def _moved(
 
 
 def _width_above(view: GraphView, index: int) -> int | None:
-    for _ in range(_LONGEST_WALK):
+    for _ in range(LONGEST_WALK):
         vertex = view.vertices[index]
         if vertex.weighted:
             return vertex.width
@@ -316,7 +309,7 @@ def _join_above(view: GraphView, index: int, at_join: dict[int, int]) -> tuple[i
     The second result tells whether the shape stayed the same on the way.
     """
     intact = True
-    for _ in range(_LONGEST_WALK):
+    for _ in range(LONGEST_WALK):
         if index in at_join:
             return at_join[index], intact
         vertex = view.vertices[index]
@@ -358,17 +351,8 @@ def _activated(view: GraphView, index: int, at_join: Mapping[int, int]) -> int |
     return None
 
 
-def _shared(view: GraphView, found: Sequence[Found]) -> list[str]:
-    """Names what several sites have in common: their weights, hence their module."""
-    weights = [_branch_weight(view, item.branches[0]) if item.branches else "" for item in found]
-    count = Counter(weight for weight in weights if weight)
+def _shared(view: GraphView, found: Sequence[Found], once: Sequence[int]) -> list[str]:
+    """Names what several sites have in common: their weights, hence their module. Copies of one site count once."""
+    weights = [branch_weight(view, item.branches[0]) if item.branches else "" for item in found]
+    count = Counter(weights[place] for place in once if weights[place])
     return [weight if count[weight] > 1 else "" for weight in weights]
-
-
-def _branch_weight(view: GraphView, index: int) -> str:
-    for _ in range(_LONGEST_WALK):
-        vertex = view.vertices[index]
-        if vertex.weighted or not vertex.inputs:
-            return vertex.weight
-        index = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])
-    return ""

@@ -19,10 +19,10 @@ import onnx
 from numpy.typing import NDArray
 
 from laurel_graph.errors import RewriteError
+from laurel_graph.onnx_model.bodies import bodies_of
 from laurel_graph.onnx_model.editor import GraphEditor
 from laurel_graph.onnx_model.element_range import UnfitError
 from laurel_graph.onnx_model.shapes import Types, tensor_types
-from laurel_graph.onnx_model.walk import graphs_of
 from laurel_graph.opset.laurel_node import LaurelNode, known_nodes
 from laurel_graph.opset.schema import DOMAIN, PREFIX, Operator
 
@@ -48,7 +48,7 @@ class FoldedSite:
 
     Attributes:
         site: the site.
-        node: the key of the node (its output before the pass).
+        node: the key of the node (its output before the pass), with the path of its body before it.
         operator: its operator type before.
         result: its operator type after, ``Add`` when nothing of LAuReL is left.
         alpha: ``absent``, ``folded`` or ``kept``.
@@ -181,18 +181,17 @@ def _rule(node: onnx.NodeProto, editor: GraphEditor) -> Rule:
 
 def _inner_sites(model: onnx.ModelProto) -> tuple[FoldedSite, ...]:
     """Returns the records of sites that stay as they are: in subgraphs, and of terms beside RW, LR and PA."""
-    main, *inner = graphs_of(model.graph)
-    left = [
-        (ours, "" if added_rule(DOMAIN, ours.operator.variant) else f"{ours.operator.variant} has no rule to fold by")
-        for ours in known_nodes(main.node)
-        if ours.operator.further
-    ]
-    why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded"
-    left += [(ours, why) for graph in inner for ours in known_nodes(graph.node)]
+    left = []
+    for ours in known_nodes(model.graph.node):
+        if ours.operator.further:
+            variant = ours.operator.variant
+            left.append(("", ours, "" if added_rule(DOMAIN, variant) else f"{variant} has no rule to fold by"))
+    why = "it stands in a subgraph (If, Loop, Scan), where nothing is folded: several bodies may read one weight"
+    left += [(body.path, ours, why) for body in bodies_of(model).values() for ours in known_nodes(body.graph.node)]
     sites = []
-    for ours, reason in left:
+    for path, ours, reason in left:
         name, state = ours.operator.name, "kept" if ours.operator.rw else "absent"
-        sites.append(FoldedSite(ours.site, ours.output, name, name, state, state, reason))
+        sites.append(FoldedSite(ours.site, path + ours.output, name, name, state, state, reason))
     return tuple(sites)
 
 

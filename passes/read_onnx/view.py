@@ -10,7 +10,7 @@ One file, because it is one walk: every step of it reads and writes the same tab
 from __future__ import annotations
 
 import ast
-from collections import ChainMap
+from collections import ChainMap, defaultdict
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,9 +21,10 @@ from onnx import numpy_helper
 from laurel_graph.errors import ModelError
 from laurel_graph.graph_view import GraphView, Role, Shape, Vertex, source_line
 from laurel_graph.onnx_model import shape_rules
+from laurel_graph.onnx_model.bodies import CONTROL, Body, bodies_of, inside
 from laurel_graph.onnx_model.hidden_adds import HIDDEN_ADDS, at
 from laurel_graph.onnx_model.order import in_order
-from laurel_graph.onnx_model.shapes import Types, constant_tensor, dtype_name, tensor_types
+from laurel_graph.onnx_model.shapes import Types, body_types, constant_tensor, dtype_name, tensor_types
 from laurel_graph.onnx_model.walk import attribute_of, subgraphs
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.schema import DOMAIN, PREFIX
@@ -60,18 +61,25 @@ def view_of(
             f"Convert it first: onnx.version_converter.convert_version(model, {SUPPORTED_OPSET})."
         )
     types, note = tensor_types(model) if known is None else known
-    types = {**types, **(seen or {})}
-    builder = _Builder(GraphView(model=name or model.graph.name or "ONNX model"), types, model, opset or 0)
+    builder = _Builder(GraphView(model=name or model.graph.name or "ONNX model"), types, model, opset or 0, seen or {})
     builder.notes([note] if note else [])
     return builder.build()
 
 
 class _Builder:
-    def __init__(self, view: GraphView, types: Types, model: onnx.ModelProto, opset: int) -> None:
-        self.view, self.types, self.model, self.opset = view, types, model, opset
+    def __init__(
+        self, view: GraphView, types: Types, model: onnx.ModelProto, opset: int, seen: shape_rules.Types
+    ) -> None:
+        self.view, self.model, self.opset, self.seen = view, model, opset, seen
+        self.types: Types = {**types, **seen}
         self.functions = {(f.domain, f.name): f for f in model.functions if f.domain != DOMAIN}
-        self.constants: dict[str, onnx.TensorProto] = {}
-        self.body = ""
+        self.constants: MutableMapping[str, onnx.TensorProto] = {}
+        self.held: dict[tuple[str, str], list[Body]] = defaultdict(list)
+        for body in bodies_of(model).values():
+            self.held[_path(body.around), next(filter(None, body.node.output), "")].append(body)
+        self.stored: dict[str, set[str]] = {}
+        self.blocked = ""
+        self.body: Body | None = None
         self.prefix = ""
         self.depth = 0
 
@@ -94,14 +102,16 @@ class _Builder:
         self.constants.update((tensor.name, tensor) for tensor in graph.initializer)
         self.constants.update((tensor.values.name, tensor.values) for tensor in graph.sparse_initializer)
         held = {tensor.name for tensor in graph.initializer}
+        self.asked = {value.name for value in graph.input}
         for value in graph.input:
             if value.name not in held:
                 names[value.name] = self.put(Role.INPUT, "input", value.name, ())
 
     def put(self, role: Role, op: str, value: str, inputs: Sequence[int], **more: Any) -> int:
-        shape, dtype = self.types.get(value, (None, None)) if not self.prefix else (None, None)
+        shape, dtype = self.types.get(value, (None, None)) if not self.depth else (None, None)
         more.setdefault("shape", shape)
         more.setdefault("dtype", dtype)
+        more.setdefault("body", _path(self.body))
         return self.view.add(
             Vertex(more.pop("key", self.prefix + value), self.prefix + value, op, role, tuple(inputs), **more)
         )
@@ -110,14 +120,23 @@ class _Builder:
         if (index := names.get(name)) is not None:
             return index
         if (tensor := self.constants.get(name)) is not None:
-            index = self.put(
-                Role.CONSTANT, "initializer", name, (), shape=tuple(tensor.dims), dtype=dtype_name(tensor.data_type)
-            )
-        else:
-            self.notes([f"value {name!r} has no producer; taken as an input."])
-            index = self.put(Role.INPUT, "missing", name, ())
-        names[name] = index
+            return self.constant(name, tensor, names)
+        self.notes([f"value {name!r} has no producer; taken as an input."])
+        index = names[name] = self.put(Role.INPUT, "missing", name, ())
         return index
+
+    def constant(self, name: str, tensor: onnx.TensorProto, names: MutableMapping[str, int]) -> int:
+        """Puts an initializer into the graph that holds it, which may lie around the one that reads it."""
+        inner, owner = (self.body, self.prefix), names
+        if not self.depth:
+            while isinstance(owner, ChainMap) and self.body is not None and name not in self.stored[self.body.path]:
+                owner, here = owner.maps[1], self.body
+                self.prefix = self.prefix.removesuffix(here.path.removeprefix(_path(here.around)))
+                self.body = here.around
+        shape, dtype = tuple(tensor.dims), dtype_name(tensor.data_type)
+        owner[name] = self.put(Role.CONSTANT, "initializer", name, (), shape=shape, dtype=dtype)
+        self.body, self.prefix = inner
+        return owner[name]
 
     def ints(self, name: str) -> list[int] | None:
         """Returns the integers of a constant, ``None`` if it is computed or far away."""
@@ -152,7 +171,7 @@ class _Builder:
             return
         if not outputs:
             return
-        self.more = {"key": self.prefix + outputs[0], "name": node.name, "blocked": self.body, **_origin(node)}
+        self.more = {"key": self.prefix + outputs[0], "name": node.name, "blocked": self.blocked, **_origin(node)}
         if node.domain == DOMAIN:
             self.laurel(node, names)
         elif is_added(node.domain, op):
@@ -243,7 +262,7 @@ class _Builder:
         )
         if addend := at(node.input, form.addends[0]):
             if not form.comes_apart:
-                more = {**more, "blocked": self.body or _FUSED_ADVICE.format(op=node.op_type)}
+                more = {**more, "blocked": self.blocked or _FUSED_ADVICE.format(op=node.op_type)}
             inputs = [last, self.lookup(addend, names)]
             last = self.put(Role.ADD, node.op_type, value, inputs, **more, fused=True)
         if attribute_of(node, "activation", b""):
@@ -257,7 +276,7 @@ class _Builder:
         if name := at(node.input, HIDDEN_ADDS[node.op_type].addends[0]):
             addend = self.lookup(name, names)
             if self.view.vertices[addend].data:
-                more = {**more, "blocked": self.body or self.gemm_blocked(node)}
+                more = {**more, "blocked": self.blocked or self.gemm_blocked(node)}
                 last = self.put(Role.ADD, node.op_type, value, [last, addend], **more, fused=True)
         if attribute_of(node, "activation", b""):
             last = self.put(Role.ACTIVATION, node.op_type, value, [last], **more)
@@ -279,9 +298,11 @@ class _Builder:
         more, values, form = dict(self.more), list(node.output), HIDDEN_ADDS[node.op_type]
         statistics = [name for place in form.statistics if (name := at(values, place))]
         if not form.comes_apart:
-            more["blocked"] = self.body or _FUSED_ADVICE.format(op=node.op_type)
+            more["blocked"] = self.blocked or _FUSED_ADVICE.format(op=node.op_type)
         elif statistics:
-            more["blocked"] = self.body or f"{node.op_type} gives out its mean or deviation, which only training needs"
+            more["blocked"] = (
+                self.blocked or f"{node.op_type} gives out its mean or deviation, which only training needs"
+            )
         total = at(values, form.total)
         named = next(name for name in (total, *values) if name)
         addends = [self.lookup(name, names) for place in form.addends if (name := at(node.input, place))]
@@ -381,46 +402,89 @@ class _Builder:
         inner: MutableMapping[str, int] = {
             formal: self.lookup(name, names) for formal, name in zip(function.input, node.input, strict=False) if name
         }
-        more, body, prefix = self.more, self.body, self.prefix
-        self.body = body or f"it stands inside the model-local function {function.name!r}; inline functions first"
+        more, blocked, prefix = self.more, self.blocked, self.prefix
+        self.blocked = blocked or f"it stands inside the model-local function {function.name!r}; inline functions first"
         self.prefix = f"{prefix}{node.output[0]}/"
         self.depth += 1
         self.graph(function.node, inner)
         ends = [inner.get(formal) for formal in function.output]
-        self.body, self.prefix, self.depth, self.more = body, prefix, self.depth - 1, more
+        self.blocked, self.prefix, self.depth, self.more = blocked, prefix, self.depth - 1, more
         for end, name in zip(ends, node.output, strict=False):
             if name:
                 names[name] = self.put(Role.PASS, node.op_type, name, [end] if end is not None else [], **more)
 
     def subgraphs(self, node: onnx.NodeProto, names: MutableMapping[str, int]) -> None:
         """If: either body's output. Loop, Scan: bodies read the carried values and slices of the scanned ones."""
-        more, outer_body = self.more, self.body
+        more, outer = self.more, (self.blocked, self.body, self.prefix, self.types, self.constants)
         given = [self.lookup(name, names) if name else None for name in node.input]
-        self.body = outer_body or f"it stands inside the body of {node.op_type} node {node.name or node.output[0]!r}"
         ends: list[list[int]] = [[] for _ in node.output]
         carried = {"Loop": given[2:], "If": []}.get(node.op_type, given)
-        for body in subgraphs(node):
+        for place, body in enumerate(self.bodies_of(node)):
             inner: MutableMapping[str, int] = ChainMap({}, names)  # type: ignore[arg-type]
-            self.constants.update((tensor.name, tensor) for tensor in body.initializer)
-            formals = list(body.input)
-            lead = len(formals) - len(carried)
-            for place, value in enumerate(formals):
-                start = carried[place - lead] if place >= lead else None
-                role = Role.META if start is None else Role.PASS if node.op_type == "Loop" else Role.SLICE
-                inner[value.name] = self.put(
-                    role, f"{node.op_type} input", value.name, [] if start is None else [start]
-                )
-            self.graph(body.node, inner)
-            results = [value.name for value in body.output][1 if node.op_type == "Loop" else 0 :]
-            for place, name in enumerate(results[: len(ends)]):
+            self.body, self.prefix = body, outer[2] + body.path.removeprefix(_path(outer[1]))
+            self.blocked = outer[0] or self.never_rewritten(node, place)
+            self.constants = ChainMap({}, outer[4])  # type: ignore[arg-type]
+            self.constants.update((tensor.name, tensor) for tensor in body.graph.initializer)
+            self.stored[body.path] = {tensor.name for tensor in body.graph.initializer}
+            self.types = self.body_types(body, outer[3], node)
+            if node.op_type == "If":
+                self.view.choices[self.prefix] = f"{outer[2]}{node.output[0]}", place
+            self.formals(node, body.graph, carried, inner)
+            self.graph(body.graph.node, inner)
+            results = [value.name for value in body.graph.output][1 if node.op_type == "Loop" else 0 :]
+            for end, name in zip(ends, results, strict=False):
                 if name in inner or name in self.constants:
-                    ends[place].append(self.lookup(name, inner))
-        self.body, self.more = outer_body, more
+                    end.append(self.lookup(name, inner))
+        self.blocked, self.body, self.prefix, self.types, self.constants = outer
+        self.more = more
         for place, name in enumerate(node.output):
             if name:
                 start = carried[place] if place < len(carried) else None
                 inputs = [*ends[place], *([start] if start is not None else [])]
                 names[name] = self.put(Role.OTHER, node.op_type, name, inputs, **more)
+
+    def bodies_of(self, node: onnx.NodeProto) -> list[Body]:
+        """The bodies of a node of the graph that is walked, or of a function."""
+        if self.depth:
+            return list(inside(onnx.GraphProto(node=[node]), self.body))
+        return self.held[_path(self.body), next(filter(None, node.output))]
+
+    def formals(
+        self,
+        node: onnx.NodeProto,
+        graph: onnx.GraphProto,
+        carried: Sequence[int | None],
+        inner: MutableMapping[str, int],
+    ) -> None:
+        """The inputs of a body: other values at every step, not those that the first starts from."""
+        lead = len(graph.input) - len(carried)
+        for place, value in enumerate(graph.input):
+            start = carried[place - lead] if place >= lead else None
+            role, inputs = (Role.META, []) if start is None else (Role.OTHER, [start])
+            inner[value.name] = self.put(role, f"{node.op_type} input", value.name, inputs)
+
+    def never_rewritten(self, node: onnx.NodeProto, place: int) -> str:
+        """Why nothing in a body is rewritten, or ""."""
+        where = f"{node.op_type} node {node.name or node.output[0]!r}"
+        if node.op_type not in CONTROL:
+            return f"it stands inside the body of {where}, and only those of {', '.join(CONTROL)} are rewritten"
+        if node.op_type != "If":
+            return ""
+        condition = self.constants.get(node.input[0])
+        if condition is None or condition.data_location == onnx.TensorProto.EXTERNAL or node.input[0] in self.asked:
+            return ""
+        taken = 0 if numpy_helper.to_array(condition).any() else 1
+        kept = [item.name for item in node.attribute if item.type == onnx.AttributeProto.GRAPH][place]
+        never = kept != ("then_branch", "else_branch")[taken]
+        return f"it stands in the {kept} of {where}, which never runs: the condition is constant" if never else ""
+
+    def body_types(self, body: Body, around: Types, node: onnx.NodeProto) -> Types:
+        """What is known of the values that a body sees; a trial run knows better."""
+        if self.depth:
+            return around
+        found = body_types(self.model, body, around, node)
+        shown = {name[len(body.path) :]: known for name, known in self.seen.items() if name.startswith(body.path)}
+        return {**around, **found, **shown}
 
 
 _SPECIAL: dict[str, tuple[Callable[[_Builder, onnx.NodeProto, MutableMapping[str, int]], None], int]] = {
@@ -434,6 +498,10 @@ _SPECIAL: dict[str, tuple[Callable[[_Builder, onnx.NodeProto, MutableMapping[str
     **{op: (_Builder.skip_norm, form.addends[-1] + 1) for op, form in HIDDEN_ADDS.items() if form.norm},
 }
 """Operators with a translation of their own, and how many inputs it needs."""
+
+
+def _path(body: Body | None) -> str:
+    return body.path if body is not None else ""
 
 
 def _dim(shape: Shape | None, axis: int) -> int | None:

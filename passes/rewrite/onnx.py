@@ -9,6 +9,7 @@ the model untouched.
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Any
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from laurel_graph.config import LaurelConfig
-from laurel_graph.detection import SitePlan
+from laurel_graph.detection import Residual, SitePlan
 from laurel_graph.errors import RewriteError
+from laurel_graph.foreign_names import bare
 from laurel_graph.formula import initial_parameters, resolve
+from laurel_graph.onnx_model.bodies import scopes_of
 from laurel_graph.onnx_model.tensors import make_tensor
-from laurel_graph.onnx_model.walk import default_opset, graphs_of
+from laurel_graph.onnx_model.walk import default_opset
 from laurel_graph.onnx_model.weight_file import weight_locations
 from laurel_graph.opset.functions import attach
 from laurel_graph.opset.nodes import ELEMENT_TYPES
@@ -47,8 +50,9 @@ class InsertReport:
 
 @dataclass
 class _Edit:
-    """One node that gives way to others."""
+    """One node that gives way to others, in the main graph or in the body at a path."""
 
+    path: str
     graph: GraphProto
     index: int
     nodes: list[NodeProto]
@@ -126,7 +130,8 @@ def _apply(edits: Sequence[_Edit]) -> list[dict[str, Any]]:
         for node in reversed(edit.nodes):
             edit.graph.node.insert(edit.index, node)
         text = base64.b64encode(old.SerializeToString()).decode()
-        undo.append({"new": [key_of(node) for node in edit.nodes], "old": text})
+        where = {"body": edit.path} if edit.path else {}
+        undo.append({"new": [key_of(node) for node in edit.nodes], "old": text, **where})
     return undo
 
 
@@ -142,17 +147,19 @@ class _Inserter:
         self.opset = default_opset(model)
         self.known = set(known)
         self.edits = _Edits()
-        self.hidden: dict[str, str] = {}
-        self.places: dict[str, tuple[GraphProto, int]] = {}
+        self.hidden: dict[tuple[str, str], str] = {}
+        self.graphs = scopes_of(model)
+        self.places: dict[str, tuple[str, int]] = {}
         self.names: set[str] = set()
-        self.made_at: dict[str, tuple[GraphProto, int]] = {}
-        for graph in graphs_of(model.graph):
+        self.made_at: dict[str, int] = {}
+        for path, graph in self.graphs.items():
             self.names.update(value.name for value in (*graph.input, *graph.initializer))
             self.names.update(sparse.values.name for sparse in graph.sparse_initializer)
             for index, node in enumerate(graph.node):
-                self.places.setdefault(key_of(node), (graph, index))
+                self.places.setdefault(path + key_of(node), (path, index))
                 self.names.update(node.output)
-                self.made_at.update((name, (graph, index)) for name in node.output)
+                self.made_at.update((path + name, index) for name in node.output)
+        self.alone = Counter(key.removeprefix(path) for key, (path, _) in self.places.items())
 
     def plan(self, plans: Sequence[SitePlan]) -> _Edits:
         for plan in plans:
@@ -175,13 +182,16 @@ class _Inserter:
         self.names.add(name)
         return name
 
-    def node(self, key: str, site: str) -> tuple[GraphProto, int, NodeProto]:
-        """The join with that key, each once."""
+    def node(self, key: str, site: str) -> tuple[str, int, NodeProto]:
+        """The join with that key, each once: the path of its body, its place there, and itself."""
         place = self.places.pop(key, None)
+        if place is None and self.alone[key] == 1:  # the plain name of a join in a body, where it is the only one
+            scoped = next((scoped for scoped, (path, _) in self.places.items() if scoped == path + key), "")
+            place = self.places.pop(scoped, None)
         if place is None:
             raise RewriteError(f"site {site!r}: the graph has no join {key!r} left to rewrite; detect and select anew.")
-        graph, index = place
-        return graph, index, graph.node[index]
+        path, index = place
+        return path, index, self.graphs[path].node[index]
 
 
 class _Site:
@@ -207,37 +217,51 @@ class _Site:
         return full
 
     def rewrite(self) -> None:
-        if len(self.plan.previous) != self.spec.previous:
-            raise self.fail(f"{self.spec.previous} earlier activations expected, {len(self.plan.previous)} given.")
-        chain, first = self.plan.residual.skip, True
-        for key in self.plan.residual.joins:
+        residual = self.plan.residual
+        tensors = {
+            name: self.tensor(name, array) for name, array in resolve(self.spec, initial_parameters(self.spec)).items()
+        }
+        for each, previous in ((residual, self.plan.previous), *zip(residual.copies, self.plan.copies, strict=True)):
+            if len(previous) != self.spec.previous:
+                raise self.fail(f"{self.spec.previous} earlier activations expected, {len(previous)} given.")
+            self.rewrite_joins(each, list(tensors.values()), previous)
+
+    def rewrite_joins(self, residual: Residual, tensors: Sequence[str], previous: Sequence[str]) -> None:
+        """Rewrites the joins of the site in one body."""
+        chain, first = bare(residual.skip, residual.body), True
+        for key in residual.joins:
             if not first and not self.spec.has_rw:
                 break  # outer adds change nothing but α of their branch
-            graph, index, node = self.inserter.node(key, self.site)
+            path, index, node = self.inserter.node(key, self.site)
             join = take_apart(node, self.inserter.opset, self.spec.dtype, self.fresh)
-            place = self.place_of(join, chain, node)
+            place = self.place_of(join, chain, node, path)
             if place is None:
                 if first:
                     operands = ", ".join(map(repr, join.operands))
                     raise self.fail(f"join {key!r} adds {operands}; expected the skip {chain!r} among them.")
                 continue  # a sum of branches only
             join = join.biased(place, self.fresh)
-            nodes = self.added(join, place, graph, index, first)
+            earlier = [self.earlier(j, residual, previous[j], path, index) for j in range(self.spec.previous)]
+            nodes = self.added(join, place, [*tensors, *earlier] if first else [])
             _take_over(node, nodes)
-            self.inserter.edits.nodes.append(_Edit(graph, index, [*join.before, *nodes, *join.after]))
+            graph = self.inserter.graphs[path]
+            self.inserter.edits.nodes.append(_Edit(path, graph, index, [*join.before, *nodes, *join.after]))
             chain, first = join.total, False
 
-    def place_of(self, join: Join, chain: str, node: NodeProto) -> int | None:
+    def place_of(self, join: Join, chain: str, node: NodeProto, path: str) -> int | None:
         """Which operand of *join* the stream comes in by."""
         if chain in join.operands:
             return join.operands.index(chain)
         if join.hidden and chain == key_of(node):
-            self.inserter.hidden[self.site] = join.hidden
+            self.inserter.hidden[path, self.site] = join.hidden
             return join.operands.index(join.hidden)
         return None
 
-    def added(self, join: Join, place: int, graph: GraphProto, index: int, first: bool) -> list[NodeProto]:
-        """The nodes that add the operands in their old order, with the stream at *place*."""
+    def added(self, join: Join, place: int, given: Sequence[str]) -> list[NodeProto]:
+        """The nodes that add the operands in their old order, with the stream at *place*.
+
+        *given* is what the site's operator reads beside skip and branch; it is empty for outer adds.
+        """
         operands = join.operands
         nodes: list[NodeProto] = []
         stream = operands[place]
@@ -250,8 +274,8 @@ class _Site:
         branches = [branch, *rest]
         for i, f in enumerate(branches):
             output = join.total if i == len(branches) - 1 else self.fresh("partial")
-            if first and i == 0:
-                nodes.append(self.full(stream, f, output, graph, index))
+            if given and i == 0:
+                nodes.append(self.full(stream, f, given, output))
             elif self.spec.has_rw:
                 nodes.append(self.outer(stream, f, output))
             else:
@@ -259,13 +283,9 @@ class _Site:
             stream = output
         return nodes
 
-    def full(self, x: str, f: str, output: str, graph: GraphProto, index: int) -> NodeProto:
+    def full(self, x: str, f: str, given: Sequence[str], output: str) -> NodeProto:
         """The site's operator."""
-        operator = self.operator()
-        tensors = resolve(self.spec, initial_parameters(self.spec))
-        inputs = [x, f, *(self.tensor(name, array) for name, array in tensors.items())]
-        inputs += [self.earlier(j, graph, index) for j in range(self.spec.previous)]
-        return helper.make_node(operator.name, inputs, [output], name=output, domain=DOMAIN)
+        return helper.make_node(self.operator().name, [x, f, *given], [output], name=output, domain=DOMAIN)
 
     def operator(self) -> Operator:
         if self.spec.axis == 1 and self.spec.ndim > 5:
@@ -282,15 +302,14 @@ class _Site:
             operator.name, [x, f, tensor_name(self.site, "alpha"), one], [output], name=output, domain=DOMAIN
         )
 
-    def earlier(self, j: int, graph: GraphProto, index: int) -> str:
+    def earlier(self, j: int, residual: Residual, scoped: str, path: str, index: int) -> str:
         """The value of the j-th earlier activation, which must be there before the join."""
-        sites, name = self.plan.residual.previous, self.plan.previous[j]
+        sites, name = residual.previous, bare(scoped, residual.body)
         if j < len(sites):
-            name = self.inserter.hidden.get(sites[j], name)
+            name = self.inserter.hidden.get((path, sites[j]), name)
         if name not in self.inserter.names:
             raise self.fail(f"the graph has no value {name!r}, the earlier activation number {j + 1}.")
-        made = self.inserter.made_at.get(name)
-        if made is not None and made[0] is graph and made[1] >= index:
+        if self.inserter.made_at.get(path + name, -1) >= index:
             raise self.fail(f"the earlier activation {name!r} is computed after the join.")
         return name
 

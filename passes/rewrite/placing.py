@@ -14,9 +14,11 @@ from typing import Any
 from onnx import ModelProto
 
 from laurel_graph import soundness
-from laurel_graph.config import LaurelConfig
+from laurel_graph.config import LaurelConfig, SiteSpec
 from laurel_graph.detection import Detection, Residual, SitePlan
 from laurel_graph.errors import ModelError
+from laurel_graph.foreign_names import around
+from laurel_graph.onnx_model.bodies import scopes_of
 from laurel_graph.onnx_model.hidden_adds import HIDDEN_ADDS
 from laurel_graph.onnx_model.shape_rules import Types
 from laurel_graph.onnx_model.walk import copy_of
@@ -27,7 +29,8 @@ from laurel_graph.passes.read_onnx.view import view_of
 from laurel_graph.passes.select import Selection, select
 
 from .restore import remove
-from .trial import Seen, Trial
+from .sessions import Seen
+from .trial import Trial
 
 
 def detect_onnx(
@@ -45,10 +48,13 @@ def detect_onnx(
         return rule.detect(view_of(model, known=known, seen=seen))
     found = rule.detect(view_of(before, seen=seen))
     specs, carried = read_specs(model), _carried(model)
+
+    def there(r: Residual) -> Residual:
+        skip = r.skip if r.skip in r.joins else carried[r.body, r.site]
+        return replace(r, kind="laurel", rank=specs[r.site].rank, skip=skip, copies=tuple(map(there, r.copies)))
+
     residuals = tuple(
-        replace(r, kind="laurel", rank=specs[r.site].rank, skip=r.skip if r.skip in r.joins else carried[r.site])
-        if r.site in specs and r.site in carried
-        else r
+        there(r) if r.site in specs and all((each.body, r.site) in carried for each in (r, *r.copies)) else r
         for r in found.residuals
     )
     if {r.site for r in residuals if r.kind == "laurel"} < set(specs):  # sites that the graph of today alone explains
@@ -69,14 +75,24 @@ def _as_it_was(model: ModelProto) -> ModelProto | None:
     return copy
 
 
-def _carried(model: ModelProto) -> dict[str, str]:
-    """Site to the x of its operator."""
-    found: dict[str, str] = {}
-    for node in model.graph.node:
-        if node.domain == DOMAIN and len(node.input) > 2:
-            ours = next((name for name in node.input[2:] if name.startswith(f"{PREFIX}.")), "")
-            site = ours.removeprefix(f"{PREFIX}.").rpartition(".")[0]
-            found.setdefault(site, node.input[0])
+def _carried(model: ModelProto) -> dict[tuple[str, str], str]:
+    """Path of a body and site to the x of its operator there."""
+    found: dict[tuple[str, str], str] = {}
+    graphs = scopes_of(model)
+    seen = {
+        path + name
+        for path, graph in graphs.items()
+        for name in (*(value.name for value in graph.input), *(name for node in graph.node for name in node.output))
+    }
+    for path, graph in graphs.items():
+        for node in graph.node:
+            if node.domain == DOMAIN and len(node.input) > 2:
+                ours = next((name for name in node.input[2:] if name.startswith(f"{PREFIX}.")), "")
+                site = ours.removeprefix(f"{PREFIX}.").rpartition(".")[0]
+                home = path
+                while home and home + node.input[0] not in seen:
+                    home = around(home)
+                found.setdefault((path, site), home + node.input[0])
     return found
 
 
@@ -152,27 +168,37 @@ def place(
 
 def _hidden(model: ModelProto, residuals: Iterable[Residual]) -> dict[str, str]:
     """Site to the operator that hides its add, for those where one does."""
-    kinds = {next((o for o in node.output if o), ""): node.op_type for node in model.graph.node}
+    kinds = {
+        path + next((o for o in node.output if o), ""): node.op_type
+        for path, graph in scopes_of(model).items()
+        for node in graph.node
+    }
     found: dict[str, str] = {}
     for residual in residuals:
-        for key in residual.joins if residual.kind != "laurel" else ():
+        for key in _joins(residual) if residual.kind != "laurel" else ():
             if (kind := kinds.get(key)) in HIDDEN_ADDS:
                 found.setdefault(residual.site, kind)
     return found
 
 
+def _joins(residual: Residual) -> list[str]:
+    return [key for each in (residual, *residual.copies) for key in each.joins]
+
+
 def _values(residuals: Iterable[Residual]) -> list[str]:
     """What a run has to show: the operands and the sum of every join."""
-    names = [name for r in residuals for name in (r.skip, *r.branches, *r.joins)]
+    every = (each for residual in residuals for each in (residual, *residual.copies))
+    names = [name for r in every for name in (r.skip, *r.branches, *r.joins)]
     return list(dict.fromkeys(names))
 
 
 def _news(residuals: Iterable[Residual], trial: Trial) -> Types:
     """What the run knows and the detection did not, or knew wrongly; nothing if there is no such thing."""
     for residual in residuals:
-        seen = trial.seen.get(residual.skip)
-        if seen is not None and not _agrees(residual, seen):
-            return trial.known()
+        for each in (residual, *residual.copies):
+            seen = trial.seen.get(each.skip)
+            if seen is not None and not _agrees(each, seen):
+                return trial.known()
     return {}
 
 
@@ -186,7 +212,10 @@ def _agrees(residual: Residual, seen: Seen) -> bool:
 
 def _misfit(plan: SitePlan, seen: Mapping[str, Seen]) -> str:
     """Why a plan does not fit the values that a run showed, or ""."""
-    spec, residual = plan.spec, plan.residual
+    return next((why for each in (plan.residual, *plan.residual.copies) if (why := _unfit(each, plan.spec, seen))), "")
+
+
+def _unfit(residual: Residual, spec: SiteSpec, seen: Mapping[str, Seen]) -> str:
     shown = [(name, seen[name]) for name in (residual.skip, *residual.branches) if name in seen]
     for name, value in shown:
         if value.dtype != spec.dtype:

@@ -16,6 +16,7 @@ from typing import Any
 from onnx import GraphProto, ModelProto, NodeProto
 
 from laurel_graph.errors import LaurelError, ModelError
+from laurel_graph.onnx_model.bodies import scopes_of
 from laurel_graph.onnx_model.walk import default_opset, graphs_of
 from laurel_graph.onnx_model.weight_file import weight_locations
 from laurel_graph.opset.changed import why_not_trained
@@ -97,13 +98,16 @@ def _sites_of(metadata: Mapping[str, str]) -> set[str]:
 
 
 def _restore_nodes(model: ModelProto, records: Sequence[dict[str, Any]]) -> None:
-    first = {record["new"][0]: record for record in records}
+    first = {(record.get("body", ""), record["new"][0]): record for record in records}
     places: list[tuple[GraphProto, int, dict[str, Any]]] = []
-    for graph in graphs_of(model.graph):
+    for path, graph in scopes_of(model).items():
         for index, node in enumerate(graph.node):
-            record = first.get(key_of(node))
+            place = path, key_of(node)
+            if place not in first:
+                place = "", key_of(node)  # the records of older versions do not say in which body
+            record = first.get(place)
             if record and record["new"] == [key_of(other) for other in graph.node[index : index + len(record["new"])]]:
-                places.append((graph, index, first.pop(key_of(node))))
+                places.append((graph, index, first.pop(place)))
     if len(places) != len(records):
         raise ModelError(
             f"{len(records) - len(places)} of {len(records)} rewritten nodes are not there any more: the model was "

@@ -7,14 +7,11 @@ outputs differ by more than rounding, or where an operator that hides an add com
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from laurel_graph import onnx_file, runtime
@@ -23,6 +20,7 @@ from laurel_graph.graph_view import Dim
 from laurel_graph.onnx_model.shape_rules import Types
 from laurel_graph.onnx_model.shapes import tensor_types
 from laurel_graph.onnx_model.walk import copy_of
+from laurel_graph.passes.bodies.alone import alone, bodies_in, first_step, needed
 from laurel_graph.passes.verify.compare import EPSILON, Comparison, Verdict
 from laurel_graph.passes.verify.precision import half_type
 from laurel_graph.passes.verify.probe import bring_out, made_in, nudged, open_vectors, random_nodes
@@ -30,14 +28,10 @@ from laurel_graph.passes.verify.quantisers import rounds_activations, rounds_ins
 from laurel_graph.passes.verify.tolerances import VERIFIED
 from laurel_graph.samples import BATCH, SEQUENCE, Sampler, Situation
 
+from .sessions import Array, Sample, Seen, array_of, first_line, opened, run_on, seen_of
+
 if TYPE_CHECKING:
     import onnxruntime
-
-Array = NDArray[Any]
-Sample = Mapping[str, Array]
-
-LIMIT = 120.0
-"""Seconds that a model may take for its sample."""
 
 _BATCHES = (2, BATCH)
 """Batch sizes of the sample, the preferred one first: two rows tell a batch from a size of 1."""
@@ -50,36 +44,32 @@ _DRAWS = 3
 _ULPS = 2.0
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A value as a run showed it.
-
-    Attributes:
-        shape: its shape on the sample.
-        dtype: its element type as detection calls it, or ONNX Runtime's own name.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class Trial:
     """The model as it was, on ONNX Runtime.
 
     Args:
         model: the model; it is copied.
         folder: where its external weights lie, ``None`` for a model without.
-        values: names of values to look at; those that are none of the main graph are left out.
+        values: names of values to look at, scoped in bodies; those that are none of the model's are left out.
+        sample: what to run it on; by default one is drawn.
 
     Attributes:
         seen: value to what a run showed; empty where the model does not run.
         note: why it does not, or "".
+        inner: path to the trial of a body that holds some of the values, which runs by itself.
     """
 
-    def __init__(self, model: ModelProto, folder: Path | None, values: Sequence[str]) -> None:
+    def __init__(
+        self, model: ModelProto, folder: Path | None, values: Sequence[str], sample: Sample | None = None
+    ) -> None:
         self._model, self._folder = copy_of(model), folder
         self._sampler: Sampler | None = None
         self._sample: Sample = {}
+        self._other: Sample = {}
+        self._bodies = {
+            path: body for path, body in bodies_in(self._model).items() if any(v.startswith(path) for v in values)
+        }
+        self.inner: dict[str, Trial] = {}
         self._outputs: dict[str, Array] = {}
         self._noise: list[dict[str, Array]] | None = None
         self._opened = False
@@ -90,19 +80,54 @@ class Trial:
         try:
             self._session = self._probe()
             self._opened = True
-            self._sampler = Sampler(model)
-            self._run_first()
+            if sample is None:
+                self._sampler = Sampler(model)
+                self._run_first()
+            else:
+                self._keep(sample, run_on(self._session, sample))
         except ModelError as error:
             what = "does not run on a drawn sample" if self._opened else "does not open"
             done = "rewritten files were opened, and not run" if self._opened else "nothing was run"
-            self.note = f"the model itself {what} on this ONNX Runtime, so that {done}: {_first_line(error)}"
+            self.note = f"the model itself {what} on this ONNX Runtime, so that {done}: {first_line(error)}"
+        self._look_inside(values)
+
+    def _look_inside(self, values: Sequence[str]) -> None:
+        """Runs each body that holds some of *values* by itself, whether the model runs it on the sample or not."""
+        for path, body in self._bodies.items() if self._sample else ():
+            feeds = first_step(self._model, body, self._around)
+            if feeds is None:
+                self.note = f"the body {path[:-1]} cannot be run by itself, so that nothing in it was run"
+                continue
+            names = [value[len(path) :] for value in values if value.startswith(path)]
+            child = self.inner[path] = Trial(alone(self._model, body, feeds), self._folder, names, feeds)
+            self.seen.update((path + name, seen) for name, seen in child.seen.items())
+            if child.note:
+                self.note = f"in the body {path[:-1]}: {child.note}"
 
     # ---- the model as it was ------------------------------------------------------------------------------------
 
     def _probe(self) -> onnxruntime.InferenceSession:
         probe = copy_of(self._model)
-        bring_out(probe, self._values)
-        return _opened(probe, self._folder, optimize=False, kernels=True)
+        bring_out(probe, [*self._values, *self._needed()])
+        return opened(probe, self._folder, optimize=False, kernels=True)
+
+    def _needed(self) -> list[str]:
+        names = [name for body in self._bodies.values() for name in needed(self._model, body)]
+        inputs = {value.name for value in self._model.graph.input}
+        return [name for name in dict.fromkeys(names) if name not in inputs]
+
+    def _arrays(self, sample: Sample, found: Mapping[str, Any]) -> dict[str, Array]:
+        """The values around the bodies, as a run on *sample* gave them."""
+        names = [*self._needed(), *self._values] if self._bodies else []  # earlier skips may enter a body, too
+        arrays = {name: array for name in names if (array := array_of(found.get(name))) is not None}
+        return {**sample, **arrays}
+
+    def _keep(self, sample: Sample, found: Mapping[str, Any]) -> None:
+        """Keeps what a run on the first sample showed."""
+        self._sample, self._around = sample, self._arrays(sample, found)
+        outputs = [value.name for value in self._model.graph.output]
+        self._outputs = {name: array for name in outputs if (array := array_of(found.get(name))) is not None}
+        self.seen = {name: seen for name in self._values if (seen := seen_of(found.get(name))) is not None}
 
     def _run_first(self) -> None:
         assert self._sampler is not None
@@ -110,14 +135,11 @@ class Trial:
         for at in self._situations():
             sample = self._sampler.draw(at)
             try:
-                found = _run(self._session, sample)
+                found = run_on(self._session, sample)
             except ModelError as error:
                 refused = refused or error
                 continue
-            self._sample = sample
-            outputs = [value.name for value in self._model.graph.output]
-            self._outputs = {name: array for name in outputs if (array := _array(found.get(name))) is not None}
-            self.seen = {name: seen for name in self._values if (seen := _seen(found.get(name))) is not None}
+            self._keep(sample, found)
             return
         raise refused or ModelError("no sample can be drawn")
 
@@ -141,6 +163,8 @@ class Trial:
         types, again = tensor_types(self._model)[0], self._second()
         found: Types = {}
         for name, seen in self.seen.items():
+            if name not in self._values:
+                continue
             stated = types.get(name, (None, None))[0]
             if stated is None or len(stated) != len(seen.shape):
                 stated = (None,) * len(seen.shape)
@@ -150,34 +174,47 @@ class Trial:
             for said, size, second in zip(stated, seen.shape, firm, strict=True):
                 dims.append(size if isinstance(said, int) or size == second else said)
             found[name] = tuple(dims), seen.dtype
+        for path, child in self.inner.items():
+            found.update((path + name, known) for name, known in child.known().items())
         return found
 
     def _second(self) -> Mapping[str, Seen]:
         """What a sample of other sizes shows; the same as the first one where the model leaves no size open."""
-        assert self._sampler is not None
-        batch, length = _OTHER
-        at = self._sampler.situation(self._sampler.kinds[0], batch, length=length)
-        sample = self._sampler.draw(at, seed=1)
+        sample = self._other
+        if self._sampler is not None:
+            batch, length = _OTHER
+            at = self._sampler.situation(self._sampler.kinds[0], batch, length=length)
+            sample = self._sampler.draw(at, seed=1)
+        if not sample:
+            return {}
         if all(array.shape == self._sample[name].shape for name, array in sample.items()):
             return self.seen
         try:
-            found = _run(self._session, sample)
+            found = run_on(self._session, sample)
         except ModelError:
             return {}
-        return {name: seen for name in self._values if (seen := _seen(found.get(name))) is not None}
+        around = self._arrays(sample, found)
+        for path, child in self.inner.items():
+            child._other = first_step(self._model, self._bodies[path], around) or {}
+        return {name: seen for name in self._values if (seen := seen_of(found.get(name))) is not None}
 
     def release(self) -> None:
         """Closes the session of the model as it was."""
         self._session = None
+        for child in self.inner.values():
+            child.release()
 
     # ---- the rewritten model ------------------------------------------------------------------------------------
 
-    def check(self, rewritten: ModelProto | Path, fused: Sequence[str] = ()) -> str:
+    def check(self, rewritten: ModelProto | Path, fused: Sequence[str] = (), folder: Path | None = None) -> str:
         """Opens the rewritten model, with the fused kernels and without, and runs it on the sample.
+
+        Bodies in which something was rewritten are run by themselves, too.
 
         Args:
             rewritten: the model, or the file as it will be served.
             fused: sites at which an operator came apart that hid the add.
+            folder: where the external weights of a rewritten model lie, if not where those of the model do.
 
         Returns:
             A sentence for the user where the outputs differ by more than nothing because operators came apart, else "".
@@ -188,7 +225,29 @@ class Trial:
         """
         if not self._opened:
             return ""
-        verdicts = self._verdicts(rewritten, fused)
+        told = self._check_inside(rewritten, fused, folder)
+        return self._check_whole(rewritten, fused, folder) or told
+
+    def _check_inside(self, rewritten: ModelProto | Path, fused: Sequence[str], folder: Path | None) -> str:
+        """Holds every body that was run by itself against what stands in its place now."""
+        if not self.inner:
+            return ""
+        after = onnx_file.read(rewritten) if isinstance(rewritten, Path) else rewritten
+        home = rewritten.parent if isinstance(rewritten, Path) else folder
+        there, told = bodies_in(after), ""
+        for path, child in self.inner.items():
+            feeds = first_step(after, there[path], self._around)
+            if feeds is None:
+                raise VerificationError(
+                    f"the body {path[:-1]} of the rewritten model cannot be run by itself, as that of the model as it "
+                    "was can. Nothing was written."
+                )
+            child._sample = {**child._sample, **feeds}
+            told = child.check(alone(after, there[path], child._sample), fused, home) or told
+        return told
+
+    def _check_whole(self, rewritten: ModelProto | Path, fused: Sequence[str], folder: Path | None) -> str:
+        verdicts = self._verdicts(rewritten, fused, folder)
         plain = self._without_rounding(rewritten, fused) if fused else None
         if plain is not None:
             return _told(plain, fused) + _rounds(verdicts)
@@ -200,7 +259,7 @@ class Trial:
             return None
         folder = rewritten.parent if isinstance(rewritten, Path) else self._folder
         after = onnx_file.read(rewritten) if isinstance(rewritten, Path) else rewritten
-        trial = Trial(unrounded(self._model), self._folder, ())
+        trial = Trial(unrounded(self._model), self._folder, (), self._sample if self._sampler is None else None)
         trial.release()
         return trial._verdicts(unrounded(after), fused, folder) if trial._opened and trial._sample else None
 
@@ -213,15 +272,15 @@ class Trial:
             forms.append(("with the fused kernels", True))
         for form, kernels in forms:
             try:
-                session = _opened(rewritten, folder or self._folder, optimize=True, kernels=kernels)
-                found = _run(session, self._sample) if self._sample else {}
+                session = opened(rewritten, folder or self._folder, optimize=True, kernels=kernels)
+                found = run_on(session, self._sample) if self._sample else {}
             except ModelError as error:
                 raise VerificationError(
-                    f"the rewritten model does not run {form}, the model as it was does: {_first_line(error)} Nothing "
+                    f"the rewritten model does not run {form}, the model as it was does: {first_line(error)} Nothing "
                     "was written."
                 ) from error
             for name, comparison in comparisons.items():
-                if (array := _array(found.get(name))) is not None:
+                if (array := array_of(found.get(name))) is not None:
                     comparison.add(*self._comparable(self._outputs[name], array))
             del session, found  # a second one need not lie beside it
         return self._judge(comparisons, fused)
@@ -264,12 +323,12 @@ class Trial:
         if self._noise is None:
             self._noise = []
             rng = np.random.default_rng(0)
-            served = _opened(self._model, self._folder, optimize=True, kernels=True)
+            served = opened(self._model, self._folder, optimize=True, kernels=True)
             self._add_noise(served, self._sample)
             del served
             moving = copy_of(self._model)
             vectors = open_vectors(moving, self._folder or Path())
-            session = _opened(moving, self._folder, optimize=True, kernels=True)
+            session = opened(moving, self._folder, optimize=True, kernels=True)
             coarse = EPSILON[half] / (2 * _ULPS) if half else 0.0
             for _ in range(_DRAWS):
                 self._add_noise(session, nudged({**vectors, **self._sample}, _ULPS, rng, coarse))
@@ -277,8 +336,8 @@ class Trial:
 
     def _add_noise(self, session: onnxruntime.InferenceSession, sample: Sample) -> None:
         assert self._noise is not None
-        found = _run(session, sample)
-        self._noise.append({name: array for name in self._outputs if (array := _array(found[name])) is not None})
+        found = run_on(session, sample)
+        self._noise.append({name: array for name in self._outputs if (array := array_of(found[name])) is not None})
 
     def _changes_shape(self, name: str) -> bool:
         """Whether the model's own noise changes how long an output is: durations that are rounded, choices by score."""
@@ -313,88 +372,3 @@ def _shown(model: ModelProto, values: Sequence[str]) -> list[str]:
     """Those of *values* that the main graph has, but for its inputs' own."""
     made = made_in(model)
     return [name for name in dict.fromkeys(values) if name in made]
-
-
-def _opened(
-    model: ModelProto | Path, folder: Path | None, *, optimize: bool, kernels: bool
-) -> onnxruntime.InferenceSession:
-    """A session of a model in memory, or of a file.
-
-    Raises:
-        ModelError: ONNX Runtime cannot load it.
-    """
-    import onnxruntime
-
-    used: Sequence[str] = ()
-    if kernels and runtime.library_path() is not None:
-        used = runtime.used_operators(model)
-    options = runtime.session_options(None, optimize, operators=used)
-    options.log_severity_level = 4
-    if isinstance(model, ModelProto) and folder is not None:
-        options.add_session_config_entry(runtime.WEIGHTS_FOLDER, str(folder.resolve()))
-    try:
-        source = str(model) if isinstance(model, Path) else model.SerializeToString()
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors share no base class; a model above 2 GB has no bytes
-        raise runtime.refused("ONNX Runtime cannot load it", error) from error
-
-
-def _run(session: onnxruntime.InferenceSession, sample: Sample) -> dict[str, Any]:
-    """Returns output name to ``OrtValue``, or to an array where the model reads text.
-
-    Raises:
-        ModelError: the model does not run on the sample, or not within :data:`LIMIT` seconds.
-    """
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.log_severity_level = 4
-    names = [value.name for value in session.get_outputs()]
-    wanted = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
-    given = {name: array for name, array in sample.items() if name in wanted}
-    texts = any(array.dtype == object for array in given.values())  # they have no OrtValue
-
-    def stop() -> None:
-        options.terminate = True
-
-    timer = threading.Timer(LIMIT, stop)
-    timer.start()
-    try:
-        if texts:
-            return dict(zip(names, session.run(names, given, options), strict=True))
-        feeds = {name: runtime.ort_value(array) for name, array in given.items()}
-        return dict(zip(names, session.run_with_ort_values(names, feeds, options), strict=True))
-    except Exception as error:  # as above
-        shapes = ", ".join(f"{name!r} {array.shape}" for name, array in sample.items())
-        slow = f" within {LIMIT:g} s" if options.terminate else ""
-        raise runtime.refused(f"it does not run{slow} on inputs of {shapes}", error) from error
-    finally:
-        timer.cancel()
-
-
-def _seen(value: Any) -> Seen | None:
-    if isinstance(value, np.ndarray):
-        return Seen(value.shape, value.dtype.name)
-    if value is None or not value.has_value() or not value.is_tensor():
-        return None
-    kind = value.data_type().removeprefix("tensor(").removesuffix(")")
-    return Seen(tuple(value.shape()), _NAMES.get(kind, kind))
-
-
-_NAMES = {"float": "float32", "double": "float64"}
-
-
-def _array(value: Any) -> Array | None:
-    """The array of a tensor, ``None`` for a sequence and for a type that NumPy does not know."""
-    if isinstance(value, np.ndarray):
-        return value
-    if value is None or isinstance(value, list) or not value.has_value() or not value.is_tensor():
-        return None
-    try:
-        return np.asarray(value.numpy())
-    except Exception:  # as above
-        return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."

@@ -94,8 +94,9 @@ class VerifyReport(Shown):
         models: the two files.
         samples: how many samples were run.
         outputs: one difference per output, of the files as they are served.
-        sites: one difference per residual connection that both models show, in graph order, and per value that one of
-            them stores at another scale; ONNX Runtime's optimisation and rounding to integers are off there.
+        sites: one difference per residual connection that both models show, in graph order, per value that one of
+            them stores at another scale, and per output of a body of If, Loop or Scan with residual connections; ONNX
+            Runtime's optimisation and rounding to integers are off there.
         style: how the floats of the samples were drawn, "" for given data.
         situations: the situations that were compared (batches, prompt and step, padded or not); empty for given data.
         refused: the situations that were not, because the first model itself does not run in them, with its reason.
@@ -168,7 +169,7 @@ class VerifyReport(Shown):
             return ""
         worst = max(self.sites, key=lambda item: item.max_rel)
         others = sum(not item.site for item in self.sites)
-        more = f", {others} more values at another scale compared" if others else ""
+        more = f", {others} more values compared" if others else ""
         where = worst.site or worst.output
         return f"{equal} of {sites} sites equal{more}, at most {worst.max_rel:.3g} of the scale apart (at {where})"
 

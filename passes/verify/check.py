@@ -8,6 +8,8 @@ Three comparisons, each of which the second model has to pass:
              there: errors of earlier parts neither hide nor excuse those of later ones.
 *served*     both files as they are served; their outputs are compared.
 
+Bodies of If, Loop and Scan in which residuals stand are compared in the same way, as models of their own.
+
 What may differ is the tolerance, or what the first model itself does where its numbers are moved by their last bits.
 """
 
@@ -91,6 +93,8 @@ class Check:
         return found
 
     def _once(self, choose: Callable[..., Exercise]) -> Findings:
+        from laurel_graph.passes.bodies.compare import insides  # which compares by what stands here
+
         pair = self.pair
         exercise, values, outputs = algebra.reference(pair, choose)
         algebra.compare(pair, exercise, values, outputs)
@@ -105,6 +109,7 @@ class Check:
             else:
                 heads[item.name] = _worse(heads[item.name], verdict)
         shown = {name: pair.verdict(comparison, served=True) for name, comparison in as_served.items()}
+        verdicts |= insides(pair, exercise.samples, lambda child, inner: Check(child)._run(inner))
         situations = tuple(dict.fromkeys(exercise.situations))
         count = len(exercise.samples)
         return Findings(shown, heads, verdicts, count, exercise.style, situations, exercise.refused)

@@ -81,10 +81,11 @@ class Watched:
 
 @dataclass(frozen=True)
 class Subject:
-    """One of the two models: its file, and what the file holds."""
+    """One of the two models: its file, and what the file holds; or a *part* of that, which is run from memory."""
 
     path: Path
     model: ModelProto
+    part: bool = False
 
 
 class Pair:

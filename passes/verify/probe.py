@@ -176,7 +176,7 @@ def _nudge(array: Array, ulps: float, rng: np.random.Generator, precision: float
         return array
     with np.errstate(over="ignore", invalid="ignore"):
         moved = array.astype(np.float64) * (1 + max(epsilon, precision) * ulps * rng.uniform(-1, 1, array.shape))
-        return moved.astype(array.dtype)
+        return np.asarray(moved, array.dtype)  # of a single number NumPy makes no array
 
 
 class Runner:

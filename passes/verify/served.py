@@ -66,9 +66,9 @@ def _add_served_noise(
 
 
 def _server(subject: Subject, optimize: bool) -> Runner:
-    """The file as a user opens it; a copy in memory only where random numbers need a seed."""
+    """The file as a user opens it; a copy in memory only of a part of it, and where random numbers need a seed."""
     copy = copy_of(subject.model)
-    return Runner(subject.path, copy if seed_draws(copy) else None, optimize)
+    return Runner(subject.path, copy if seed_draws(copy) or subject.part else None, optimize)
 
 
 def _runnable(exercise: Exercise, server: Runner) -> tuple[Exercise, list[dict[str, Array]]]:

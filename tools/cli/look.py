@@ -235,7 +235,8 @@ def _dims(shape: tuple[int | str | None, ...] | None) -> str:
 
 def _remark(residual: Any) -> str:
     source = "" if residual.site.startswith(residual.source) else relative(residual.source)
-    parts = [source, residual.shared and f"shares {residual.shared}", residual.blocked]
+    bodies = ", ".join(each.body[:-1] for each in (residual, *residual.copies) if each.body)
+    parts = [source, bodies and f"in {bodies}", residual.shared and f"shares {residual.shared}", residual.blocked]
     return "; ".join(part for part in parts if part)
 
 

@@ -37,7 +37,8 @@ class FinetuneOptions(TrainOptions):
         teacher: the model whose outputs ``distill`` aims at; by default the model without its LAuReL residuals.
         head: put a new linear classifier of so many classes on ``output`` (by default on what enters the last linear
             layer) and train it too.
-        train: names or globs of further initializers to train.
+        train: names or globs of further initializers to train; ``existing`` stands for the weights of LAuReL blocks
+            that the model has of its own (Gemma 3n).
         tokenizer: the folder with ``tokenizer.json`` for text; by default the model's.
         max_length: tokens of a sample of text; by default 512, or what the model can see if that is less.
         packed: whether texts follow each other in one stream that is cut into samples; by default all but

@@ -292,7 +292,9 @@ def test_deploy_says_that_a_site_is_kept_when_it_stands_in_a_subgraph():
     model = laurel_model(text)
     report = deploy(model)
     inner = report.to_dict()["sites"][1]
-    assert (inner["node"], inner["alpha"], inner["form"], inner["deployed"]) == ("t", "kept", "operator", "Laurel_RW")
+    assert (inner["node"], inner["alpha"], inner["form"], inner["deployed"]) == (
+        "y[then_branch]/t", "kept", "operator", "Laurel_RW",
+    )  # fmt: skip
     assert "subgraph" in inner["reason"]
 
 

@@ -158,7 +158,7 @@ def test_detect_names_joins_when_they_stand_inside_a_loop():
     )
     (residual,) = detect(view_of(helper.make_model(graph))).residuals
     assert residual.join == "inner"
-    assert "loop" in residual.blocked
+    assert (residual.body, residual.fork, residual.blocked) == ("loop[body]/", "loop[body]/s", "")
 
 
 def test_detect_names_joins_when_they_stand_in_either_body_of_an_if():
@@ -177,8 +177,10 @@ def test_detect_names_joins_when_they_stand_in_either_body_of_an_if():
         [helper.make_tensor("w", 1, [4, 4], [0.5] * 16)],
     )
     residuals = detect(view_of(helper.make_model(graph))).residuals
-    assert {residual.join for residual in residuals} == {"t", "e"}
-    assert all("choice" in residual.blocked for residual in residuals)
+    (residual,) = residuals
+    assert (residual.body, residual.joins) == ("choice[else_branch]/", ("choice[else_branch]/e",))
+    assert [copy.joins for copy in residual.copies] == [("choice[then_branch]/t",)]
+    assert residual.to_dict()["skip"] == "x"
 
 
 @pytest.mark.parametrize("form", ["plain", "no shapes"])

@@ -161,16 +161,16 @@ def test_a_sample_that_does_not_fit_is_a_note_and_the_result_is_opened_all_the_s
     result = transform(model, LaurelConfig(rank=2))
     assert any("does not run on a drawn sample" in note for note in result.report.notes)
     spoilt(monkeypatch)
-    monkeypatch.setattr(trial, "_opened", lambda *_, **__: pytest.fail("opened"))  # proves that it is called
+    monkeypatch.setattr(trial, "opened", lambda *_, **__: pytest.fail("opened"))  # proves that it is called
     with pytest.raises(pytest.fail.Exception):
         transform(model, LaurelConfig(rank=2))
 
 
 def test_three_sessions_and_runs_are_made_when_nothing_is_doubtful(monkeypatch):
     opened, ran = [], []
-    open_, run_ = trial._opened, trial._run
-    monkeypatch.setattr(trial, "_opened", lambda *a, **k: opened.append(k) or open_(*a, **k))
-    monkeypatch.setattr(trial, "_run", lambda *a: ran.append(1) or run_(*a))
+    open_, run_ = trial.opened, trial.run_on
+    monkeypatch.setattr(trial, "opened", lambda *a, **k: opened.append(k) or open_(*a, **k))
+    monkeypatch.setattr(trial, "run_on", lambda *a: ran.append(1) or run_(*a))
     transform(token_net(), LaurelConfig(rank=2))
     assert len(opened) == len(ran) == 3
     assert [k["kernels"] for k in opened[1:]] == [False, True]
