@@ -13,7 +13,6 @@ from laurel_graph.tools.console import (
     note,
     print_json,
     print_table,
-    print_wrote,
     progress,
     quiet_runtime,
     relative,
@@ -188,6 +187,9 @@ def verify(
 def report(
     model: OnnxModel,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; by default MODEL.html.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="A picture of it, .png; needs matplotlib. Without -o it is all that is written.")
+    ] = None,
     served: Annotated[Path | None, typer.Option(help="The deployed file, to hold against MODEL: is it right?")] = None,
     against: Annotated[
         Path | None, typer.Option(help="The original, to measure latency against: what does it cost?")
@@ -201,13 +203,18 @@ def report(
     from laurel_graph.tools.inputs import check_ending
     from laurel_graph.tools.report import default_page, write_report
 
-    page = output or default_page(model)
-    check_ending(page, (".html", ".htm"), "browsers", model, served, against, training)
+    page = default_page(model) if output is None and png is None else output
+    if page is not None:
+        check_ending(page, (".html", ".htm"), "browsers", model, served, against, training)
     if served is not None or against is not None:
         quiet_runtime()
     with progress(f"reporting on {model}"):
-        write_report(model, page, served=served, against=against, training=training)
-    print_wrote(json, {"model": model, "output": page})
+        write_report(model, page, served=served, against=against, training=training, png=png)
+    if json:
+        print_json({"model": model, "output": page, **({} if png is None else {"png": png})})
+        return
+    for path in filter(None, (page, png)):
+        say(f"wrote {path}")
 
 
 def doctor(
