@@ -201,6 +201,15 @@ def _lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n"))) + "\n"
 
 
+def said(seconds: float) -> str:
+    """Returns a span of time as a person says it: ``40 s``, ``3 min``, ``1 h 20 min``."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 @contextmanager
 def progress(text: str) -> Iterator[None]:
     """Shows *text* on stderr while the block runs; a plain line where stderr is no terminal."""

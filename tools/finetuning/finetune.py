@@ -94,8 +94,10 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
     run = _Run(options, model, specs, read)
     from laurel_graph.tools.finetuning.training.checkpoint import check_replaced
     from laurel_graph.tools.finetuning.training.loop import train
+    from laurel_graph.tools.finetuning.training.scalars import check_tensorboard
 
     check_replaced(options.checkpoint, options.resume)
+    check_tensorboard(options.tensorboard)
     run.read()
     module = run.importing()
     training = train(module, run.task, run.data, run.validation, options)

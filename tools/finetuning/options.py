@@ -64,7 +64,7 @@ class FinetuneOptions(TrainOptions):
     train_on: str = "all"
 
     def __post_init__(self) -> None:
-        for name in ("model", "tuned", "adapter", "teacher", "tokenizer", "checkpoint"):
+        for name in ("model", "tuned", "adapter", "teacher", "tokenizer", "checkpoint", "tensorboard"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         if self.tuned == Path():
