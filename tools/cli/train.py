@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _PANELS = {
-    "Data and aim": ("data", "validation", "loss", "metric", "target", "output", "teacher"),
+    "Data and aim": ("data", "validation", "loss", "metric", "target", "scale", "mean", "std", "output", "teacher"),
     "What trains": ("head", "train", "dropout"),
     "Text": ("tokenizer", "max_length", "packed", "train_on"),
     "Training": (
