@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -163,6 +164,10 @@ def pipe_closed() -> NoReturn:
     sys.exit(0)
 
 
+_TOLD_AFTER = 1.0
+"""Seconds from which on it is guessed how long the rest takes."""
+
+
 class _Loudness:
     """How much goes to stderr."""
 
@@ -219,10 +224,31 @@ def progress(text: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
-    from rich.text import Text
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status(Text(printable(text))):
-        yield
+    from laurel_graph.steps import listening
+
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))  # its end may go
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, began = bar.add_task(printable(text)), time.monotonic()
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal began
+            if not done:
+                began = time.monotonic()
+            how_far = _how_far(done, total, time.monotonic() - began)
+            bar.update(task, description=printable(f"{how_far}{what}: {text}"))
+
+        with listening(tell):
+            yield
+
+
+def _how_far(done: int, total: int, seconds: float) -> str:
+    """Returns ``3/40, 12 s left: ``: what is left is what each step took so far, times the steps that are left."""
+    if not total:
+        return ""
+    left = f", {said(seconds * (total - done) / done)} left" if done and seconds > _TOLD_AFTER else ""
+    return f"{done}/{total}{left}: "
 
 
 def quiet_runtime() -> None:

@@ -25,6 +25,7 @@ from laurel_graph.opset.undo import read_undo
 from laurel_graph.passes.detect import rule
 from laurel_graph.passes.read_onnx.view import view_of
 from laurel_graph.passes.select import Selection, select
+from laurel_graph.steps import tell
 
 from .restore import remove
 from .trial import Seen, Trial
@@ -105,6 +106,7 @@ class Placement:
             VerificationError: see :meth:`Trial.check`.
         """
         if self.trial is not None:
+            tell("running the rewritten model", 1, 2)
             note = self.trial.check(rewritten, self.fused)
             self.notes += (note,) if note else ()
 
@@ -130,6 +132,7 @@ def place(
     """
     detection = replace(detect_onnx(model), model=name)
     hidden = _hidden(model, detection.residuals)
+    tell("running the model once", 0, 2)
     trial = Trial(model, folder, _values(detection.residuals)) if run and detection.residuals else None
     if trial is not None and trial.seen and (known := _news(detection.residuals, trial)):
         detection = replace(detect_onnx(model, known), model=name)

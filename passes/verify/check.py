@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from laurel_graph.steps import tell
+
 from . import algebra
 from .compare import Verdict
 from .drawing import Exercise, drawn, given
@@ -24,6 +26,7 @@ from .probe import Sample
 from .segments import segments
 from .served import served
 
+_STAGES = 4
 _CLEAR = 3.0
 """A difference of so many times what is allowed is refused at once: noise that is measured again hardly doubles."""
 
@@ -92,9 +95,13 @@ class Check:
 
     def _once(self, choose: Callable[..., Exercise]) -> Findings:
         pair = self.pair
+        tell("running the first model", 0, _STAGES)
         exercise, values, outputs = algebra.reference(pair, choose)
+        tell("running the second model", 1, _STAGES)
         algebra.compare(pair, exercise, values, outputs)
+        tell("comparing part by part", 2, _STAGES)
         parts = segments(pair, exercise)
+        tell("comparing both as they are served", 3, _STAGES)
         as_served = served(pair, exercise)
         verdicts = {item: pair.verdict(comparison) for item, comparison in values.items()}
         heads = {name: pair.verdict(comparison) for name, comparison in outputs.items()}

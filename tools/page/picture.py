@@ -92,7 +92,12 @@ def write_picture(
     rows = -(-len(panels) // _COLUMNS)
     high = min(0.22 * len(lanes) + 1.1, 6.0) if lanes else 0.0
     size = (4.2 * _COLUMNS, 1.5 + 2.5 * rows + high)
-    plain = {"text.usetex": False, "text.parse_math": False, "font.family": "sans-serif", "font.size": 9}
+    plain: dict[Any, Any] = {
+        "text.usetex": False,
+        "text.parse_math": False,
+        "font.family": "sans-serif",
+        "font.size": 9,
+    }
     with mpl.rc_context({**mpl.rcParamsDefault, **plain}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that no installed font has: a box stands for them
         figure = Figure(figsize=size, dpi=_DPI, facecolor="white", layout="constrained")
