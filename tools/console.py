@@ -61,6 +61,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 _GAP = 3
 """Characters between two columns of a table."""
+_FEWEST = 5
+"""Lines of a table that are shown on a terminal however low it is."""
 _NARROWEST = 8
 """Characters of the narrowest column that text wraps in."""
 
@@ -107,6 +109,14 @@ def _cell_width(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def lines_left(wanted: int, below: int) -> int:
+    """Returns how many lines of *wanted* fit a terminal beside *below* other ones; all where there is no terminal."""
+    if not sys.stdout.isatty():
+        return wanted
+    room = max(shutil.get_terminal_size().lines - below, _FEWEST)
+    return wanted if wanted <= room else room
 
 
 def format_cell(value: object) -> str:

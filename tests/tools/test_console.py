@@ -49,3 +49,13 @@ def test_progress_says_how_far_and_how_long_on_a_terminal_alone(capsys, monkeypa
     with console.progress("comparing [b]"):
         tell("runs", 1, 4)
     assert "1/4: runs: comparing [b]" in capsys.readouterr().err
+
+
+def test_a_long_list_leaves_room_for_the_answer_on_a_terminal(monkeypatch):
+    assert console.lines_left(96, 12) == 96
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [console.lines_left(wanted, 12) for wanted in (8, 12, 13, 96)] == [8, 12, 12, 12]
+    monkeypatch.setenv("LINES", "10")
+    assert console.lines_left(96, 12) == 5

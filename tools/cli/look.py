@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laurel_graph.tools.console import (
+    lines_left,
     note,
     print_json,
     print_table,
@@ -37,7 +38,7 @@ def inspect(
         Only | None, typer.Option(help="Show residual connections alone, or the other joins alone.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="List every other join, not only counts by reason.")
+        bool, typer.Option("--all", help="List every join, however many, not only counts by reason.")
     ] = False,
     why: Annotated[str | None, typer.Option(metavar="JOIN", help="Explain the verdict on one add or site.")] = None,
     graph: Annotated[Path | None, typer.Option(help="Write the graph with its verdicts: .graphml or .dot.")] = None,
@@ -89,6 +90,8 @@ def _explain(found: Detection, join: str, json: bool) -> None:
         print_table(path.title, columns[:shown], [step[:shown] for step in steps])
 
 
+_BELOW = 12
+"""Lines of a terminal that are kept for what stands around the table of residual connections."""
 FEW = 5
 """So many other joins are listed one by one without being asked for."""
 
@@ -101,7 +104,10 @@ def _show(found: Detection, model: str, hidden: str, everything: bool) -> None:
             (r.site, *(() if named_after else (r.join,)), r.kind, _dims(r.shape), f"{r.stream}.{r.index}", _remark(r))
             for r in found.residuals
         ]
-        print_table(f"{len(rows)} residual connections in {model}", columns, rows)
+        shown = len(rows) if everything else lines_left(len(rows), _BELOW)
+        print_table(f"{len(rows)} residual connections in {model}", columns, rows[:shown])
+        if shown < len(rows):
+            say(f"... {len(rows) - shown} more; --all lists them")
         say("")
     if found.rejected and hidden != "rejected":
         count = len(found.rejected)
