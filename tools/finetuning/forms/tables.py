@@ -31,7 +31,9 @@ def shaped(
         DataError: the target cannot be told, or is no column; words that are no classes of *known*, or too many; the
             columns are not as many as the model takes.
     """
-    is_table = data.is_table and len(inputs) == 1 and inputs[0].name not in data.names
+    is_table = data.is_table and len(inputs) == 1
+    if is_table and inputs[0].name in data.names:  # a column is one number for each sample
+        is_table = len(inputs[0].shape or ()) != 1
     chosen = _target(data, [spec.name for spec in inputs], target, is_table)
     if chosen is not None and chosen in data.words:
         data = _numbered(data, chosen, (known or {}).get(chosen))
