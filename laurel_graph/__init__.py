@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from laurel_graph.passes.rewrite.export import export_onnx
     from laurel_graph.passes.rewrite.forms import inline, outline
     from laurel_graph.passes.verify import verify
-    from laurel_graph.tools.functions import bench, doctor, finetune, report, sweep
+    from laurel_graph.tools.functions import bench, compare, doctor, finetune, report, sweep
 
     from .adapters import apply_adapter
     from .config import LaurelConfig, SiteOverride, SiteSpec
@@ -83,6 +83,7 @@ _HOMES = {
     "transform": "passes.pipeline",
     "verify": "passes.verify",
     "bench": "tools.functions",
+    "compare": "tools.functions",
     "doctor": "tools.functions",
     "finetune": "tools.functions",
     "report": "tools.functions",
@@ -104,6 +105,7 @@ __all__ = [
     "apply_adapter",
     "attach",
     "bench",
+    "compare",
     "deploy",
     "detach",
     "disabled",

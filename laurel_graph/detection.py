@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .config import SiteSpec
 from .errors import ModelError
-from .foreign_names import bare
+from .foreign_names import bare, printable
 from .showing import Cell, Shown, counted
 
 if TYPE_CHECKING:
@@ -194,6 +195,10 @@ class Detection(Shown):
         """Returns one row per residual connection."""
         return [(r.site, r.kind, r.width, r.stream, r.index, r.source) for r in self.residuals]
 
+    def _repr_html_(self) -> str:
+        """Returns the streams as rows of dots, filled where a LAuReL residual is, and the lines and the table."""
+        return _drawn(self.residuals) + super()._repr_html_()
+
     def to_networkx(self) -> nx.DiGraph[int]:
         """Returns the graph with the verdicts in it, for questions of one's own.
 
@@ -255,3 +260,31 @@ class SitePlan:
     spec: SiteSpec
     previous: tuple[str, ...] = ()
     copies: tuple[tuple[str, ...], ...] = ()
+
+
+_MOST = 40
+"""Streams that are drawn; the table has them all."""
+
+
+def _drawn(residuals: Sequence[Residual]) -> str:
+    """Returns a drawing of the streams for a notebook, in the notebook's own colour of text; "" for none."""
+    streams: dict[int, list[Residual]] = {}
+    for residual in residuals:
+        streams.setdefault(residual.stream, []).append(residual)
+    lanes = list(streams.items())[:_MOST]
+    if not lanes:
+        return ""
+    width, high = 90 + 16 * max(len(lane) for _, lane in lanes), 22 * len(lanes) + 4
+    parts = [
+        f'<div style="overflow-x:auto"><svg width="{width}" height="{high}" role="img" aria-label="{len(streams)} '
+        'streams" stroke="currentColor">'
+    ]
+    for row, (number, lane) in enumerate(lanes):
+        y = 13 + 22 * row
+        parts.append(f'<text x="0" y="{y + 4}" font-size="12" stroke="none" fill="currentColor">stream {number}</text>')
+        parts.append(f'<path d="M70 {y}h{16 * len(lane)}" fill="none"/>')
+        for place, each in enumerate(lane):
+            fill = "currentColor" if each.kind == "laurel" else "none" if each.kind == "projection" else "silver"
+            told = escape(printable(f"{each.site}: {each.kind}"))
+            parts.append(f'<circle cx="{78 + 16 * place}" cy="{y}" r="5" fill="{fill}"><title>{told}</title></circle>')
+    return "".join([*parts, "</svg></div>"])

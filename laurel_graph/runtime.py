@@ -229,7 +229,39 @@ def run(
     try:
         return list(session.run(list(outputs), {name: _fed(array) for name, array in feeds.items()}))
     except Exception as error:  # ONNX Runtime's errors share no base class
-        raise refused(f"{name} does not run on inputs of {_shapes(feeds)}", error) from error
+        told = f"{name} does not run on inputs of {_shapes(feeds)}"
+        if misfit := _misfit(session, feeds):
+            raise ModelError(f"{told}: {misfit}") from error
+        raise refused(told, error) from error
+
+
+def _misfit(session: onnxruntime.InferenceSession, feeds: Mapping[str, NDArray[Any]]) -> str:
+    """Returns which input has another shape or type than the model takes, and what to do; "" where all fit."""
+    for value in session.get_inputs():
+        if value.name not in feeds:
+            continue
+        found, shape = feeds[value.name], list(value.shape or ())
+        takes = f"it takes {value.name!r} as ({', '.join('?' if dim is None else str(dim) for dim in shape)})"
+        advice = "give it inputs of that shape, as with --data, or models that take the same inputs"
+        if value.shape is not None and len(shape) != found.ndim:
+            return f"{takes}, expected {len(shape)} axes, found {found.ndim}; {advice}."
+        for axis, (dim, size) in enumerate(zip(shape, found.shape, strict=False)):
+            if isinstance(dim, int) and dim != size:
+                return f"{takes}, so axis {axis} must be {dim}, found {size}; {advice}."
+        kind = _NUMPY_TYPES.get(value.type)
+        if kind is not None and kind != found.dtype.name:
+            return f"it takes {value.name!r} as {kind}, found {found.dtype.name}; convert it first."
+    return ""
+
+
+_NUMPY_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({name})": name for name in ("float16", "bfloat16", "int8", "int16", "int32", "int64")},
+    **{f"tensor({name})": name for name in ("uint8", "uint16", "uint32", "uint64")},
+}
+"""ONNX Runtime's name of an element type to NumPy's."""
 
 
 def _fed(array: NDArray[Any]) -> Any:

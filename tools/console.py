@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -60,6 +61,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 _GAP = 3
 """Characters between two columns of a table."""
+_FEWEST = 5
+"""Lines of a table that are shown on a terminal however low it is."""
 _NARROWEST = 8
 """Characters of the narrowest column that text wraps in."""
 
@@ -106,6 +109,14 @@ def _cell_width(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def lines_left(wanted: int, below: int) -> int:
+    """Returns how many lines of *wanted* fit a terminal beside *below* other ones; all where there is no terminal."""
+    if not sys.stdout.isatty():
+        return wanted
+    room = max(shutil.get_terminal_size().lines - below, _FEWEST)
+    return wanted if wanted <= room else room
 
 
 def format_cell(value: object) -> str:
@@ -163,6 +174,10 @@ def pipe_closed() -> NoReturn:
     sys.exit(0)
 
 
+_TOLD_AFTER = 1.0
+"""Seconds from which on it is guessed how long the rest takes."""
+
+
 class _Loudness:
     """How much goes to stderr."""
 
@@ -201,6 +216,15 @@ def _lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n"))) + "\n"
 
 
+def said(seconds: float) -> str:
+    """Returns a span of time as a person says it: ``40 s``, ``3 min``, ``1 h 20 min``."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 @contextmanager
 def progress(text: str) -> Iterator[None]:
     """Shows *text* on stderr while the block runs; a plain line where stderr is no terminal."""
@@ -210,10 +234,31 @@ def progress(text: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
-    from rich.text import Text
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status(Text(printable(text))):
-        yield
+    from laurel_graph.steps import listening
+
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))  # its end may go
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, began = bar.add_task(printable(text)), time.monotonic()
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal began
+            if not done:
+                began = time.monotonic()
+            how_far = _how_far(done, total, time.monotonic() - began)
+            bar.update(task, description=printable(f"{how_far}{what}: {text}"))
+
+        with listening(tell):
+            yield
+
+
+def _how_far(done: int, total: int, seconds: float) -> str:
+    """Returns ``3/40, 12 s left: ``: what is left is what each step took so far, times the steps that are left."""
+    if not total:
+        return ""
+    left = f", {said(seconds * (total - done) / done)} left" if done and seconds > _TOLD_AFTER else ""
+    return f"{done}/{total}{left}: "
 
 
 def quiet_runtime() -> None:

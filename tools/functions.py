@@ -1,4 +1,4 @@
-"""The commands as functions: ``lg.finetune``, ``lg.sweep``, ``lg.bench``, ``lg.report``, ``lg.doctor``.
+"""The commands as functions: ``lg.finetune``, ``lg.sweep``, ``lg.bench``, ``lg.report``, ``lg.compare``, ``lg.doctor``.
 
 Each takes what its command takes, under the same names, and returns what ``--json`` prints as an object.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from laurel_graph.config import LaurelConfig
 
     from .benchmarks.latency import BenchRow
+    from .compare import Comparison
     from .finetuning.options import FinetuneOptions
     from .finetuning.sweep import SweepReport
     from .finetuning.training.report import FinetuneReport
@@ -188,6 +189,7 @@ def report(
     served: str | Path | None = None,
     against: str | Path | None = None,
     training: str | Path | None = None,
+    png: str | Path | None = None,
 ) -> Path:
     """Writes the page about a model, ``laurel report``, and returns its path.
 
@@ -197,14 +199,43 @@ def report(
         served: the deployed file, to hold against *model*.
         against: the original, to measure latency against.
         training: what ``laurel finetune --json`` printed.
+        png: a picture of it; without *output* it is all that is written, and its path is returned.
 
     Raises:
         LaurelError: see :func:`laurel_graph.tools.report.write_report`.
     """
     from .report import default_page, write_report
 
-    page = default_page(Path(model)) if output is None else output
-    return write_report(model, page, served=served, against=against, training=training)
+    page = default_page(Path(model)) if output is None and png is None else output
+    return write_report(model, page, served=served, against=against, training=training, png=png)
+
+
+def compare(
+    models: Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    training: Sequence[str | Path] = (),
+    png: str | Path | None = None,
+) -> Comparison:
+    """Holds adapters and files of one base side by side: ``laurel compare``.
+
+    Args:
+        models: ``.safetensors`` adapters, ``.onnx`` files or model folders, two at least.
+        output: the page to write; by default none.
+        training: what ``laurel finetune --json`` printed of some of them.
+        png: the picture to write; by default none.
+
+    Raises:
+        LaurelError: see :func:`laurel_graph.tools.compare.compare_models` and ``write_comparison``.
+    """
+    from .compare import compare_models
+    from .page.side_by_side import check_comparison, write_comparison
+
+    read = (*models, *training)
+    check_comparison(output, png, read)
+    found = compare_models(models, training=training)
+    write_comparison(found, output, png, read)
+    return found
 
 
 def doctor(model: str | Path | None = None) -> dict[str, dict[str, Any]]:

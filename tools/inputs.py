@@ -35,12 +35,13 @@ def source_files(text: str) -> tuple[Path, ...]:
 def data_files(source: str) -> tuple[Path, ...]:
     """Returns the files that :func:`laurel_graph.tools.finetuning.data.read_data` reads for *source*."""
     from laurel_graph.tools.finetuning.data_files import folder_files
+    from laurel_graph.tools.finetuning.forms.images import image_files
 
     path = Path(source)
     if is_reference(source) or not path.is_dir():
         return source_files(source)
     arrays, shards = folder_files(path)
-    return (*arrays, *shards)
+    return (*arrays, *shards, *path.glob("*.arrow"), *(file for files in image_files(path).values() for file in files))
 
 
 def finetune_files(options: FinetuneOptions, model: ModelProto) -> tuple[Path, ...]:

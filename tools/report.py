@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import laurel_graph
 from laurel_graph import onnx_file
 from laurel_graph.detection import Detection, Residual
-from laurel_graph.errors import OutputError
+from laurel_graph.errors import ConfigError, OutputError
 from laurel_graph.foreign_names import printable
 from laurel_graph.model_folder import folder_files, graph_path
 from laurel_graph.onnx_model import tensors as onnx_tensors
@@ -19,23 +19,27 @@ from laurel_graph.opset.parameters import count_parameters
 from laurel_graph.opset.recover import is_deployed
 from laurel_graph.opset.schema import read_specs, tensor_name
 from laurel_graph.outputs import check_outputs, write
-from laurel_graph.outputs.kinds import TEXT
+from laurel_graph.outputs.kinds import PICTURE, TEXT
 from laurel_graph.outputs.models import model_files
 from laurel_graph.passes.detect.reasons import REASONS
 from laurel_graph.passes.pipeline import inspect
 
 from .console import relative
-from .dependencies import missing
 from .page.draw import chart
 from .page.facts import Curve, SiteRow, by_stream, learned, read_training, site_row
+from .page.picture import Panel, check_picture, write_picture
+from .page.template import page_template
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from laurel_graph.config import SiteSpec
     from laurel_graph.passes.verify import VerifyReport
     from laurel_graph.tools.benchmarks.latency import BenchRow
 
+    from .page.draw import Points
     from .page.facts import Training
 
-TEMPLATE = Path(__file__).parent / "page" / "page.html"
 _COLOURS = 3
 """Variants that have a colour of their own; more share them."""
 _SHOWN = 200
@@ -59,65 +63,133 @@ class Answer:
     mood: str = ""
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What the page and the picture tell about a model."""
+
+    model: str
+    state: str
+    found: Detection
+    rows: list[SiteRow]
+    curves: list[Curve]
+    answers: list[Answer]
+    history: Training | None
+    compared: VerifyReport | None
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """Variant to the name of its colour."""
+        return {
+            variant: f"c{i % _COLOURS}" for i, variant in enumerate(dict.fromkeys(row.variant for row in self.rows))
+        }
+
+    @property
+    def training_curves(self) -> list[tuple[str, Points]]:
+        """How training went, epoch by epoch."""
+        if self.history is None:
+            return []
+        named = (("loss", self.history.loss), ("validation metric", self.history.metric))
+        return [(name, [(i, v, 0.0) for i, v in enumerate(values, 1)]) for name, values in named if values]
+
+
 def write_report(
     model: str | Path,
-    output: str | Path,
+    output: str | Path | None = None,
     *,
     served: str | Path | None = None,
     against: str | Path | None = None,
     training: str | Path | None = None,
+    png: str | Path | None = None,
 ) -> Path:
     """Writes the page for an ONNX file or a model folder, transformed or not, and returns its path.
 
     Args:
         model: the file or folder.
-        output: the page.
+        output: the page; ``None`` for the picture alone.
         served: a deployed file that is held against *model*: whether it is right.
         against: the original, whose latency is measured beside that of *served*, or of *model*: what it costs.
         training: what ``laurel finetune --json`` printed: how training went.
+        png: a picture of it: the answers, the curves and the streams.
+
+    Returns:
+        The page, or the picture where that is all.
 
     Raises:
         ModelError: a model cannot be read, or does not run.
         DataError: *training* is something else.
-        OutputError: *output* cannot be written.
-        DependencyError: jinja2 is missing.
+        OutputError: *output* or *png* cannot be written.
+        DependencyError: jinja2 is missing, or matplotlib for the picture.
+        ConfigError: neither a page nor a picture is asked for.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise missing("the page", str(error.name)) from error
+    if output is None and png is None:
+        raise ConfigError("a report needs a page (output) or a picture (png) to write.")
+    template = None if output is None else page_template("page.html")
+    if png is not None:
+        check_picture(png)
     path = graph_path(model)
     proto = onnx_file.read_with_records(path)
     read = (*model_files(path, proto), *folder_files(model), served, against, training)
+    check_outputs(output, png, inputs=read)
     check_outputs(output, inputs=read, kind=TEXT)
-    history = None if training is None else read_training(training)
-    found = inspect(proto)
-    tensors = {
+    check_outputs(png, inputs=read, kind=PICTURE)
+    facts = _facts(model, proto, path.parent, served, against, training)
+    if png is not None:
+        lanes = {number: [each.site for each in lane] for number, lane in by_stream(facts.found.residuals).items()}
+        variants = {row.site: row.variant for row in facts.rows}
+        panels = [Panel(curve.name, curve.start, (("", curve.points, 0),)) for curve in facts.curves]
+        panels += [Panel(name, None, (("", points, 0),), "epoch") for name, points in facts.training_curves]
+        told = [(answer.question, answer.short) for answer in facts.answers]
+        write_picture(png, facts.model, told, panels, read, lanes=lanes, variants=variants)
+    if template is None or output is None:
+        return Path(str(png))
+    return write(output, _rendered(template, facts, served).encode(), read)
+
+
+def site_tensors(proto: ModelProto, folder: Path) -> dict[SiteSpec, dict[str, Any]]:
+    """Returns what each site of a transformed model is, and its tensors; empty for a deployed one."""
+    return {
         spec: {
-            name: onnx_tensors.tensor_array(proto, tensor_name(spec.site, name), path.parent)
+            name: onnx_tensors.tensor_array(proto, tensor_name(spec.site, name), folder)
             for name in spec.tensor_shapes()
         }
         for spec in read_specs(proto).values()
     }
+
+
+def _facts(
+    model: str | Path,
+    proto: ModelProto,
+    folder: Path,
+    served: str | Path | None,
+    against: str | Path | None,
+    training: str | Path | None,
+) -> _Facts:
+    history = None if training is None else read_training(training)
+    found, tensors = inspect(proto), site_tensors(proto, folder)
     rows, curves = [site_row(spec, held) for spec, held in tensors.items()], learned(tensors)
     compared = _compared(model, served)
     measured = _measured(served or model, against)
-    colours = {variant: f"c{i % _COLOURS}" for i, variant in enumerate(dict.fromkeys(row.variant for row in rows))}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, finalize=_cell)
-    environment.filters["relative"] = relative
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        model=Path(model).name,
-        state="deployed" if is_deployed(proto) else "transformed" if rows else "not transformed",
+    answers = [
+        _rewritten(found, rows),
+        _what_it_learned(curves, rows),
+        _costs(rows, count_parameters(proto), measured),
+        _right(compared, served),
+        _training(history),
+    ]
+    state = "deployed" if is_deployed(proto) else "transformed" if rows else "not transformed"
+    return _Facts(Path(model).name, state, found, rows, curves, answers, history, compared)
+
+
+def _rendered(template: Any, facts: _Facts, served: str | Path | None) -> str:
+    from markupsafe import Markup
+
+    found, rows, curves, compared = facts.found, facts.rows, facts.curves, facts.compared
+    page: str = template.render(
+        model=facts.model,
+        state=facts.state,
         version=laurel_graph.__version__,
         nodes=found.nodes,
-        answers=[
-            _rewritten(found, rows),
-            _what_it_learned(curves, rows),
-            _costs(rows, count_parameters(proto), measured),
-            _right(compared, served),
-            _training(history),
-        ],
+        answers=facts.answers,
         charts=[
             {
                 "name": curve.name,
@@ -128,21 +200,19 @@ def write_report(
             for curve in curves
         ],
         bands=any(spread for curve in curves for _, _, spread in curve.points),
-        curves=[] if history is None else [
-            {"name": name, "svg": Markup(chart(name, [(i, v, 0.0) for i, v in enumerate(values, 1)], along="epoch"))}
-            for name, values in (("loss", history.loss), ("validation metric", history.metric))
-            if values
+        curves=[
+            {"name": name, "svg": Markup(chart(name, points, along="epoch"))} for name, points in facts.training_curves
         ],
-        legend=[{"name": variant, "colour": colour} for variant, colour in colours.items()],
-        lanes=_lanes(found, rows, colours),
+        legend=[{"name": variant, "colour": colour} for variant, colour in facts.colours.items()],
+        lanes=_lanes(found, rows, facts.colours),
         rows=rows,
         others=any(row.others for row in rows),
         compared=[] if compared is None else [_item(item) for item in (*compared.outputs, *compared.sites)],
         compared_with="" if served is None else Path(served).name,
         residuals=found.residuals,
         reasons=_reasons(found),
-    )  # fmt: skip
-    return write(output, page.encode(), read)
+    )
+    return page
 
 
 def default_page(model: Path) -> Path:
@@ -155,11 +225,6 @@ def default_page(model: Path) -> Path:
     if page.is_file() and b"<title>LAuReL report" not in page.read_bytes():
         raise OutputError(f"{page} is there and is no report of ours; name the page with --output.")
     return page
-
-
-def _cell(value: Any) -> Any:
-    """Returns foreign text without control characters; what is markup of ours, or no text, as it is."""
-    return printable(value) if type(value) is str else value
 
 
 def _rewritten(found: Detection, rows: Sequence[SiteRow]) -> Answer:
@@ -181,8 +246,8 @@ def _what_it_learned(curves: Sequence[Curve], rows: Sequence[SiteRow]) -> Answer
     moved = [curve for curve in curves if curve.furthest > 0]
     lines = []
     for curve in curves:
-        depth, value, _ = max(curve.points, key=lambda point: abs(point[1] - curve.start))
-        at = printable(rows[depth].site, _SHOWN)
+        depth = curve.furthest_at
+        value, at = next(v for d, v, _ in curve.points if d == depth), printable(rows[depth].site, _SHOWN)
         lines.append(f"{curve.name}: {value:.4g} furthest from its start {curve.start:g}, at {at} (depth {depth})")
     return Answer("What did it learn?", f"{len(moved)} of {len(curves)} quantities moved", tuple(lines))
 

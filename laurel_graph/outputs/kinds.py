@@ -14,6 +14,7 @@ ADAPTER: Final = "a LAuReL adapter"
 ORT_ADAPTER: Final = "an adapter of ONNX Runtime"
 ARCHIVE: Final = "a zip archive"
 TEXT: Final = "a text"
+PICTURE: Final = "a PNG picture"
 OTHER: Final = "another file"
 
 _HEAD = 1 << 16
@@ -36,6 +37,8 @@ def kind_of(path: Path) -> str:
         return ""
     if head[4:8] == b"TORT":
         return ORT_ADAPTER
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return PICTURE
     if head[:4] == b"PK\x03\x04":
         return ARCHIVE
     if head[8:9] == b"{":

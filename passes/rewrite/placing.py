@@ -27,6 +27,7 @@ from laurel_graph.opset.undo import read_undo
 from laurel_graph.passes.detect import rule
 from laurel_graph.passes.read_onnx.view import view_of
 from laurel_graph.passes.select import Selection, select
+from laurel_graph.steps import tell
 
 from .restore import remove
 from .sessions import Seen
@@ -121,6 +122,7 @@ class Placement:
             VerificationError: see :meth:`Trial.check`.
         """
         if self.trial is not None:
+            tell("running the rewritten model", 1, 2)
             note = self.trial.check(rewritten, self.fused)
             self.notes += (note,) if note else ()
 
@@ -146,6 +148,7 @@ def place(
     """
     detection = replace(detect_onnx(model), model=name)
     hidden = _hidden(model, detection.residuals)
+    tell("running the model once", 0, 2)
     trial = Trial(model, folder, _values(detection.residuals)) if run and detection.residuals else None
     if trial is not None and trial.seen and (known := _news(detection.residuals, trial)):
         detection = replace(detect_onnx(model, known), model=name)

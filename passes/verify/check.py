@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from laurel_graph.steps import tell
+
 from . import algebra
 from .compare import MARGIN, Verdict
 from .drawing import Exercise, drawn, given
@@ -26,6 +28,7 @@ from .probe import Sample
 from .segments import segments
 from .served import served
 
+_STAGES = 4
 _CLEAR = 3.0
 """A difference of so many times what noise allows is refused at once: noise that is measured again hardly doubles."""
 
@@ -96,9 +99,13 @@ class Check:
         from laurel_graph.passes.bodies.compare import insides  # which compares by what stands here
 
         pair = self.pair
+        tell("running the first model", 0, _STAGES)
         exercise, values, outputs = algebra.reference(pair, choose)
+        tell("running the second model", 1, _STAGES)
         algebra.compare(pair, exercise, values, outputs)
+        tell("comparing part by part", 2, _STAGES)
         parts = segments(pair, exercise)
+        tell("comparing both as they are served", 3, _STAGES)
         as_served = served(pair, exercise)
         verdicts = {item: pair.verdict(comparison) for item, comparison in values.items()}
         heads = {name: pair.verdict(comparison) for name, comparison in outputs.items()}

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tolerance import assert_close
@@ -84,3 +85,25 @@ def test_session_warns_and_runs_bodies_when_the_library_is_missing(model, monkey
 @needs_library
 def test_multiply_adds_count_operations_when_the_library_is_there():
     assert runtime.multiply_adds(10) > 0
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (
+            np.zeros((2, 5), np.float32),
+            r"takes 'x' as \(n, 3\), so axis 1 must be 3, found 5; give it inputs of that shape",
+        ),
+        (np.zeros(3, np.float32), r"takes 'x' as \(n, 3\), expected 2 axes, found 1"),
+        (np.zeros((2, 3)), r"takes 'x' as float32, found float64; convert it first\.$"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_told_by_axis_and_size(array, told):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    with pytest.raises(ModelError, match=told):
+        runtime.run(session, {"x": array}, ["y"], "m.onnx")
+    assert runtime.run(session, {"x": np.ones((2, 3), np.float32)}, ["y"], "m.onnx")[0].shape == (2, 3)

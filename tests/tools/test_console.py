@@ -32,3 +32,30 @@ def test_table_aligns_numbers_right_and_text_left_when_it_is_printed(capsys):
     assert capsys.readouterr().out == (
         "sizes\nname      ┃ size\n━━━━━━━━━━╇━━━━━\na         │  1.5\nlong name │   12\nb         │\n"
     )
+
+
+def test_progress_says_how_far_and_how_long_on_a_terminal_alone(capsys, monkeypatch):
+    from laurel_graph.steps import tell
+
+    with console.progress("comparing"):
+        tell("runs", 1, 4)
+    tell("to nobody", 1, 2)
+    assert capsys.readouterr() == ("", "comparing ...\n")
+    assert console._how_far(0, 0, 9.0) == "" and console._how_far(0, 4, 9.0) == "0/4: "
+    assert console._how_far(1, 4, 30.0) == "1/4, 90 s left: " and console._how_far(1, 4, 0.1) == "1/4: "
+    assert [console.said(seconds) for seconds in (3.2, 240.0, 4800.0)] == ["3 s", "4 min", "1 h 20 min"]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with console.progress("comparing [b]"):
+        tell("runs", 1, 4)
+    assert "1/4: runs: comparing [b]" in capsys.readouterr().err
+
+
+def test_a_long_list_leaves_room_for_the_answer_on_a_terminal(monkeypatch):
+    assert console.lines_left(96, 12) == 96
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("LINES", "24")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [console.lines_left(wanted, 12) for wanted in (8, 12, 13, 96)] == [8, 12, 12, 12]
+    monkeypatch.setenv("LINES", "10")
+    assert console.lines_left(96, 12) == 5

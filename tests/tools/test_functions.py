@@ -87,3 +87,11 @@ def test_names_of_a_model_are_no_markup_in_a_notebook():
     residual = lg.Residual(kind="identity", axis=-1, width=8, shape=None, dtype=None, source=hostile, **names)
     found = lg.Detection(hostile, (residual,), (), 3)
     assert "<script>" not in found._repr_html_() and "\x1b" not in repr(found) + found._repr_html_()
+
+
+def test_a_notebook_shows_the_streams_of_a_detection(tmp_path):
+    onnx.save(mlp(5, 8), tmp_path / "m.onnx")
+    html = lg.inspect(tmp_path / "m.onnx")._repr_html_()
+    assert (
+        html.count("<circle") == 5 and html.count("stream 0") == 1 and "<title>block.0.res1: identity</title>" in html
+    )

@@ -28,6 +28,7 @@ from laurel_graph.model_folder import graph_path
 from laurel_graph.passes.verify import read_samples
 from laurel_graph.passes.verify.drawing import runnable
 from laurel_graph.passes.verify.probe import Runner
+from laurel_graph.steps import tell
 
 NOISE = 0.1
 """How far apart, over the ratio, the quartiles of a ratio may be for it to say something."""
@@ -235,7 +236,8 @@ def latencies(
             session.run(names, feed)
     taken: list[list[float]] = [[] for _ in paths]
     order = np.random.default_rng(0)
-    for _ in range(runs):
+    for run in range(runs):
+        tell("runs", run, runs)
         for i in order.permutation(len(paths)):  # whoever runs twice in a row finds warm caches: chance is fair
             before = clock()
             sessions[i].run(outputs[i], wanted[i])
@@ -283,7 +285,8 @@ def fresh_processes(
         inputs = Path(folder) / "inputs.npz"
         names = np.frombuffer(json.dumps(list(feeds)).encode(), np.uint8)  # no names of members: any text is a name
         np.savez(inputs, *feeds.values(), names=names)
-        for _ in range(count):
+        for turn in range(count):
+            tell("fresh processes", turn, count)
             for path, found in zip(paths, taken, strict=True):
                 command = [sys.executable, "-c", _PROBE, str(path), str(threads), str(inputs)]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)

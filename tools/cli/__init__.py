@@ -38,6 +38,7 @@ HOMES = {
     **dict.fromkeys(("finetune", "sweep"), "train"),
     **dict.fromkeys(("guide", "data-template"), "guide"),
     "bench": "measure",
+    "compare": "compare",
 }
 """Command to the file of this folder that holds it."""
 

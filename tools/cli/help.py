@@ -25,6 +25,7 @@ SUMMARIES = {
     "passes": "List the passes that `laurel run` knows.",
     "bench": "Measure latency, load time and memory, paired.",
     "report": "Write a page that shows what was learned.",
+    "compare": "Hold several adapters or files of one base side by side.",
     "doctor": "Print versions, the kernels, and what is missing.",
 }
 """One line each in ``laurel --help``: at most 63 characters, what is left of 80."""
@@ -86,6 +87,12 @@ EXAMPLES = {
     "report": (
         "laurel report tuned.onnx -o page.html",
         "laurel report tuned.onnx --served served.onnx --against model.onnx \\\n      --training finetune.json",
+        "laurel report tuned.onnx --png picture.png",
+    ),
+    "compare": (
+        "laurel compare rw.safetensors lr.safetensors",
+        "laurel compare model.onnx tuned.onnx served.onnx -o page.html",
+        "laurel compare rw.onnx lr.onnx --training rw.json --training lr.json",
     ),
     "doctor": ("laurel doctor", "laurel doctor folder"),
 }

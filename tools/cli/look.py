@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laurel_graph.tools.console import (
+    lines_left,
     note,
     print_json,
     print_table,
-    print_wrote,
     progress,
     quiet_runtime,
     relative,
@@ -38,7 +38,7 @@ def inspect(
         Only | None, typer.Option(help="Show residual connections alone, or the other joins alone.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="List every other join, not only counts by reason.")
+        bool, typer.Option("--all", help="List every join, however many, not only counts by reason.")
     ] = False,
     why: Annotated[str | None, typer.Option(metavar="JOIN", help="Explain the verdict on one add or site.")] = None,
     graph: Annotated[Path | None, typer.Option(help="Write the graph with its verdicts: .graphml or .dot.")] = None,
@@ -90,6 +90,8 @@ def _explain(found: Detection, join: str, json: bool) -> None:
         print_table(path.title, columns[:shown], [step[:shown] for step in steps])
 
 
+_BELOW = 12
+"""Lines of a terminal that are kept for what stands around the table of residual connections."""
 FEW = 5
 """So many other joins are listed one by one without being asked for."""
 
@@ -102,7 +104,10 @@ def _show(found: Detection, model: str, hidden: str, everything: bool) -> None:
             (r.site, *(() if named_after else (r.join,)), r.kind, _dims(r.shape), f"{r.stream}.{r.index}", _remark(r))
             for r in found.residuals
         ]
-        print_table(f"{len(rows)} residual connections in {model}", columns, rows)
+        shown = len(rows) if everything else lines_left(len(rows), _BELOW)
+        print_table(f"{len(rows)} residual connections in {model}", columns, rows[:shown])
+        if shown < len(rows):
+            say(f"... {len(rows) - shown} more; --all lists them")
         say("")
     if found.rejected and hidden != "rejected":
         count = len(found.rejected)
@@ -188,6 +193,9 @@ def verify(
 def report(
     model: OnnxModel,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; by default MODEL.html.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="A picture of it, .png; needs matplotlib. Without -o it is all that is written.")
+    ] = None,
     served: Annotated[Path | None, typer.Option(help="The deployed file, to hold against MODEL: is it right?")] = None,
     against: Annotated[
         Path | None, typer.Option(help="The original, to measure latency against: what does it cost?")
@@ -201,13 +209,18 @@ def report(
     from laurel_graph.tools.inputs import check_ending
     from laurel_graph.tools.report import default_page, write_report
 
-    page = output or default_page(model)
-    check_ending(page, (".html", ".htm"), "browsers", model, served, against, training)
+    page = default_page(model) if output is None and png is None else output
+    if page is not None:
+        check_ending(page, (".html", ".htm"), "browsers", model, served, against, training)
     if served is not None or against is not None:
         quiet_runtime()
     with progress(f"reporting on {model}"):
-        write_report(model, page, served=served, against=against, training=training)
-    print_wrote(json, {"model": model, "output": page})
+        write_report(model, page, served=served, against=against, training=training, png=png)
+    if json:
+        print_json({"model": model, "output": page, **({} if png is None else {"png": png})})
+        return
+    for path in filter(None, (page, png)):
+        say(f"wrote {path}")
 
 
 def doctor(

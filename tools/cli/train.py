@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 _PANELS = {
-    "Data and aim": ("data", "validation", "loss", "metric", "target", "output", "teacher"),
+    "Data and aim": ("data", "validation", "loss", "metric", "target", "scale", "mean", "std", "output", "teacher"),
     "What trains": ("head", "train", "dropout"),
     "Text": ("tokenizer", "max_length", "packed", "train_on"),
     "Training": (
         "epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip", "seed", "patience", "precision",
     ),
-    "Files": ("tuned", "adapter", "checkpoint", "checkpoint_every", "resume"),
+    "Files": ("tuned", "adapter", "checkpoint", "checkpoint_every", "resume", "tensorboard"),
 }  # fmt: skip
 _SPELLINGS = {"tuned": ("-o", "--output", "--tuned"), "output": ("--value",)}
 
@@ -66,9 +66,12 @@ def finetune(
     FinetuneOptions,
     ("model",),
     _SPELLINGS,
-    {**_PANELS, "Files": ()},
+    {**_PANELS, "Files": ("tensorboard",)},
     without=("tuned", "adapter", "checkpoint", "checkpoint_every", "resume", "seed", "quiet"),
-    said={"model": "the original .onnx file or model folder; of a transformed one the original is taken."},
+    said={
+        "model": "the original .onnx file or model folder; of a transformed one the original is taken.",
+        "tensorboard": "folder for TensorBoard scalars, one folder in it for each run; needs tensorboard.",
+    },
 )
 def sweep(
     options: FinetuneOptions,

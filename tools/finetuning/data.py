@@ -56,6 +56,10 @@ class Data:
     Attributes:
         source: where they come from, for messages.
         names: the names of the arrays.
+        words: name to the texts of arrays that hold one text for each sample, such as names of classes.
+        classes: name to what its class numbers are called, where the data say so.
+        notes: sentences for the user: what was done to the data when they were read.
+        is_table: whether the arrays are the columns of a table.
     """
 
     def __init__(
@@ -74,6 +78,11 @@ class Data:
         """
         self.source = source
         self._unusable = dict(unusable or {})
+        self.words: dict[str, Array] = {}
+        self.classes: dict[str, tuple[str, ...]] = {}
+        self.notes: list[str] = []
+        self.is_table = False
+        self._scale: dict[str, tuple[Array, Array]] = {}
         self._arrays: dict[str, Array] | None = None
         self._cast: dict[str, np.dtype[Any]] = {}
         self._rows: NDArray[np.int64] | None = None
@@ -110,6 +119,8 @@ class Data:
             array = self._user(partial(np.asarray, value), f"reading {name!r}")
             if not _is_numeric(array.dtype):
                 self._unusable[name] = f"element type {array.dtype} is not numeric{_advice(array)}"
+                if array.dtype.kind == "U" and array.ndim == 1:
+                    self.words[name] = array
             elif array.ndim == 0:
                 self._unusable[name] = "a single value; the first axis must count the samples"
             else:
@@ -136,6 +147,8 @@ class Data:
         else:
             samples = [self._sample(int(row)) for row in rows]
             picked = {name: self._stack(name, samples) for name in self.names}
+        for name, (factor, offset) in self._scale.items():
+            picked[name] = (picked[name] * factor + offset).astype(np.float32)
         return {
             name: array.astype(self._cast.get(name, _plain(array.dtype)), copy=False) for name, array in picked.items()
         }
@@ -177,6 +190,10 @@ class Data:
         """Hands *name* out as *dtype* from now on."""
         self._cast[name] = dtype
 
+    def scale(self, name: str, factor: Array, offset: Array) -> None:
+        """Hands *name* out times *factor* plus *offset* from now on; both broadcast against ``(N, ...)``."""
+        self._scale[name] = (factor, offset)
+
     def values(self, name: str) -> Array | None:
         """Returns the whole array *name*, or ``None`` where samples are made one by one."""
         if self._arrays is None:
@@ -187,9 +204,12 @@ class Data:
         """Returns the same data with one more array ``(N, ...)``."""
         if self._arrays is not None and self._rows is None:
             data = Data({**self._arrays, name: array}, self.source, self._unusable)
+            data._scale = dict(self._scale)  # of samples it is done already
         else:
             data = Data(_Extended(self, name, array), self.source, self._unusable)
         data._cast = dict(self._cast)
+        data.classes, data.notes, data.is_table = dict(self.classes), list(self.notes), self.is_table
+        data.words.update({key: words for key, words in self.words.items() if key != name})
         return data
 
     def subset(self, indices: NDArray[np.int64], label: str) -> Data:
@@ -197,6 +217,7 @@ class Data:
         part = copy(self)
         part._rows = indices if self._rows is None else self._rows[indices]
         part._length, part.source, part._cast = len(indices), f"{self.source} ({label})", dict(self._cast)
+        part._scale, part.notes = dict(self._scale), list(self.notes)
         return part
 
     def fingerprint(self) -> str:
@@ -265,11 +286,11 @@ def fit_to_inputs(data: Data, inputs: Sequence[InputSpec], suffix: str = "") -> 
                 "convert it first."
             )
         whole = data.values(name)
-        if sample.dtype == np.uint8 and _is_float(spec.dtype):
+        if sample.dtype == np.uint8 and _is_float(spec.dtype):  # what is scaled is float32
             most = int((sample if whole is None else whole).max())
             notes.append(
                 f"{data.source}: {name!r} holds whole numbers from 0 to {most} (uint8) and is used as it is; where the "
-                "model expects images of 0 to 1, or normalised ones, scale them in the data first."
+                "model expects images of 0 to 1, or normalised ones, give --scale 255, and --mean and --std."
             )
         if spec.dtype.kind in "iu" and whole is not None and whole.dtype.kind in "iu":
             bounds = np.iinfo(spec.dtype)

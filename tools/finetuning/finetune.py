@@ -39,6 +39,7 @@ from . import causal, onnx_task
 from .agreement import compare
 from .data import Data, fit_to_inputs, split
 from .data_files import read_data
+from .forms.tables import scale_bytes, shaped
 from .options import FinetuneOptions
 from .training.report import FinetuneReport
 
@@ -56,6 +57,8 @@ EXISTING = "existing"
 """Among what is to train: the weights of LAuReL blocks that the model has of its own."""
 TEACHER = "teacher"
 """Name of the array that holds the teacher's outputs."""
+_LISTED = 8
+"""Classes that a sentence names."""
 CHECKED_SAMPLES = 8
 """Samples on which the tuned file is held against the module."""
 
@@ -100,8 +103,10 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
     run = _Run(options, model, specs, read)
     from laurel_graph.tools.finetuning.training.checkpoint import check_replaced
     from laurel_graph.tools.finetuning.training.loop import train
+    from laurel_graph.tools.finetuning.training.scalars import check_tensorboard
 
     check_replaced(options.checkpoint, options.resume)
+    check_tensorboard(options.tensorboard)
     run.read()
     module = run.importing()
     training = train(module, run.task, run.data, run.validation, options)
@@ -148,9 +153,13 @@ class _Run:
         names = [spec.name for spec in self.inputs]
         self.pairs = bool(names) and all(name + ".2" in self.data.names for name in names)
         for data in filter(None, (self.data, self.validation)):
+            if options.scale is not None:
+                scale_bytes(data, self.inputs, options.scale, options.mean, options.std)
             for suffix in ("", ".2") if self.pairs else ("",):
                 for line in fit_to_inputs(data, self.inputs, suffix):
                     warnings.warn(line, stacklevel=2)  # before the training, not behind it
+        for line in dict.fromkeys(line for data in (self.data, self.validation) if data for line in data.notes):
+            warnings.warn(line, stacklevel=2)
         if (odd := options.odd_rate()) is not None:
             warnings.warn(odd, stacklevel=2)
         self.fixed_batch = onnx_task.fixed_batch(self.inputs) or self._batch_inside()
@@ -162,6 +171,7 @@ class _Run:
         )
         self.notes += self.trained.notes
         target = self._target()
+        self._check_classes(target)
         used = {*names, *(f"{name}.2" for name in names if self.pairs), target}
         if unused := [name for name in self.data.names if name not in used and not is_reference(options.loss)]:
             self.notes.append(f"{self.data.source}: not used: {', '.join(unused)}.")
@@ -190,13 +200,38 @@ class _Run:
         try:
             fraction = float(options.validation)
         except ValueError:
-            return data, self._read_data(options.validation)
+            return data, self._read_data(options.validation, data.classes)
         return split(data, fraction, options.seed)
 
-    def _read_data(self, source: str) -> Data:
+    def _read_data(self, source: str, known: Mapping[str, tuple[str, ...]] | None = None) -> Data:
         if self.options.loss == "causal_lm":
             return causal.read_tokens(source, self.options, self.model, self.inputs)
-        return read_data(source)
+        data = shaped(read_data(source, self.inputs, known), self.inputs, self.options.target, known)
+        for name, classes in data.classes.items():
+            if classes != (known or {}).get(name, classes):
+                raise DataError(f"{source}: the classes of {name!r} are other ones than those of the training data.")
+        return data
+
+    def _check_classes(self, target: str) -> None:
+        """Says which number a class has, and refuses classes that are not as many as the output's.
+
+        Raises:
+            DataError: class names stand for other numbers than those of the output then.
+        """
+        classes = self.data.classes.get(target)
+        if not classes:
+            return
+        listed = ", ".join(f"{number} is {name}" for number, name in list(enumerate(classes))[:_LISTED])
+        self.notes.append(f"{target!r}: {listed}{', ...' if len(classes) > _LISTED else ''}.")
+        if self.options.loss == "cross_entropy":
+            feeds = self._feeds(self.data, [0])
+            shape = onnx_task.value_shape(self.trained.imported, self.trained.value, feeds, self.base_dir)
+            if len(shape) == 2 and shape[1] != len(classes):
+                raise DataError(
+                    f"{self.data.source}: {target!r} has {len(classes)} classes ({', '.join(classes[:_LISTED])}), but "
+                    f"{self.trained.value!r} has {shape[1]}, so that their numbers mean something else there: put a "
+                    f"new head on the model with --head {len(classes)}, or give the model's own numbers."
+                )
 
     def _feeds(self, data: Data, indices: list[int]) -> dict[str, Array]:
         """Returns the model's inputs for some samples, filled up to a fixed batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +14,32 @@ ADAPTER_SUFFIXES = (".safetensors", ".onnx_adapter")
 TRAINED_ON = ("all", "completions")
 
 
+def numbers(name: str, text: str | None) -> tuple[float, ...]:
+    """Returns the numbers of ``0.485,0.456,0.406``; none for ``None``.
+
+    Raises:
+        ConfigError: it says something else.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise ConfigError(f"{name} = {text!r} is not valid: expected a number, or numbers with commas between them.")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(TrainOptions):
     """What ``laurel finetune`` is asked for beside how to train; each field is a flag.
 
     Attributes:
         model: a transformed ``.onnx`` file or model folder.
-        data: training data: ``.npz``, ``.parquet``, a folder or ``package.module:function``; arrays are named after
-            the model's inputs, plus the target. Arrays ``NAME`` and ``NAME.2`` are the two sides of a pair. With the
-            loss ``causal_lm`` also text: ``.txt``, or ``.jsonl`` and ``.parquet`` with ``text``, with ``prompt`` and
-            ``completion``, or with ``messages``.
+        data: training data: ``.npz``, ``.parquet``, ``.csv``, a folder (of arrays, of images as ``CLASS/*.png``, of
+            Hugging Face's datasets) or ``package.module:function``; arrays are named after the model's inputs, plus
+            the target; the columns of a ``.csv`` beside the target are one input. Arrays ``NAME`` and ``NAME.2`` are
+            the two sides of a pair. With the loss ``causal_lm`` also text: ``.txt``, or ``.jsonl`` and ``.parquet``
+            with ``text``, with ``prompt`` and ``completion``, or with ``messages``.
         tuned: the ``.onnx`` file or folder to write; by default beside ``model``, ending in ``.tuned.onnx`` or
             ``.tuned``.
         adapter: the file to write with the LAuReL tensors alone, ``.safetensors`` or ONNX Runtime's own format,
@@ -32,7 +49,11 @@ class FinetuneOptions(TrainOptions):
             ``cosine``, ``distill`` or ``package.module:function``.
         metric: ``accuracy``, ``pearson``, ``perplexity``, ``loss`` or ``package.module:function``; by default what
             suits the loss. It goes with ``validation``, and so does ``patience``.
-        target: name of the target's array; by default the only array that is no input.
+        target: name of the target's array or column; by default the only one that is no input, of a ``.csv`` the only
+            one with words.
+        scale: what bytes (uint8) in the inputs are divided by: 255 for a model of images from 0 to 1.
+        mean: what is subtracted then, a number or one for each channel such as ``0.485,0.456,0.406``.
+        std: what that is divided by, likewise.
         output: the output, or any other value of the graph, to train on; by default the only output.
         teacher: the model whose outputs ``distill`` aims at; by default the model without its LAuReL residuals.
         head: put a new linear classifier of so many classes on ``output`` (by default on what enters the last linear
@@ -55,6 +76,9 @@ class FinetuneOptions(TrainOptions):
     loss: str = "cross_entropy"
     metric: str | None = None
     target: str | None = None
+    scale: float | None = None
+    mean: str | None = None
+    std: str | None = None
     output: str | None = None
     teacher: Path | None = None
     head: int | None = None
@@ -65,7 +89,7 @@ class FinetuneOptions(TrainOptions):
     train_on: str = "all"
 
     def __post_init__(self) -> None:
-        for name in ("model", "tuned", "adapter", "teacher", "tokenizer", "checkpoint"):
+        for name in ("model", "tuned", "adapter", "teacher", "tokenizer", "checkpoint", "tensorboard"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else Path(value))
         if self.tuned == Path():
@@ -80,6 +104,13 @@ class FinetuneOptions(TrainOptions):
             raise ConfigError(f"train_on = {self.train_on!r} is not valid: expected {' or '.join(TRAINED_ON)}.")
         if self.head is not None and self.head < 1:
             raise ConfigError(f"head = {self.head!r} is not valid: expected a number of classes of at least 1.")
+        if self.scale is None and (self.mean or self.std):
+            raise ConfigError("mean and std go with scale, what bytes are divided by first: give --scale 255, or 1.")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError(f"scale = {self.scale!r} is not valid: expected a number above 0, as a rule 255.")
+        numbers("mean", self.mean)
+        if self.std is not None and min(numbers("std", self.std)) <= 0:
+            raise ConfigError(f"std = {self.std!r} is not valid: expected numbers above 0.")
         if self.teacher is not None and self.loss != "distill":
             raise ConfigError(f"teacher goes with the loss distill, found loss = {self.loss!r}.")
         for name in ("metric", "patience"):

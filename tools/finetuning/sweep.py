@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from laurel_graph.opset.schema import read_specs
 from laurel_graph.outputs import workspace
 from laurel_graph.showing import Cell, Shown
 from laurel_graph.tools.callables import load_plugin
+from laurel_graph.tools.console import note, said
 from laurel_graph.variants.combine import canonical_variant
 from laurel_graph.variants.registry import plugins, terms_of
 from laurel_graph.variants.term import symbols_of
@@ -28,6 +30,7 @@ from laurel_graph.variants.term import symbols_of
 from .finetune import finetune, with_changes
 from .options import FinetuneOptions
 from .training.report import FinetuneReport
+from .training.scalars import check_tensorboard
 
 ORDER = ("rw", "lr", "rw+lr", "pa", "rw+lr+pa")
 """The order in which the paper recommends to try the variants."""
@@ -148,12 +151,13 @@ def sweep(
         raise ConfigError("variants is empty: expected at least one variant.")
     if options.adapter is not None:
         raise ConfigError("a sweep writes no adapter: leave out --adapter and fine-tune the best variant with it.")
+    check_tensorboard(options.tensorboard)
     config = LaurelConfig.of(config)
     for wanted in ranks:
         _with(config, "lr", wanted, 0)  # a wrong one is refused before the first run
     plan: list[tuple[str, int | None]] = [("none", None)] if options.head or options.train else []
     plan += [(v, rank) for v in chosen for rank in (ranks if _has_rank(v, config) and ranks else (None,))]
-    rows = []
+    rows, began, done, all_runs = [], time.perf_counter(), 0, len(plan) * len(seeds)
     with workspace(Path(tempfile.gettempdir())) as space:
         folder = space.new_folder()
         start = graph_path(options.model)
@@ -168,6 +172,10 @@ def sweep(
                 if variant != "none":
                     model = folder / "model.onnx"
                     transform(start, _with(config, variant, rank, seed), output=model)
+                name = f"{variant}{f'-rank{rank}' if rank else ''}-seed{seed}"
+                if not options.quiet:
+                    left = (time.perf_counter() - began) * (all_runs - done) / done if done else None
+                    note(f"run {done + 1} of {all_runs}: {name}{'' if left is None else f', {said(left)} left in all'}")
                 run = with_changes(
                     options,
                     model=model,
@@ -176,8 +184,10 @@ def sweep(
                     seed=seed,
                     resume=False,
                     tokenizer=tokenizer,
+                    tensorboard=options.tensorboard and options.tensorboard / name,
                 )
                 reports.append(_in_a_process(run))
+                done += 1
             rows.append(_row(variant, rank, reports))
     return SweepReport(str(options.model), seeds, tuple(rows))
 

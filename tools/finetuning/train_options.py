@@ -33,6 +33,8 @@ class TrainOptions:
         checkpoint: file of the run's state; by default none.
         checkpoint_every: steps between two checkpoints; the end of an epoch always writes one.
         resume: continue from the checkpoint if it is there.
+        tensorboard: folder to which loss, learning rate, gradient and metric go as TensorBoard scalars; needs
+            tensorboard.
         quiet: no progress on stderr.
 
     Raises:
@@ -53,6 +55,7 @@ class TrainOptions:
     checkpoint: Path | None = None
     checkpoint_every: int = 100
     resume: bool = False
+    tensorboard: Path | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -75,7 +78,7 @@ class TrainOptions:
 
     def identity(self) -> dict[str, str]:
         """Returns the options that decide about the result, as text: what a checkpoint must agree with."""
-        free = ("checkpoint", "checkpoint_every", "resume", "quiet")
+        free = ("checkpoint", "checkpoint_every", "resume", "tensorboard", "quiet")
         return {f.name: repr(getattr(self, f.name)) for f in fields(TrainOptions) if f.name not in free}
 
     def odd_rate(self) -> str | None:

@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 150
 """Size of a chart in its own units."""
 MOST_DOTS = 120
 """A line of more points is drawn without them."""
+STYLES = 6
+"""So many lines have a colour and dashes of their own; more share them."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 26
 
 
+Points = Sequence[tuple[float, float, float]]
+"""(place, value, spread) in order of place; a spread is drawn as a band around the value."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Attributes:
+        points: what it goes through.
+        names: what each point is called, any text; empty for no names.
+        style: which colour and dashes it has, from 0.
+    """
+
+    points: Points
+    names: Sequence[str] = ()
+    style: int = 0
+
+
 def chart(
-    title: str,
-    points: Sequence[tuple[float, float, float]],
-    start: float | None = None,
-    along: str = "site, by depth",
-    names: Sequence[str] = (),
+    title: str, points: Points, start: float | None = None, along: str = "site, by depth", names: Sequence[str] = ()
 ) -> str:
+    """Returns a chart of one line as SVG; see :func:`chart_of`."""
+    return chart_of(title, [Line(points, names)], start, along)
+
+
+def chart_of(title: str, lines: Iterable[Line], start: float | None = None, along: str = "site, by depth") -> str:
     """Returns a chart as SVG.
 
     Args:
         title: what is drawn, for those who cannot see it; no text of a model.
-        points: (place, value, spread) in order of place; a spread is drawn as a band around the value.
+        lines: the lines, each with a point at least.
         start: where the values start, drawn as a dashed line; ``None`` for none.
         along: what the places are.
-        names: what each point is called, any text; empty for no names.
     """
-    lows = [value - spread for _, value, spread in points] + ([] if start is None else [start])
-    highs = [value + spread for _, value, spread in points] + ([] if start is None else [start])
+    lines = list(lines)
+    every = [point for line in lines for point in line.points]
+    lows = [value - spread for _, value, spread in every] + ([] if start is None else [start])
+    highs = [value + spread for _, value, spread in every] + ([] if start is None else [start])
     low, high = min(lows), max(highs)
     room = 0.08 * (high - low) or max(abs(high), 1.0) * 1e-3
     low, high = low - room, high + room
-    first, last = points[0][0], points[-1][0]
+    first, last = min(place for place, _, _ in every), max(place for place, _, _ in every)
 
     def x(place: float) -> float:
         inner = WIDTH - _LEFT - _RIGHT
@@ -56,14 +80,19 @@ def chart(
     parts.append(f'<text class="tick" x="{(WIDTH + _LEFT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{along}</text>')
     if start is not None:
         parts.append(f'<path class="start" d="M{_LEFT} {y(start)}H{WIDTH - _RIGHT}"/>')
+    for line in lines:
+        parts += [f'<g class="s{line.style % STYLES}">', *_drawn(line, x, y), "</g>"]
+    return "".join([*parts, "</svg>"])
+
+
+def _drawn(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> Iterator[str]:
+    points, names = line.points, line.names
     if any(spread for _, _, spread in points):
         upper = " ".join(f"{x(place)},{y(value + spread)}" for place, value, spread in points)
         lower = " ".join(f"{x(place)},{y(value - spread)}" for place, value, spread in reversed(points))
-        parts.append(f'<polygon class="band" points="{upper} {lower}"/>')
-    line = " ".join(f"{x(place)},{y(value)}" for place, value, _ in points)
-    parts.append(f'<polyline class="line" points="{line}"/>')
+        yield f'<polygon class="band" points="{upper} {lower}"/>'
+    yield f'<polyline class="line" points="{" ".join(f"{x(place)},{y(value)}" for place, value, _ in points)}"/>'
     if len(points) <= MOST_DOTS:
         for i, (place, value, _) in enumerate(points):
             told = escape(f"{names[i]}: {value:.4g}" if names else f"{value:.4g}")
-            parts.append(f'<circle class="dot" cx="{x(place)}" cy="{y(value)}" r="2.5"><title>{told}</title></circle>')
-    return "".join([*parts, "</svg>"])
+            yield f'<circle class="dot" cx="{x(place)}" cy="{y(value)}" r="2.5"><title>{told}</title></circle>'

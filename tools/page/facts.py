@@ -106,6 +106,16 @@ class Curve:
         """The largest distance from the start."""
         return max(abs(value - self.start) for _, value, _ in self.points)
 
+    @property
+    def mean(self) -> float:
+        """The mean distance from the start."""
+        return sum(abs(value - self.start) for _, value, _ in self.points) / len(self.points)
+
+    @property
+    def furthest_at(self) -> int:
+        """The depth of the site that is furthest from the start."""
+        return max(self.points, key=lambda point: abs(point[1] - self.start))[0]
+
 
 def learned(tensors: Tensors) -> list[Curve]:
     """Returns each quantity that the sites learned, in depth order."""
@@ -136,12 +146,18 @@ class Training:
         loss: the loss of each epoch.
         metric: the metric of each epoch; empty without validation data.
         name: what the metric is.
+        before: the metric before training; ``None`` without validation data.
+        after: the metric of the epoch that was kept; likewise.
+        files: what was written: the tuned file, the adapter.
     """
 
     summary: str
     loss: tuple[float, ...]
     metric: tuple[float, ...]
     name: str
+    before: float | None = None
+    after: float | None = None
+    files: tuple[str, ...] = ()
 
 
 def read_training(path: str | Path) -> Training:
@@ -151,7 +167,10 @@ def read_training(path: str | Path) -> Training:
         DataError: it cannot be read, or is something else.
     """
     try:
-        training = json.loads(Path(path).read_text(encoding="utf-8"))["training"]
+        printed = json.loads(Path(path).read_text(encoding="utf-8"))
+        training = printed["training"]
+        ends: tuple[float | None, float | None] = (None, None)
+        files = tuple(str(printed[key]) for key in ("tuned", "adapter") if printed.get(key) is not None)
         history = training["history"]
         loss = tuple(float(each["loss"]) for each in history)
         metric = tuple(float(each["metric"]) for each in history if each.get("metric") is not None)
@@ -159,7 +178,8 @@ def read_training(path: str | Path) -> Training:
         summary = f"{int(training['steps']):,} steps in {int(training['epochs'])} epochs"
         if training["before"] and training["after"]:
             (before, _), (after, error) = training["before"], training["after"]
-            summary += f"; {name} {float(before):.4g} before and {float(after):.4g} after"
+            ends = (float(before), float(after))
+            summary += f"; {name} {ends[0]:.4g} before and {ends[1]:.4g} after"
             if error is not None:
                 summary += f" (standard error {float(error):.2g})"
             summary += f", of epoch {int(training['best_epoch'])}"
@@ -167,7 +187,7 @@ def read_training(path: str | Path) -> Training:
         raise DataError(f"{path} cannot be read ({error}): expected what `laurel finetune --json` printed.") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: expected the JSON object that `laurel finetune --json` printed.") from error
-    return Training(f"{summary}.", loss, metric, name)
+    return Training(f"{summary}.", loss, metric, name, *ends, files)
 
 
 def by_stream(residuals: Sequence[Residual]) -> dict[int, list[Residual]]:

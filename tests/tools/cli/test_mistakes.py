@@ -192,7 +192,7 @@ COMMANDS = [
     ("verify m.onnx m.onnx --size n=many", 2, ["--size"]),
     ("verify m.onnx m.onnx --size q=3", 2, ["'q'", "'n'"]),
     ("finetune t.onnx --data absent.npz -o o.onnx", 2, ["absent.npz"]),
-    ("finetune t.onnx --data d.csv -o o.onnx", 2, ["d.csv", ".npz"]),
+    ("finetune t.onnx --data d.csv -o o.onnx", 2, ["d.csv", "--target", "x, label"]),
     ("finetune t.onnx --data one.npy -o o.onnx", 2, ["one.npy", ".npz"]),
     ("finetune t.onnx --data named.npz -o o.onnx", 2, ["'x'", "pixels"]),
     ("finetune t.onnx --data narrow.npz -o o.onnx", 2, ["'x'", "15", "16"]),

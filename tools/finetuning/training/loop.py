@@ -31,6 +31,7 @@ from .interrupts import Interrupted, Interrupts
 from .nonfinite import explained, first_parameter
 from .processes import Processes
 from .progress import TrainingProgress
+from .scalars import Scalars, check_tensorboard
 from .state import TrainResult, TrainState, frozen_digest, peak_memory
 
 
@@ -100,7 +101,11 @@ class _Run:
         if resumed:
             self._load()
         quiet = options.quiet or not self.processes.is_main
-        with TrainingProgress(self.steps, state.step, min(options.batch_size, len(self.data)), quiet) as progress:
+        folder = options.tensorboard if self.processes.is_main else None
+        check_tensorboard(folder)
+        self.scalars = Scalars(folder, state.step)
+        batch = min(options.batch_size, len(self.data))
+        with TrainingProgress(self.steps, state.step, batch, quiet) as progress, self.scalars:
             if options.resume:
                 where = f"continuing at step {state.step}" if resumed else "no checkpoint: starting from the beginning"
                 progress.say(f"{options.checkpoint}: {where}")
@@ -198,6 +203,8 @@ class _Run:
                 "already equals its teacher: give another teacher."
             )
         self.optimizer.step()
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        self.scalars.add(state.step + 1, train__loss=loss, train__gradient_norm=float(norm), train__learning_rate=rate)
         if state.add(loss, weights):
             raise TrainingError(self._divergence(loss))
         return stop
@@ -231,6 +238,7 @@ class _Run:
         name = self.task.metric.name
         progress.say(f"validation {name} of {len(self.validation)} samples before training ...")
         self.state.before = self.state.best = list(self._evaluate())
+        self.scalars.add(0, validation__metric=self.state.before[0])
         progress.say(f"{name} {self.state.before[0]:.4g}")
         progress.begin()
 
@@ -242,10 +250,12 @@ class _Run:
         if self.validation is not None:
             value, error = self._evaluate()
             entry["metric"] = value
+            self.scalars.add(state.step, validation__metric=value)
             line += f"  validation {self.task.metric.name} {value:.4g}"
             if state.best is None or self.task.metric.better(value, state.best[0]) or not math.isfinite(state.best[0]):
                 state.best, state.best_epoch, self.best = [value, error], len(state.history) + 1, self._parameters()
         state.history.append(entry)
+        self.scalars.add(state.step, train__epoch_loss=entry["loss"])
         progress.epoch(line, state.step)
 
     def _save(self) -> None:
