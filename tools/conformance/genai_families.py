@@ -176,7 +176,8 @@ def _built(place: Path, family: str, precision: str) -> Path:
             raise NotBuilt(f"this transformers has no {kind}")
         torch.manual_seed(0)
         config = getattr(transformers, kind)(**{**SIZES, **values})
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        builder: Any = transformers.AutoModelForCausalLM
+        model = builder.from_config(config, dtype=torch.float32).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 noise = 0.1 * torch.randn_like(parameter)
