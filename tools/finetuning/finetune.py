@@ -40,7 +40,7 @@ from .agreement import compare
 from .data import Data, fit_to_inputs, split
 from .data_files import read_data
 from .forms.tables import scale_bytes, shaped
-from .options import FinetuneOptions
+from .options import FinetuneOptions, with_existing
 from .training.report import FinetuneReport
 
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from .task import Task
 
 Array = NDArray[Any]
-EXISTING = "existing"
-"""Among what is to train: the weights of LAuReL blocks that the model has of its own."""
 TEACHER = "teacher"
 """Name of the array that holds the teacher's outputs."""
 _LISTED = 8
@@ -92,7 +90,7 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
         check_outputs(options.tuned, kind=MODEL)
     check_outputs(options.adapter, kind=ORT_ADAPTER if _is_ort(options.adapter) else ADAPTER)
     specs = read_specs(model)
-    options = _with_existing(options, model)
+    options = with_existing(options, model)
     if not (options.train or options.head) and (why := why_not_trained(model)):
         raise ConfigError(f"{options.model} has no LAuReL tensors to train: {why}")
     if not (specs or options.train or options.head):
@@ -111,27 +109,6 @@ def finetune(options: FinetuneOptions) -> FinetuneReport:
     module = run.importing()
     training = train(module, run.task, run.data, run.validation, options)
     return run.finish(module, training, began)
-
-
-def _with_existing(options: FinetuneOptions, model: ModelProto) -> FinetuneOptions:
-    """Names the weights that ``existing`` among those to train stands for; a tensor of that very name goes first.
-
-    Raises:
-        ConfigError: the model has no LAuReL block of its own.
-    """
-    if EXISTING not in options.train or any(tensor.name == EXISTING for tensor in model.graph.initializer):
-        return options
-    from laurel_graph.passes.detect.existing import existing_blocks
-    from laurel_graph.passes.rewrite.placing import detect_onnx
-
-    names = [name for weights in existing_blocks(detect_onnx(model)).values() for name in weights]
-    if not names:
-        raise ConfigError(
-            f"--train {EXISTING}: {options.model} has no LAuReL block of its own, n + norm((n·Wl)·Wr) as in Gemma 3n; "
-            "`laurel inspect` lists those that a file has as laurel. Run `laurel transform` to put some in."
-        )
-    others = [name for name in options.train if name != EXISTING]
-    return replace(options, train=tuple(dict.fromkeys((*others, *map(escape, names)))))
 
 
 class _Run:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from laurel_graph.errors import ConfigError
 
 from .train_options import TrainOptions
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+EXISTING = "existing"
+"""Among what is to train: the weights of LAuReL blocks that the model has of its own."""
 
 ADAPTER_SUFFIXES = (".safetensors", ".onnx_adapter")
 TRAINED_ON = ("all", "completions")
@@ -124,3 +132,24 @@ class FinetuneOptions(TrainOptions):
                 f"checkpoint = {str(self.checkpoint)!r} is another file of this run: choose another name."
             )
         super().__post_init__()
+
+
+def with_existing(options: FinetuneOptions, model: ModelProto) -> FinetuneOptions:
+    """Names the weights that ``existing`` among those to train stands for; a tensor of that very name goes first.
+
+    Raises:
+        ConfigError: the model has no LAuReL block of its own.
+    """
+    if EXISTING not in options.train or any(tensor.name == EXISTING for tensor in model.graph.initializer):
+        return options
+    from laurel_graph.passes.detect.existing import existing_blocks
+    from laurel_graph.passes.rewrite.placing import detect_onnx
+
+    names = [name for weights in existing_blocks(detect_onnx(model)).values() for name in weights]
+    if not names:
+        raise ConfigError(
+            f"--train {EXISTING}: {options.model} has no LAuReL block of its own, n + norm((n·Wl)·Wr) as in Gemma 3n; "
+            "`laurel inspect` lists those that a file has as laurel. Run `laurel transform` to put some in."
+        )
+    others = [name for name in options.train if name != EXISTING]
+    return replace(options, train=tuple(dict.fromkeys((*others, *map(escape, names)))))
