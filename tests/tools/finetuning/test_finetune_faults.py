@@ -171,7 +171,11 @@ def test_batches_are_of_this_machines_bytes_when_the_file_has_another_order(mode
 @pytest.mark.parametrize(
     ("arrays", "error", "message"),
     [
-        ({"ids": ids(), "label": np.array(["good", "bad"] * 4)}, DataError, "label: element type <U4 is not numeric"),
+        (
+            {"ids": ids(), "label": np.array(["good", "bad"] * 4)},
+            DataError,
+            "'label' is there but unusable: element type <U4 is not numeric; numbers are needed for words",
+        ),
         ({"ids": ids(), "label": np.array([{}] * 8)}, DataError, "label: it holds Python objects"),
         ({"ids": ids()[:, :0], "label": LABEL}, DataError, r"shape \(N, 0\): axis 1 is empty"),
         ({"ids": ids()[:0], "label": LABEL[:0]}, DataError, "no samples"),
