@@ -21,7 +21,7 @@ from laurel_graph.onnx_model.walk import copy_of
 from laurel_graph.opset.laurel_node import LaurelNode
 from laurel_graph.opset.plain import records_of
 from laurel_graph.passes.verify.compare import Verdict
-from laurel_graph.passes.verify.drawing import Exercise, Run, drawn
+from laurel_graph.passes.verify.drawing import Exercise, Run, drawn, tried
 from laurel_graph.passes.verify.pair import Pair, Subject, Watched
 from laurel_graph.passes.verify.probe import Runner, Sample, bring_out, made_in
 
@@ -86,12 +86,7 @@ def _compared(
     def choose(run: Run, outputs: Sequence[str], sites: Sequence[str]) -> Exercise:
         exercise = Exercise(style="computed")
         for number, step in enumerate(steps):
-            try:
-                exercise.add(step, run)
-            except ModelError as error:
-                exercise.refuse(str(number), error)
-            else:
-                exercise.situations.append(str(number))
+            tried(exercise, step, run, number)
         if exercise.samples:
             return exercise
         return drawn(models[0], run, outputs, sites, batches=(1, 3), seed=0, sizes=None)

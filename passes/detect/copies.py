@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from laurel_graph.graph_view import GraphView
 
+from .paths import last_weight
+
 LONGEST_WALK = 32
 """How many vertices a walk up from an operand passes at most."""
 
@@ -46,7 +48,7 @@ def firsts_of(view: GraphView, found: Sequence[Found], axes: Sequence[tuple[int,
     count: Counter[tuple[object, ...]] = Counter()
     for place, item in enumerate(found):
         join = view.vertices[item.adds[0]]
-        weight = branch_weight(view, item.branches[0]) if item.branches else ""
+        weight = branch_weight(view, item)
         if join.body not in view.choices or not (join.site or weight):
             continue
         choice, number = view.choices[join.body]
@@ -61,11 +63,6 @@ def firsts_of(view: GraphView, found: Sequence[Found], axes: Sequence[tuple[int,
     return firsts
 
 
-def branch_weight(view: GraphView, index: int) -> str:
-    """Returns the weights that a branch ends in, \"\" where those have no name."""
-    for _ in range(LONGEST_WALK):
-        vertex = view.vertices[index]
-        if vertex.weighted or not vertex.inputs:
-            return vertex.weight
-        index = next((u for u in vertex.inputs if view.vertices[u].data), vertex.inputs[0])
-    return ""
+def branch_weight(view: GraphView, item: Found) -> str:
+    """Returns the weights that the first branch of a connection ends in, "" where those have no name."""
+    return last_weight(view, item.branches[0], LONGEST_WALK) if item.branches else ""

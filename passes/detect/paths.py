@@ -131,9 +131,9 @@ def unscaled(view: GraphView, index: int) -> int:
     return index
 
 
-def last_weight(view: GraphView, branch: int) -> str:
-    """Name of the weights that the branch passes last, looking through what has none."""
-    for _ in range(LONGEST_CHAIN):
+def last_weight(view: GraphView, branch: int, longest: int = LONGEST_CHAIN) -> str:
+    """Name of the weights that the branch passes last, looking through at most *longest* vertices; "" for none."""
+    for _ in range(longest):
         vertex = view.vertices[branch]
         if vertex.weighted or not vertex.inputs:
             return vertex.weight

@@ -353,6 +353,6 @@ def _activated(view: GraphView, index: int, at_join: Mapping[int, int]) -> int |
 
 def _shared(view: GraphView, found: Sequence[Found], once: Sequence[int]) -> list[str]:
     """Names what several sites have in common: their weights, hence their module. Copies of one site count once."""
-    weights = [branch_weight(view, item.branches[0]) if item.branches else "" for item in found]
+    weights = [branch_weight(view, item) for item in found]
     count = Counter(weights[place] for place in once if weights[place])
     return [weight if count[weight] > 1 else "" for weight in weights]

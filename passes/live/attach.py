@@ -135,51 +135,39 @@ def attached(
         record: of a model that holds other adapters.
     """
     with unhooked(model):
-        return _attached(model, choose, config, inputs, saved, adapter, record)
-
-
-def _attached(
-    model: nn.Module,
-    choose: Callable[[Planner], Plan],
-    config: str,
-    inputs: tuple[tuple[Any, ...], dict[str, Any]],
-    saved: Sequence[str],
-    adapter: str,
-    record: Record | None,
-) -> AttachReport:
-    seen = look(model, *inputs)
-    plan = choose(Planner(seen, replace(detect(seen.view), model=type(model).__name__)))
-    base = sum(parameter.numel() for parameter in model.parameters())
-    before = traced(model, *inputs)
-    made = [_part(model, block) for block in plan.blocks]
-    ways: dict[str, str] = {}
-    for (_, way), block in zip(made, plan.blocks, strict=True):
-        ways |= {site.spec.site: way for site in block.residuals.values()}
-    new = Adapter([part for part, _ in made], config, dict.fromkeys(saved))
-    fresh = record is None
-    if record is None:
-        record = Record(State(), {}, adapter, inputs=_without_values(inputs))
-        record.trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
-    active, record.adapters[adapter], record.active = record.active, new, adapter
-    notes = list(plan.detection.notes)
-    try:
-        if fresh and not any(type(module).__module__.startswith("peft.") for module in model.modules()):
-            model.requires_grad_(False)
-        model.__dict__[RECORD] = record
-        put_in(model, record)
-        if before is None:
-            notes.append("not checked against the model before: its forward does not run without values.")
-        else:
-            notes += Proof(model, record, plan, seen, inputs).of(before, ways)
-    except BaseException:
-        if fresh:
-            undo(model, record)
-        else:
-            take_out(model, record)
-            del record.adapters[adapter]
-            record.active = active
-        raise
-    return AttachReport(plan.detection, plan.plans, plan.skipped, base, tuple(notes), ways)
+        seen = look(model, *inputs)
+        plan = choose(Planner(seen, replace(detect(seen.view), model=type(model).__name__)))
+        base = sum(parameter.numel() for parameter in model.parameters())
+        before = traced(model, *inputs)
+        made = [_part(model, block) for block in plan.blocks]
+        ways: dict[str, str] = {}
+        for (_, way), block in zip(made, plan.blocks, strict=True):
+            ways |= {site.spec.site: way for site in block.residuals.values()}
+        new = Adapter([part for part, _ in made], config, dict.fromkeys(saved))
+        fresh = record is None
+        if record is None:
+            record = Record(State(), {}, adapter, inputs=_without_values(inputs))
+            record.trained = tuple(name for name, p in model.named_parameters() if p.requires_grad)
+        active, record.adapters[adapter], record.active = record.active, new, adapter
+        notes = list(plan.detection.notes)
+        try:
+            if fresh and not any(type(module).__module__.startswith("peft.") for module in model.modules()):
+                model.requires_grad_(False)
+            model.__dict__[RECORD] = record
+            put_in(model, record)
+            if before is None:
+                notes.append("not checked against the model before: its forward does not run without values.")
+            else:
+                notes += Proof(model, record, plan, seen, inputs).of(before, ways)
+        except BaseException:
+            if fresh:
+                undo(model, record)
+            else:
+                take_out(model, record)
+                del record.adapters[adapter]
+                record.active = active
+            raise
+        return AttachReport(plan.detection, plan.plans, plan.skipped, base, tuple(notes), ways)
 
 
 def _part(model: nn.Module, plan: BlockPlan) -> tuple[Part, str]:

@@ -143,7 +143,7 @@ def runnable(
     """
     sampler, exercise = Sampler(model, sizes), Exercise(style="normal")
     for at in sampler.situations((batch,)):
-        _try(exercise, sampler.draw(at, seed=seed), run, at)
+        tried(exercise, sampler.draw(at, seed=seed), run, at)
         if exercise.samples:
             return exercise.samples[0]
     raise _unfit(exercise.refused)
@@ -169,7 +169,7 @@ def _runnable_situations(
     probe = Exercise()
 
     def found(at: Situation) -> bool:
-        _try(probe, sampler.draw(at, seed=seed, style=PROBED), run, at)
+        tried(probe, sampler.draw(at, seed=seed, style=PROBED), run, at)
         return bool(probe.samples)
 
     for at in usual:
@@ -201,7 +201,7 @@ def _draw(
             exercise.results.append(ready[1])
             exercise.situations.append(str(at))
         else:
-            _try(exercise, sample, run, at)
+            tried(exercise, sample, run, at)
     if not exercise.samples:
         return exercise
     places = sum(map(_positions, exercise.samples))
@@ -209,7 +209,7 @@ def _draw(
         larger = sampler.situation(sampler.kinds[0], max(POSITIONS, *batches))
         for extra in range(1, POSITIONS):
             before = len(exercise.samples)
-            _try(exercise, sampler.draw(larger, seed=seed + 2000 * extra, style=style), run, larger)
+            tried(exercise, sampler.draw(larger, seed=seed + 2000 * extra, style=style), run, larger)
             if len(exercise.samples) == before:  # it says that its batch is free, and runs on few sizes
                 break
             places += _positions(exercise.samples[-1])
@@ -229,7 +229,7 @@ def _positions(sample: Mapping[str, Array]) -> int:
     return found
 
 
-def _try(exercise: Exercise, sample: Mapping[str, Array], run: Run, at: Situation) -> None:
+def tried(exercise: Exercise, sample: Mapping[str, Array], run: Run, at: object) -> None:
     """Adds a sample; one on which the model itself does not run is left out, with the reason."""
     try:
         exercise.add(sample, run)
